@@ -1,0 +1,303 @@
+"""
+Re-derive everything from the log and compare: hashes, links, versions, numbers, projections, transactions.
+
+One read-only snapshot, streamed: memory does not grow with the log.  What was not checked is not reported
+as sound: the report counts what was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
+
+from ledger.core import chain
+from ledger.core.book import EPOCH, Book, Stream, evolve
+from ledger.core.codec import event_from, transaction_header
+from ledger.core.errors import CorruptLog
+from ledger.core.events import LEDGER_STREAM, Numbers, Recorded
+from ledger.core.money import Money
+from ledger.storage import projector
+from ledger.storage.database import Connection, Row
+from ledger.storage.store import EVENT_COLUMNS, TRANSACTION_COLUMNS, recorded_from, text_array, transaction_from
+
+FINDINGS_MAX: Final = 1_000
+"""Findings kept in a report; more are counted."""
+
+_FETCH_ROWS: Final = 2_000
+_PAGE_STREAMS: Final = 500
+
+_TRANSACTIONS: Final = f"""
+SELECT {TRANSACTION_COLUMNS} FROM {{schema}}.transactions AS t
+WHERE %(streams)s::text[] IS NULL OR t.transaction_id IN (
+    SELECT e.transaction_id FROM {{schema}}.events AS e WHERE e.stream = ANY(%(streams)s::text[]))
+"""
+
+_EVENTS: Final = f"""
+SELECT {EVENT_COLUMNS}, t.header_hash
+FROM {{schema}}.events AS e LEFT JOIN {{schema}}.transactions AS t ON t.transaction_id = e.transaction_id
+WHERE %(streams)s::text[] IS NULL OR e.stream = ANY(%(streams)s::text[])
+ORDER BY e.stream, e.version
+"""
+
+_INCOMPLETE: Final = """
+SELECT t.transaction_id::text, a.stream, a.version
+FROM {schema}.transactions AS t
+CROSS JOIN LATERAL unnest(t.streams, t.versions) AS a (stream, version)
+LEFT JOIN {schema}.events AS e
+  ON e.stream = a.stream AND e.version = a.version AND e.transaction_id = t.transaction_id
+WHERE e.stream IS NULL AND (%(streams)s::text[] IS NULL OR t.streams && %(streams)s::text[])
+"""
+
+_MISCOUNTED: Final = """
+SELECT t.transaction_id::text, t.streams[1], t.versions[1]
+FROM {schema}.transactions AS t
+JOIN (
+    SELECT transaction_id, count(*) AS events, count(amount) AS entries FROM {schema}.events GROUP BY transaction_id
+) AS found ON found.transaction_id = t.transaction_id
+WHERE (found.events <> cardinality(t.streams) OR found.entries <> t.entry_count)
+  AND (%(streams)s::text[] IS NULL OR t.streams && %(streams)s::text[])
+"""
+
+_UNBALANCED: Final = """
+SELECT e.transaction_id::text, min(e.stream), e.asset
+FROM {schema}.events AS e
+WHERE e.amount IS NOT NULL AND (%(streams)s::text[] IS NULL OR e.transaction_id IN (
+    SELECT s.transaction_id FROM {schema}.events AS s WHERE s.stream = ANY(%(streams)s::text[])))
+GROUP BY e.transaction_id, e.asset
+HAVING sum(CASE e.direction WHEN 'debit' THEN e.amount ELSE -e.amount END) <> 0
+"""
+
+_WITHOUT_LOG: Final = """
+SELECT stream FROM (
+    SELECT stream FROM {schema}.balances UNION SELECT account FROM {schema}.accounts
+) AS projected
+WHERE NOT EXISTS (SELECT FROM {schema}.events AS e WHERE e.stream = projected.stream AND e.version = 1)
+  AND (%(streams)s::text[] IS NULL OR stream = ANY(%(streams)s::text[]))
+ORDER BY stream
+"""
+
+_ASSETS: Final = "SELECT asset, scale FROM {schema}.assets"
+
+
+class Finding(NamedTuple):
+    """Something that is not as it must be: where, and what."""
+
+    kind: str
+    stream: str
+    version: int
+    column: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.stream} version {self.version}, {self.column}: {self.problem}"
+
+
+@dataclass(slots=True)
+class Report:
+    """What a verification checked and what it found; `findings` are in the order of the log."""
+
+    checked: dict[str, int] = field(
+        default_factory=lambda: {"transactions": 0, "streams": 0, "events": 0, "projections": 0, "assets": 0}
+    )
+    findings: list[Finding] = field(default_factory=list)
+    findings_total: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return self.findings_total == 0
+
+    def add(self, kind: str, stream: str, version: int, column: str, problem: str) -> None:
+        """Note a finding."""
+        self.findings_total += 1
+        if len(self.findings) < FINDINGS_MAX:
+            self.findings.append(Finding(kind, stream, version, column, problem))
+
+
+def verify(
+    connection: Connection, ledger_id: str, accounts: Sequence[str], progress: Callable[[int], None] | None
+) -> Report:
+    """
+    Verify the whole ledger, or the given accounts with their transactions.
+
+    `progress` is called now and then with the number of events checked so far.
+    """
+    report = Report()
+    scope = {"streams": text_array(accounts) if accounts else None}
+    with connection.transaction(read_only=True):
+        _verify_streams(connection, ledger_id, scope, report, progress)
+        _verify_transactions(connection, scope, report)
+        _verify_completeness(connection, scope, report)
+    return report
+
+
+def _verify_streams(
+    connection: Connection,
+    ledger_id: str,
+    scope: dict[str, str | None],
+    report: Report,
+    progress: Callable[[int], None] | None,
+) -> None:
+    book = Book(ledger_id)
+    totals: dict[str, Money] = {}
+    replayed: list[Stream] = []
+    for name, rows in groupby(_stream(connection, _EVENTS, scope), key=itemgetter(0)):
+        stream = _verify_stream(name, rows, book, report)
+        book.streams.pop(name)
+        _add_to_trial_balance(totals, stream)
+        report.checked["streams"] += 1
+        replayed.append(stream)
+        if len(replayed) == _PAGE_STREAMS:
+            _verify_projections(connection, replayed, report)
+            replayed.clear()
+            if progress is not None:
+                progress(report.checked["events"])
+    _verify_projections(connection, replayed, report)
+    if scope["streams"] is None:
+        _verify_assets(connection, book, report)
+        for asset, net in sorted(totals.items()):
+            if net.minor:
+                report.add("trial balance", asset, 0, "amount", f"debits less credits over all accounts are {net}")
+    for (name,) in connection.driver.execute(connection.sql(_WITHOUT_LOG), scope).fetchall():
+        report.add("projection", name, 0, "stream", "a projected row has no event behind it")
+
+
+def _verify_stream(name: str, rows: Iterator[Row], book: Book, report: Report) -> Stream:
+    """Replay one stream; after its first broken event the rest is counted, and replayed as far as it goes."""
+    stream = book.stream(name)
+    prev_hash = chain.genesis(book.ledger_id, name)
+    latest = (EPOCH, "")
+    sound = True
+    for row in rows:
+        recorded, header_hash = recorded_from(row[:-1]), row[-1]
+        report.checked["events"] += 1
+        try:
+            if sound:
+                _verify_event(recorded, header_hash, stream, prev_hash, latest, book)
+            else:
+                evolve(book, event_from(recorded))
+        except CorruptLog as corrupt:
+            if sound:
+                column, _, problem = corrupt.problem.partition(": ")
+                report.add("log", name, recorded.version, column, problem)
+            sound = False
+        prev_hash, latest = recorded.event_hash, (recorded.recorded_at, recorded.transaction_id)
+    stream.head_hash, stream.recorded_at = prev_hash, latest[0]
+    return stream
+
+
+def _verify_event(
+    recorded: Recorded, header_hash: bytes | None, stream: Stream, prev_hash: bytes, latest: tuple[Any, str], book: Book
+) -> None:
+    def broken(column: str, problem: str) -> CorruptLog:
+        return CorruptLog(recorded.stream, recorded.version, f"{column}: {problem}")
+
+    if recorded.version != stream.version + 1:
+        raise broken("version", f"version {stream.version + 1} is missing")
+    if header_hash is None:
+        raise broken("transaction_id", f"transaction {recorded.transaction_id} does not exist")
+    try:
+        evolve(book, event_from(recorded))
+    except CorruptLog as corrupt:
+        raise broken("payload", corrupt.problem) from corrupt
+    if recorded.numbers is not None or stream.terms is not None:
+        for column, stated, expected in zip(
+            Numbers._fields, recorded.numbers or (None,) * 4, stream.numbers, strict=True
+        ):
+            if stated != expected:
+                raise broken(column, f"it says {stated}, the events up to here make {expected}")
+    if (recorded.recorded_at, recorded.transaction_id) != latest and recorded.recorded_at <= latest[0]:
+        raise broken("recorded_at", "it does not come after the event before")
+    try:
+        chain.check_link(recorded, header_hash, prev_hash)
+    except CorruptLog as corrupt:
+        raise broken("event_hash", corrupt.problem) from corrupt
+
+
+def _verify_projections(connection: Connection, replayed: Sequence[Stream], report: Report) -> None:
+    """Compare projected rows with the streams as replayed, column by column."""
+    names = text_array(stream.stream for stream in replayed)
+    projected = {row[0]: row for row in connection.query(projector.LOAD, (names, names))}
+    for stream in replayed:
+        report.checked["projections"] += 1
+        found = projected.get(stream.stream)
+        if found is None:
+            report.add("projection", stream.stream, stream.version, "stream", "its balances row is missing")
+            continue
+        terms = stream.terms
+        expected: list[object] = [stream.version, *map(str, stream.numbers), stream.head_hash, stream.recorded_at]
+        expected.append(projector.checksum(stream))
+        if terms is None:
+            expected += [None] * 7
+        else:
+            limits = [None if limit is None else str(limit) for limit in (terms.min_balance, terms.max_balance)]
+            expected += [terms.account_type.value, terms.asset, terms.scale, *limits, terms.state, terms.metadata]
+        for column, ours, theirs in zip(_PROJECTED, expected, found[1:], strict=True):
+            if ours != theirs:
+                problem = f"it says {_shown(theirs)}, the log makes {_shown(ours)}"
+                report.add("projection", stream.stream, stream.version, column, problem)
+                break
+
+
+_PROJECTED: Final = (
+    "version", "posted_debits", "posted_credits", "pending_debits", "pending_credits", "head_hash", "recorded_at",
+    "checksum", "account_type", "asset", "scale", "min_balance", "max_balance", "state", "metadata",
+)  # fmt: skip
+
+
+def _shown(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _verify_transactions(connection: Connection, scope: dict[str, str | None], report: Report) -> None:
+    for row in _stream(connection, _TRANSACTIONS, scope):
+        transaction = transaction_from(row)
+        report.checked["transactions"] += 1
+        if sha256(transaction_header(transaction)).digest() != transaction.header_hash:
+            report.add(
+                "log",
+                transaction.streams[0],
+                transaction.versions[0],
+                "header_hash",
+                f"transaction {transaction.transaction_id} is not what its hash covers",
+            )
+
+
+def _verify_completeness(connection: Connection, scope: dict[str, str | None], report: Report) -> None:
+    """Every transaction with all of its events and no other, and balanced."""
+    for transaction_id, stream, version in _stream(connection, _INCOMPLETE, scope):
+        report.add("transaction", stream, version, "version", f"transaction {transaction_id} announces it: missing")
+    for transaction_id, stream, version in _stream(connection, _MISCOUNTED, scope):
+        problem = f"transaction {transaction_id} has more events than it announces"
+        report.add("transaction", stream, version, "entry_count", problem)
+    for transaction_id, stream, asset in _stream(connection, _UNBALANCED, scope):
+        problem = f"debits and credits of transaction {transaction_id} differ in {asset}"
+        report.add("transaction", stream, 0, "amount", problem)
+
+
+def _verify_assets(connection: Connection, book: Book, report: Report) -> None:
+    projected = dict(connection.query(_ASSETS))
+    for asset in sorted(book.assets.keys() | projected.keys()):
+        report.checked["assets"] += 1
+        if projected.get(asset) != book.assets.get(asset):
+            problem = f"{asset} has scale {projected.get(asset)}, the log makes {book.assets.get(asset)}"
+            report.add("projection", LEDGER_STREAM, 0, "scale", problem)
+
+
+def _add_to_trial_balance(totals: dict[str, Money], stream: Stream) -> None:
+    if stream.terms is not None:
+        net = stream.terms.money(stream.numbers.posted_debits - stream.numbers.posted_credits)
+        known = totals.get(net.asset)
+        totals[net.asset] = net if known is None else known + net
+
+
+def _stream(connection: Connection, sql: str, scope: dict[str, str | None]) -> Iterator[Row]:
+    """Rows through a cursor of the server, so that neither side holds them all."""
+    with connection.driver.cursor(name="ledger_verify") as cursor:
+        cursor.itersize = _FETCH_ROWS
+        cursor.execute(connection.sql(sql), scope)
+        yield from cursor

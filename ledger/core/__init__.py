@@ -1,0 +1,1 @@
+"""Pure rules and facts: no clock, no randomness, no environment, no I/O."""

@@ -1,0 +1,186 @@
+"""
+Events and transactions ⇄ canonical bytes.
+
+Formats `ledger/event/1` and `ledger/transaction/1`: JSON in the form of RFC 8785 (keys sorted, no white
+space), restricted to strings, integers up to 2^53-1, booleans and null, so that any JSON library can
+reproduce it.  Amounts are strings of minor units; times are UTC with six decimals.
+
+The texts are put together by hand: of all that goes into a record only the caller's own strings can need
+escaping, and those are passed through a JSON encoder.  A property test holds the result against an
+independent implementation of the standard.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from functools import lru_cache
+from hashlib import sha256
+from typing import Final, assert_never
+
+from pydantic_core import to_json
+
+from ledger.core.book import stream_of
+from ledger.core.commands import AccountType, Direction, canonical_json, utc_text
+from ledger.core.errors import CorruptLog
+from ledger.core.events import AccountOpened, AssetDefined, EntryPosted, Event, Numbers, Recorded, Transaction
+
+EVENT_FORMAT: Final = "ledger/event/1"
+TRANSACTION_FORMAT: Final = "ledger/transaction/1"
+RECORD_BYTES_MAX: Final = 65_535
+
+ASSET_DEFINED: Final = "asset_defined"
+ACCOUNT_OPENED: Final = "account_opened"
+ENTRY_POSTED: Final = "entry_posted"
+
+SCHEMA: Final = 1
+"""The newest schema version of every event type; older ones are upcast in `event_from`."""
+
+
+def payload_of(event: Event) -> tuple[str, str]:
+    """The stored type and payload of an event."""
+    match event:
+        case EntryPosted():
+            return ENTRY_POSTED, entry_payload(event.entry)
+        case AccountOpened():
+            payload = {
+                "account_type": event.account_type,
+                "asset": event.asset,
+                "max_balance": _optional(event.max_balance),
+                "metadata": event.metadata,
+                "min_balance": _optional(event.min_balance),
+                "scale": event.scale,
+            }
+            return ACCOUNT_OPENED, canonical_json(payload)
+        case AssetDefined():
+            return ASSET_DEFINED, canonical_json({"asset": event.asset, "scale": event.scale})
+        case _:
+            assert_never(event)
+
+
+@lru_cache(maxsize=256)
+def entry_payload(entry: int) -> str:
+    """The payload of the entry at this place of its transaction."""
+    return f'{{"entry":{entry}}}'
+
+
+def event_from(recorded: Recorded) -> Event:
+    """
+    Read an event back from what was recorded.
+
+    Raises:
+        CorruptLog: The stored event is not one that any release has written.
+    """
+    try:
+        payload = json.loads(recorded.payload)
+        if recorded.schema != SCHEMA:
+            raise ValueError(f"schema version {recorded.schema} is not known to this release")
+        event = _decode(recorded, payload)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptLog(recorded.stream, recorded.version, f"it cannot be read: {error}") from error
+    if stream_of(event) != recorded.stream:
+        raise CorruptLog(recorded.stream, recorded.version, f"a {recorded.type} does not belong in this stream")
+    return event
+
+
+def _decode(recorded: Recorded, payload: dict[str, object]) -> Event:
+    match recorded.type:
+        case "entry_posted" if recorded.asset is not None and recorded.amount is not None:
+            return EntryPosted(
+                account=recorded.stream,
+                direction=Direction(recorded.direction),
+                asset=recorded.asset,
+                amount=recorded.amount,
+                entry=int(str(payload["entry"])),
+            )
+        case "account_opened":
+            metadata = payload["metadata"]
+            if not isinstance(metadata, dict):
+                raise ValueError("metadata is not an object")
+            return AccountOpened(
+                account=recorded.stream,
+                account_type=AccountType(payload["account_type"]),
+                asset=str(payload["asset"]),
+                scale=int(str(payload["scale"])),
+                min_balance=_integer(payload["min_balance"]),
+                max_balance=_integer(payload["max_balance"]),
+                metadata=metadata,
+            )
+        case "asset_defined":
+            return AssetDefined(asset=str(payload["asset"]), scale=int(str(payload["scale"])))
+        case _:
+            raise ValueError(f"type {recorded.type!r} is not known to this release")
+
+
+def event_record(recorded: Recorded, header_hash: str, payload_hash: str) -> bytes:
+    """
+    The bytes that an event's hash covers.
+
+    `header_hash` is the transaction's and `payload_hash` the SHA-256 of the stored payload text, both in hex.
+
+    Raises:
+        CorruptLog: The record is larger than 65,535 bytes.
+    """
+    r = recorded
+    entry = (
+        f'"amount":"{r.amount}","asset":"{r.asset}","direction":"{r.direction}",' if r.amount is not None else ""
+    )
+    pending, posted = "", ""
+    if r.numbers is not None:
+        debits, credits, pending_debits, pending_credits = r.numbers
+        pending = f'"pending_credits":"{pending_credits}","pending_debits":"{pending_debits}",'
+        posted = f'"posted_credits":"{credits}","posted_debits":"{debits}",'
+    record = (
+        f'{{{entry}"effective_at":"{utc_text(r.effective_at)}","format":"{EVENT_FORMAT}",'
+        f'"header_sha256":"{header_hash}","payload_sha256":"{payload_hash}",{pending}{posted}'
+        f'"prev":"{r.prev_hash.hex()}","recorded_at":"{utc_text(r.recorded_at)}","schema":{r.schema},'
+        f'"stream":"{r.stream}","transaction_id":"{r.transaction_id}","type":"{r.type}","version":{r.version}}}'
+    ).encode()
+    if len(record) > RECORD_BYTES_MAX:
+        raise CorruptLog(r.stream, r.version, f"its record is larger than {RECORD_BYTES_MAX} bytes")
+    return record
+
+
+def transaction_header(transaction: Transaction) -> bytes:
+    """The bytes that a transaction's header hash covers: every field but the hash itself."""
+    t = transaction
+    announced = ",".join(f'["{stream}",{version}]' for stream, version in zip(t.streams, t.versions, strict=True))
+    return (
+        f'{{"actor":{_text(t.actor)},"causation_id":{_text(t.causation_id)},'
+        f'"correlation_id":{_text(t.correlation_id)},"effective_at":"{utc_text(t.effective_at)}",'
+        f'"entry_count":{t.entry_count},"events":[{announced}],"format":"{TRANSACTION_FORMAT}",'
+        f'"idempotency_key":{_text(t.idempotency_key)},"kind":"{t.kind}","metadata":{t.metadata or "{}"},'
+        f'"recorded_at":"{utc_text(t.recorded_at)}","reference":{_text(t.reference)},"request":{t.request},'
+        f'"scope":{_text(t.scope)},"transaction_id":"{t.transaction_id}"}}'
+    ).encode()
+
+
+def head_checksum(
+    stream: str, version: int, numbers: Numbers, head_hash: bytes, recorded_at: datetime, terms: tuple[object, ...] | None
+) -> bytes:
+    """
+    The checksum that a projected row carries, so that a change made by anyone else is seen.
+
+    SHA-256 over the fields joined by `|`; `projector.CHECKSUM` computes the same in SQL.
+    """
+    text = f"{stream}|{version}|{numbers[0]}|{numbers[1]}|{numbers[2]}|{numbers[3]}|{head_hash.hex()}|{utc_text(recorded_at)}"
+    if terms is not None:
+        account_type, _, asset, scale, lowest, highest, state, metadata = terms
+        text += f"|{account_type}|{asset}|{scale}|{_plain(lowest)}|{_plain(highest)}|{state}|{metadata}"
+    return sha256(text.encode()).digest()
+
+
+def _plain(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _text(value: str | None) -> str:
+    return "null" if value is None else to_json(value).decode()
+
+
+def _optional(value: int | None) -> str | None:
+    return None if value is None else str(value)
+
+
+def _integer(value: object) -> int | None:
+    return None if value is None else int(str(value))

@@ -1,0 +1,244 @@
+"""The rules.  Pure: the same command and the same book give the same answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from ledger.core.book import Book, Stream, Terms, in_normal_direction
+from ledger.core.commands import (
+    Command,
+    DefineAsset,
+    Deposit,
+    Direction,
+    Entry,
+    OpenAccount,
+    Post,
+    Transfer,
+    Withdraw,
+)
+from ledger.core.errors import (
+    AccountExists,
+    AccountNotOpen,
+    AssetExists,
+    AssetMismatch,
+    IdempotencyConflict,
+    InsufficientFunds,
+    InvalidAmount,
+    LimitExceeded,
+    UnbalancedTransaction,
+    UnknownAccount,
+    UnknownAsset,
+    VersionConflict,
+)
+from ledger.core.events import AccountOpened, AssetDefined, EntryPosted, Event, Numbers
+from ledger.core.iso4217 import CURRENCIES
+from ledger.core.money import DIGITS_MAX, MINOR_MAX, Money
+
+DEBIT: Final = Direction.DEBIT
+CREDIT: Final = Direction.CREDIT
+
+
+def decide(command: Command, book: Book) -> list[Event]:
+    """
+    Decide what `command` makes happen, given the streams it touches.
+
+    Nothing is recorded here: the caller appends the returned events, all or none, in the transaction
+    that checks that `book` still holds.
+
+    Raises:
+        Rejected: A rule said no.  `Reason` lists the rules in checking order.
+    """
+    events = _RULES[type(command)](command, book)
+    return events
+
+
+def recall(command: Command, recorded_request: str) -> None:
+    """
+    Check that `command` asks again for what its idempotency key was used for.
+
+    Raises:
+        IdempotencyConflict: It asks for something else; names the fields that differ.
+    """
+    request = command.request()
+    if request == recorded_request:
+        return
+    now, then = json.loads(request), json.loads(recorded_request)
+    differing = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+    raise IdempotencyConflict(str(command.idempotency_key), differing)
+
+
+class _Leg(NamedTuple):
+    """One side of a transaction, before its amount is known in minor units."""
+
+    account: str
+    direction: Direction
+    amount: Money
+
+
+def _define_asset(command: DefineAsset, book: Book) -> list[Event]:
+    scale = book.assets.get(command.asset, CURRENCIES.get(command.asset))
+    if scale is not None:
+        raise AssetExists(command.asset, scale)
+    _check_expected_versions(command, book)
+    return [AssetDefined(command.asset, command.scale)]
+
+
+def _open_account(command: OpenAccount, book: Book) -> list[Event]:
+    events: list[Event] = []
+    scale = book.assets.get(command.asset)
+    if scale is None:
+        scale = CURRENCIES.get(command.asset)
+        if scale is None:
+            raise UnknownAsset(command.asset)
+        # A currency is defined at its first use, so that its scale comes from our log ever after.
+        events.append(AssetDefined(command.asset, scale))
+    if book.stream(command.account).version:
+        raise AccountExists(command.account)
+    _check_expected_versions(command, book)
+    events.append(
+        AccountOpened(
+            account=command.account,
+            account_type=command.account_type,
+            asset=command.asset,
+            scale=scale,
+            min_balance=None if command.min_balance is None else command.min_balance.at_scale(scale).minor,
+            max_balance=None if command.max_balance is None else command.max_balance.at_scale(scale).minor,
+            metadata=command.metadata,
+        )
+    )
+    return events
+
+
+def _post(command: Post, book: Book) -> list[Event]:
+    return _entries(command, [_Leg(entry.account, entry.direction, entry.amount) for entry in command.entries], book)
+
+
+def _transfer(command: Transfer, book: Book) -> list[Event]:
+    amount = command.amount
+    return _entries(command, (_Leg(command.debit, DEBIT, amount), _Leg(command.credit, CREDIT, amount)), book)
+
+
+def _deposit(command: Deposit, book: Book) -> list[Event]:
+    return _towards(command, command.against, command.account, book)
+
+
+def _withdraw(command: Withdraw, book: Book) -> list[Event]:
+    return _towards(command, command.account, command.against, book)
+
+
+def _towards(command: Deposit | Withdraw, source: str, target: str, book: Book) -> list[Event]:
+    """Entries that move the account in its normal direction, whichever side that is."""
+    terms = _open_terms(book.stream(command.account))
+    if terms.normal is DEBIT:
+        source, target = target, source
+    amount = command.amount
+    return _entries(command, (_Leg(source, DEBIT, amount), _Leg(target, CREDIT, amount)), book)
+
+
+def _entries(command: Command, legs: Sequence[_Leg], book: Book) -> list[Event]:
+    """Check a set of entries as a whole: rules about balances see only the state after all of them."""
+    streams = [book.stream(leg.account) for leg in legs]
+    terms = [_open_terms(stream) for stream in streams]
+    if command.expected_versions:
+        _check_expected_versions(command, book)
+    events = [
+        EntryPosted(leg.account, leg.direction, leg.amount.asset, _minor_units(leg, its), position)
+        for position, (leg, its) in enumerate(zip(legs, terms, strict=True))
+    ]
+    for leg, its in zip(legs, terms, strict=True):
+        if leg.amount.asset != its.asset:
+            raise AssetMismatch(leg.account, its.asset, leg.amount.asset)
+    if type(command) is Post:
+        _check_balanced(events, terms)
+    _check_limits(events, streams, terms)
+    return list(events)
+
+
+def _open_terms(stream: Stream) -> Terms:
+    terms = stream.terms
+    if terms is None:
+        raise UnknownAccount(stream.stream)
+    if terms.state != "open":
+        raise AccountNotOpen(stream.stream, terms.state)
+    return terms
+
+
+def _check_expected_versions(command: Command, book: Book) -> None:
+    for account, expected in command.expected_versions.items():
+        actual = book.stream(account).version
+        if actual != expected:
+            raise VersionConflict(account, expected, actual)
+
+
+def _minor_units(leg: _Leg, terms: Terms) -> int:
+    """The amount in the account's precision; an amount of another asset is refused by the next rule."""
+    amount = leg.amount
+    if amount.asset != terms.asset or amount.scale == terms.scale:
+        return amount.minor
+    return amount.at_scale(terms.scale).minor
+
+
+def _check_balanced(events: Sequence[EntryPosted], terms: Sequence[Terms]) -> None:
+    totals: dict[str, list[int]] = {}
+    for event in events:
+        totals.setdefault(event.asset, [0, 0])[event.direction is CREDIT] += event.amount
+    scales = {its.asset: its.scale for its in terms}
+    for asset, (debits, credits) in totals.items():
+        if debits != credits:
+            scale = scales[asset]
+            raise UnbalancedTransaction(asset, str(Money(debits, asset, scale)), str(Money(credits, asset, scale)))
+
+
+def _check_limits(events: Sequence[EntryPosted], streams: Sequence[Stream], terms: Sequence[Terms]) -> None:
+    """Each account once, by what the whole transaction does to it."""
+    if len(events) == 2 and streams[0] is not streams[1]:
+        for event, stream, its in zip(events, streams, terms, strict=True):
+            debits, credits = (event.amount, 0) if event.direction is DEBIT else (0, event.amount)
+            _check_account(stream, its, debits, credits)
+        return
+    moved: dict[str, tuple[Stream, Terms, list[int]]] = {}
+    for event, stream, its in zip(events, streams, terms, strict=True):
+        moved.setdefault(event.account, (stream, its, [0, 0]))[2][event.direction is CREDIT] += event.amount
+    for stream, its, (debits, credits) in moved.values():
+        _check_account(stream, its, debits, credits)
+
+
+def _check_account(stream: Stream, terms: Terms, debits: int, credits: int) -> None:
+    before = stream.numbers
+    after = Numbers(before[0] + debits, before[1] + credits, before[2], before[3])
+    if after[0] > MINOR_MAX or after[1] > MINOR_MAX:
+        amount = terms.money(max(debits, credits))
+        raise InvalidAmount(str(amount), f"the turnover of {stream.stream} would have more than {DIGITS_MAX} digits")
+    if terms.min_balance is None and terms.max_balance is None:
+        return
+    change = credits - debits if terms.normal is CREDIT else debits - credits
+    posted_in, posted_out, pending_in, pending_out = in_normal_direction(terms.normal, after)
+    # A limit stands in the way of moving towards it only: an account beyond it may always come back.
+    if change < 0 and terms.min_balance is not None:
+        available = posted_in - posted_out - pending_out
+        if available < terms.min_balance:
+            raise InsufficientFunds(
+                stream.stream,
+                available=str(terms.money(available - change - terms.min_balance)),
+                required=str(terms.money(-change)),
+                minimum=str(terms.money(terms.min_balance)),
+            )
+    if change > 0 and terms.max_balance is not None:
+        # Money that is held for coming in counts as if it had come: a capture can then never break the limit.
+        balance = posted_in - posted_out + pending_in
+        if balance > terms.max_balance:
+            raise LimitExceeded(
+                stream.stream, balance=str(terms.money(balance)), maximum=str(terms.money(terms.max_balance))
+            )
+
+
+_RULES: Final[dict[type, Callable[..., list[Event]]]] = {
+    DefineAsset: _define_asset,
+    OpenAccount: _open_account,
+    Post: _post,
+    Transfer: _transfer,
+    Deposit: _deposit,
+    Withdraw: _withdraw,
+}

@@ -1,0 +1,257 @@
+"""
+Every error the ledger raises, as one tree, and the reasons for a rejection.
+
+    LedgerError
+    ├── Rejected              a rule said no; sending the same again changes nothing
+    │   └── IdempotencyConflict, UnknownAsset, AssetExists, AccountExists, UnknownAccount,
+    │       AccountNotOpen, VersionConflict, InvalidAmount, AssetMismatch,
+    │       UnbalancedTransaction, InsufficientFunds, LimitExceeded, AtomicBatchRejected
+    ├── InvalidCommand        the request itself is malformed
+    ├── ConcurrencyError      lost a race more often than the retry limit allows: try again
+    ├── CorruptLog            the event log contradicts itself: stop and verify
+    ├── SchemaMismatch        the database is not at the version this code needs
+    ├── DatabaseUnavailable   the database could not be asked: the message says what to do
+    │   └── ConnectionLost    … or went away before it answered: the outcome is unknown
+    └── UnsupportedConnection a connection that a guest cannot work on
+
+The message of an error is its docstring, filled with its fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Reason(StrEnum):
+    """Why a command was rejected, in the order in which the rules are checked."""
+
+    IDEMPOTENCY_CONFLICT = "idempotency_conflict"
+    UNKNOWN_ASSET = "unknown_asset"
+    ASSET_EXISTS = "asset_exists"
+    ACCOUNT_EXISTS = "account_exists"
+    UNKNOWN_ACCOUNT = "unknown_account"
+    ACCOUNT_NOT_OPEN = "account_not_open"
+    VERSION_CONFLICT = "version_conflict"
+    INVALID_AMOUNT = "invalid_amount"
+    ASSET_MISMATCH = "asset_mismatch"
+    UNBALANCED_TRANSACTION = "unbalanced_transaction"
+    INSUFFICIENT_FUNDS = "insufficient_funds"
+    LIMIT_EXCEEDED = "limit_exceeded"
+    ATOMIC_BATCH = "atomic_batch"
+
+
+@dataclass(eq=False)
+class LedgerError(Exception):
+    """Something went wrong in the ledger."""
+
+    code: ClassVar[str] = "ledger_error"
+    retryable: ClassVar[bool] = False
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """The facts behind the error, by name; what a program should read instead of the text."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __str__(self) -> str:
+        return " ".join((type(self).__doc__ or "").split()).format(**self.fields)
+
+    def __reduce__(self) -> tuple[Callable[..., LedgerError], tuple[object, ...]]:
+        # Exceptions travel between processes; the default would lose fields given by name.
+        return type(self), tuple(self.fields.values())
+
+
+@dataclass(eq=False)
+class Rejected(LedgerError):
+    """A rule said no."""
+
+    reason: ClassVar[Reason]
+
+    def __init_subclass__(cls, reason: Reason) -> None:
+        cls.reason = reason
+        cls.code = reason.value
+
+
+@dataclass(eq=False)
+class IdempotencyConflict(Rejected, reason=Reason.IDEMPOTENCY_CONFLICT):
+    """Idempotency key {key!r} was used before with another request; these fields differ: {differing}.
+    Use a new key for a new request."""
+
+    key: str
+    differing: list[str]
+
+
+@dataclass(eq=False)
+class UnknownAsset(Rejected, reason=Reason.UNKNOWN_ASSET):
+    """Asset {asset} is neither an ISO 4217 currency nor defined in this ledger; define it first."""
+
+    asset: str
+
+
+@dataclass(eq=False)
+class AssetExists(Rejected, reason=Reason.ASSET_EXISTS):
+    """Asset {asset} is already known with scale {scale}; a scale never changes."""
+
+    asset: str
+    scale: int
+
+
+@dataclass(eq=False)
+class AccountExists(Rejected, reason=Reason.ACCOUNT_EXISTS):
+    """Account {account} already exists."""
+
+    account: str
+
+
+@dataclass(eq=False)
+class UnknownAccount(Rejected, reason=Reason.UNKNOWN_ACCOUNT):
+    """Account {account} does not exist; open it first."""
+
+    account: str
+
+
+@dataclass(eq=False)
+class AccountNotOpen(Rejected, reason=Reason.ACCOUNT_NOT_OPEN):
+    """Account {account} is {state}, not open."""
+
+    account: str
+    state: str
+
+
+@dataclass(eq=False)
+class VersionConflict(Rejected, reason=Reason.VERSION_CONFLICT):
+    """Account {account} is at version {actual}, expected {expected}; read it again and decide again."""
+
+    account: str
+    expected: int
+    actual: int
+
+
+@dataclass(eq=False)
+class InvalidAmount(Rejected, ValueError, reason=Reason.INVALID_AMOUNT):
+    """Amount {amount!r} is not valid: {problem}."""
+
+    amount: str
+    problem: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return place + super().__str__()
+
+
+@dataclass(eq=False)
+class AssetMismatch(Rejected, reason=Reason.ASSET_MISMATCH):
+    """Account {account} holds {expected}, not {actual}."""
+
+    account: str
+    expected: str
+    actual: str
+
+
+@dataclass(eq=False)
+class UnbalancedTransaction(Rejected, reason=Reason.UNBALANCED_TRANSACTION):
+    """Debits and credits differ in {asset}: {debits} debited, {credits} credited."""
+
+    asset: str
+    debits: str
+    credits: str
+
+
+@dataclass(eq=False)
+class InsufficientFunds(Rejected, reason=Reason.INSUFFICIENT_FUNDS):
+    """Account {account} has {available} available above its minimum of {minimum}, {required} is required."""
+
+    account: str
+    available: str
+    required: str
+    minimum: str
+
+
+@dataclass(eq=False)
+class LimitExceeded(Rejected, reason=Reason.LIMIT_EXCEEDED):
+    """Account {account} would reach {balance}, above its maximum of {maximum}."""
+
+    account: str
+    balance: str
+    maximum: str
+
+
+@dataclass(eq=False)
+class AtomicBatchRejected(Rejected, reason=Reason.ATOMIC_BATCH):
+    """Nothing of this atomic batch was done, because its command {index} was rejected: {cause}."""
+
+    index: int
+    cause: str
+
+
+@dataclass(eq=False)
+class InvalidCommand(LedgerError, ValueError):
+    """{where}: {problem}"""
+
+    code: ClassVar[str] = "invalid_command"
+
+    where: str
+    problem: str
+
+
+@dataclass(eq=False)
+class ConcurrencyError(LedgerError):
+    """{problem}"""
+
+    code: ClassVar[str] = "concurrency_error"
+    retryable: ClassVar[bool] = True
+
+    problem: str
+
+
+@dataclass(eq=False)
+class CorruptLog(LedgerError):
+    """The event log of {stream} contradicts itself at version {version}: {problem}.
+    Nothing was changed; run `ledger verify` and restore from a backup."""
+
+    code: ClassVar[str] = "corrupt_log"
+
+    stream: str
+    version: int
+    problem: str
+
+
+@dataclass(eq=False)
+class SchemaMismatch(LedgerError):
+    """{problem}"""
+
+    code: ClassVar[str] = "schema_mismatch"
+
+    problem: str
+
+
+@dataclass(eq=False)
+class DatabaseUnavailable(LedgerError):
+    """{problem} {advice}"""
+
+    code: ClassVar[str] = "database_unavailable"
+    retryable: ClassVar[bool] = True
+
+    problem: str
+    advice: str
+    sqlstate: str | None = None
+
+
+@dataclass(eq=False)
+class ConnectionLost(DatabaseUnavailable):
+    """{problem} {advice}"""
+
+    code: ClassVar[str] = "connection_lost"
+
+
+@dataclass(eq=False)
+class UnsupportedConnection(LedgerError, TypeError):
+    """A guest cannot work on {given}. {advice}"""
+
+    code: ClassVar[str] = "unsupported_connection"
+
+    given: str
+    advice: str

@@ -1,0 +1,287 @@
+"""
+Connections and transactions: the pool, a thin connection, and SQLSTATE → errors.
+
+All SQL of the ledger goes through `Connection`, whose driver is always psycopg 3: on the ledger's own
+pool, or on the one connection that an application lends to a guest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import psycopg
+import psycopg.errors
+import sqlalchemy
+from psycopg.pq import TransactionStatus
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from ledger.core.errors import (
+    ConcurrencyError,
+    ConnectionLost,
+    DatabaseUnavailable,
+    InvalidCommand,
+    LedgerError,
+    SchemaMismatch,
+)
+from ledger.storage.tables import DEFAULT_SCHEMA
+
+Row: TypeAlias = tuple[Any, ...]
+
+RETRYABLE: Final = frozenset({"40001", "40P01"})
+"""Serialization failure and deadlock: the whole transaction is run again."""
+
+GUARD_CLASS: Final = "LD"
+"""The SQLSTATE class of the ledger's own triggers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds to wait at most: for a statement, for a lock, for a pooled connection, to connect."""
+
+    statement_seconds: float = 60.0
+    lock_seconds: float = 10.0
+    pool_seconds: float = 30.0
+    connect_seconds: float = 10.0
+
+
+class Connection:
+    """A psycopg connection that speaks to one schema."""
+
+    def __init__(self, driver: psycopg.Connection[Any], schema: str, *, pooled_elsewhere: Timeouts | None = None) -> None:
+        self.driver = driver
+        self.schema = schema
+        self._begin = ["BEGIN"] if pooled_elsewhere is None else ["BEGIN", *_set_local(pooled_elsewhere)]
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """Run one statement and fetch all of its rows."""
+        cursor = self.driver.execute(self.sql(sql), parameters)
+        return cursor.fetchall() if cursor.description else []
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
+        """Run one statement and return how many rows it touched."""
+        return self.driver.execute(self.sql(sql), parameters).rowcount
+
+    def send(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[list[Row]]:
+        """Run several statements in one round trip and return the rows of each."""
+        cursors = []
+        with self.driver.pipeline():
+            for sql, parameters in statements:
+                cursors.append(self.driver.execute(self.sql(sql), parameters))
+        return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
+
+    def begin(self) -> list[tuple[str, Sequence[Any]]]:
+        """The statements that open a transaction, to be sent along with the first of it."""
+        return [(sql, ()) for sql in self._begin]
+
+    def commit(self) -> None:
+        self.driver.execute("COMMIT")
+
+    def rollback(self) -> None:
+        """Roll back, if there is anything to roll back and anyone to tell."""
+        if not self.driver.closed and self.driver.info.transaction_status is not TransactionStatus.IDLE:
+            self.driver.execute("ROLLBACK")
+
+    @contextmanager
+    def transaction(self, *, read_only: bool = False) -> Iterator[None]:
+        """A transaction of our own; a read-only one sees one snapshot throughout."""
+        mode = " ISOLATION LEVEL REPEATABLE READ, READ ONLY" if read_only else ""
+        begin = [(f"BEGIN{mode}", ()), *self.begin()[1:]]
+        try:
+            self.send(begin)
+            yield
+            self.commit()
+        except BaseException:
+            self.rollback()
+            raise
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """A transaction inside the caller's: undone as one, never committed by us."""
+        self.driver.execute("SAVEPOINT ledger")
+        try:
+            yield
+        except BaseException:
+            if self.driver.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                self.send([("ROLLBACK TO SAVEPOINT ledger", ()), ("RELEASE SAVEPOINT ledger", ())])
+            raise
+        self.driver.execute("RELEASE SAVEPOINT ledger")
+
+    def sql(self, text: str) -> str:
+        """The statement with its schema filled in."""
+        return text.replace("{schema}", self.schema)
+
+
+class Database:
+    """An SQLAlchemy engine, used for its pool, and the schema that the ledger lives in."""
+
+    def __init__(self, engine: sqlalchemy.Engine, schema: str = DEFAULT_SCHEMA, timeouts: Timeouts | None = None) -> None:
+        if engine.dialect.name != "postgresql" or engine.dialect.driver != "psycopg":
+            raise InvalidCommand(
+                "database URL",
+                f"the ledger needs PostgreSQL through psycopg 3 (postgresql+psycopg://…), not {engine.dialect.name}"
+                f"+{engine.dialect.driver}",
+            )
+        self.engine = engine
+        self.schema = engine.dialect.identifier_preparer.quote_identifier(schema)
+        self.schema_name = schema
+        self._timeouts = timeouts
+        self._pool = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._process = os.getpid()
+
+    @classmethod
+    def connect(cls, url: str, schema: str = DEFAULT_SCHEMA, timeouts: Timeouts | None = None, pool_size: int = 10) -> Database:
+        """
+        Make an engine for `url`.
+
+        Raises:
+            InvalidCommand: The URL is not one of PostgreSQL.
+        """
+        timeouts = timeouts or Timeouts()
+        try:
+            address = sqlalchemy.make_url(url)
+            if address.drivername in ("postgres", "postgresql"):
+                address = address.set(drivername="postgresql+psycopg")
+            engine = sqlalchemy.create_engine(
+                address,
+                pool_size=pool_size,
+                max_overflow=0,
+                pool_timeout=timeouts.pool_seconds,
+                connect_args={"connect_timeout": max(1, round(timeouts.connect_seconds))},
+            )
+        except (ArgumentError, NoSuchModuleError, ValueError) as error:
+            raise InvalidCommand("database URL", f"{error}; write postgresql://user@host:5432/database") from None
+        sqlalchemy.event.listen(engine, "connect", lambda driver, _: _prepare_session(driver, timeouts))
+        return cls(engine, schema, timeouts)
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """
+        Lend a pooled connection, outside of any transaction.
+
+        Raises:
+            LedgerError: Whatever the database says, in the ledger's own words.
+        """
+        if os.getpid() != self._process:
+            # A forked child must not speak on its parent's sockets; its own pool starts empty.
+            self.engine.dispose(close=False)
+            self._process = os.getpid()
+        with in_our_words():
+            with self._pool.connect() as pooled:
+                driver = pooled.connection.driver_connection
+                assert isinstance(driver, psycopg.Connection)
+                elsewhere = self._timeouts if driver.prepare_threshold is None else None
+                connection = Connection(driver, self.schema, pooled_elsewhere=elsewhere)
+                try:
+                    yield connection
+                except BaseException as error:
+                    if not driver.closed:
+                        connection.rollback()
+                        raise
+                    pooled.invalidate()
+                    # The rest of the pool went to the same server: what is idle there is as dead.
+                    self.engine.dispose()
+                    if isinstance(error, psycopg.Error):
+                        raise _lost(error) from error
+                    raise
+
+    def close(self) -> None:
+        """Close the pool."""
+        self.engine.dispose()
+
+
+def _prepare_session(driver: psycopg.Connection[Any], timeouts: Timeouts) -> None:
+    """
+    Set a new connection up, according to who is at its other end.
+
+    A transaction pooler gives each transaction another server session: prepared statements and settings of
+    a session would be somebody else's.  It shows by the process id that it announces, which is not the
+    server's; then nothing is kept in the session, and the timeouts go with each transaction instead.
+    """
+    direct = driver.execute("SELECT pg_backend_pid()").fetchone() == (driver.info.backend_pid,)
+    if direct:
+        driver.prepare_threshold = 0
+        for setting in _set_local(timeouts):
+            driver.execute(setting.replace("SET LOCAL", "SET"))
+    else:
+        driver.prepare_threshold = None
+    if not driver.autocommit:
+        driver.commit()
+
+
+def _set_local(timeouts: Timeouts) -> list[str]:
+    return [
+        f"SET LOCAL statement_timeout = {round(timeouts.statement_seconds * 1000)}",
+        f"SET LOCAL lock_timeout = {round(timeouts.lock_seconds * 1000)}",
+    ]
+
+
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    """Turn what the driver raises into the ledger's errors; those that the write path handles pass through it first."""
+    try:
+        yield
+    except PoolTimeout as error:
+        raise DatabaseUnavailable(
+            "All pooled connections are in use.", "Use fewer threads, or a larger pool_size."
+        ) from error
+    except DBAPIError as error:
+        if not isinstance(error.orig, psycopg.Error):
+            raise
+        raise explained(error.orig) from error
+    except psycopg.Error as error:
+        raise explained(error) from error
+
+
+def _lost(error: psycopg.Error) -> ConnectionLost:
+    said = (error.diag.message_primary or str(error).strip().split("\n")[0]).rstrip(".")
+    return ConnectionLost(
+        f"The connection to PostgreSQL was lost ({said}); a change that was under way may or may not have taken place.",
+        "Send it again with the same idempotency key: it happens once.",
+        error.sqlstate,
+    )
+
+
+def explained(error: psycopg.Error) -> LedgerError:
+    """What went wrong and what to do about it, by SQLSTATE; texts are never matched."""
+    state = error.sqlstate
+    said = (error.diag.message_primary or str(error).strip().split("\n")[0]).rstrip(".")
+    if state in RETRYABLE:
+        return ConcurrencyError(f"The database gave up on a race ({said}). Run the whole transaction again.")
+    if state == "55P03":
+        return ConcurrencyError(f"Another transaction held a lock for too long ({said}). Try again.")
+    if state in ("42P01", "3F000", "42703", "42883"):
+        return SchemaMismatch(f"The ledger's tables are not there ({said}). Run `ledger migrate`.")
+    for prefix, problem, advice in _ADVICE:
+        if state is not None and state.startswith(prefix):
+            return DatabaseUnavailable(f"{problem} ({said}).", advice, state)
+    if state is None:
+        problem = f"Cannot reach PostgreSQL ({said})." if isinstance(error, psycopg.OperationalError) else f"{said}."
+        return DatabaseUnavailable(problem, _UNREACHED)
+    return DatabaseUnavailable(f"PostgreSQL refused: {said} (SQLSTATE {state}).", "Nothing was written.", state)
+
+
+_ADVICE: Final = (
+    ("28", "PostgreSQL does not let this user in", "Check user and password in the database URL."),
+    ("3D000", "The database does not exist", "Create it, or correct the database URL."),
+    ("25006", "The server is read-only", "Connect to the primary; nothing was written."),
+    ("42501", "The database user lacks a privilege", "Grant it the role made by `ledger migrate --roles`."),
+    ("57014", "The statement ran into its timeout", "Nothing was written; try again, or raise statement_seconds."),
+    ("53100", "The server's disk is full", "Nothing was written; make room and try again."),
+    ("53300", "The server has no connection to spare", "Try again, or raise max_connections."),
+    ("53", "The server is out of resources", "Nothing was written; try again later."),
+    ("57P", "The server is shutting down or restarting", "Try again in a moment."),
+    ("08", "The connection was lost", "Try again; with the same idempotency key nothing happens twice."),
+    ("58", "The server met a system error", "Nothing was written; look at the server's log."),
+    (GUARD_CLASS, "A guard of the ledger refused the change", "Run `ledger verify`."),
+)
+
+
+_UNREACHED: Final = (
+    "Check that the server runs and that host, user and password are right; a command sent again with the same"
+    " idempotency key happens once."
+)

@@ -1,0 +1,146 @@
+"""Bring a database to the schema that this release needs, from a checkout or an installed wheel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psycopg
+import sqlalchemy
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+
+import ledger
+from ledger.core.errors import InvalidCommand, SchemaMismatch
+from ledger.storage.database import Database, in_our_words
+from ledger.storage.tables import APPEND_ONLY, VERSION_TABLE
+
+_PACKAGE: Final = Path(ledger.__file__).parent
+_LOCK: Final = 0x6C6564676572  # "ledger": two processes that migrate at once do so one after the other.
+
+
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """What `migrate` did: the revision found (None: an empty schema) and the revisions applied, in order."""
+
+    schema: str
+    found: str | None
+    applied: tuple[str, ...]
+    head: str
+
+
+def script_location() -> Path:
+    """The migrations: packed into a wheel as `ledger/migrations`, or beside the package in a checkout."""
+    packed = _PACKAGE / "migrations"
+    return packed if packed.is_dir() else _PACKAGE.parent / "alembic"
+
+
+def migrate(database: Database) -> Migrated:
+    """
+    Upgrade the ledger's schema to head, in one transaction.
+
+    Raises:
+        SchemaMismatch: The database is at a revision that this release does not know.
+        DatabaseUnavailable: It cannot be reached or does not let us.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
+    scripts = ScriptDirectory.from_config(config)
+    head = scripts.get_current_head()
+    assert head is not None
+    with in_our_words(), database.engine.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        found = _current_revision(connection, database.schema_name)
+        known = [revision.revision for revision in scripts.walk_revisions()]
+        if found is not None and found not in known:
+            raise SchemaMismatch(
+                f"The database is at revision {found}, which is newer than this release (it knows up to {head})."
+                " Install a newer release of ledger; nothing was changed."
+            )
+        config.attributes["connection"] = connection
+        config.attributes["schema"] = database.schema_name
+        with _unprepared(connection):
+            command.upgrade(config, "head")
+    applied = known[: known.index(found)] if found is not None else known
+    return Migrated(database.schema_name, found, tuple(reversed(applied)), head)
+
+
+@contextmanager
+def _unprepared(connection: sqlalchemy.Connection) -> Iterator[None]:
+    """A migration is a script of many statements, and only one at a time can be prepared."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    threshold, driver.prepare_threshold = driver.prepare_threshold, None
+    try:
+        yield
+    finally:
+        driver.prepare_threshold = threshold
+
+
+def _current_revision(connection: sqlalchemy.Connection, schema: str) -> str | None:
+    context = MigrationContext.configure(
+        connection, opts={"version_table": VERSION_TABLE, "version_table_schema": schema}
+    )
+    return context.get_current_revision()
+
+
+def create_roles(database: Database, prefix: str = "ledger") -> tuple[str, str, str]:
+    """
+    Create the roles `PREFIX_owner`, `PREFIX_app` and `PREFIX_audit`, and grant each what it needs.
+
+    The owner owns schema, tables and guards and cannot log in; the application appends and projects; the
+    auditor reads.  Safe to run again, and to be run after each migration.  Roles belong to the whole
+    cluster, so this happens only on request and needs CREATEROLE.
+
+    Raises:
+        InvalidCommand: The prefix is not a plain identifier.
+    """
+    if not prefix.isidentifier() or len(prefix) > 50:
+        raise InvalidCommand("prefix", f"{prefix!r} is not a plain identifier")
+    owner, app, audit = (f"{prefix}_{role}" for role in ("owner", "app", "audit"))
+    with in_our_words(), database.engine.begin() as connection:
+        for role in (owner, app, audit):
+            known = connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role})
+            if known.first() is None:
+                connection.exec_driver_sql(f'CREATE ROLE "{role}" NOLOGIN')
+        for statement in _grants(database.schema, owner, app, audit):
+            connection.exec_driver_sql(statement)
+        for kind, name in _owned(connection, database.schema_name):
+            connection.exec_driver_sql(f'ALTER {kind} {database.schema}.{name} OWNER TO "{owner}"')
+        connection.exec_driver_sql(f'ALTER SCHEMA {database.schema} OWNER TO "{owner}"')
+    return owner, app, audit
+
+
+def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
+    projections = "accounts", "balances"
+    yield f'GRANT "{owner}" TO CURRENT_USER'
+    yield f"REVOKE ALL ON SCHEMA {schema} FROM PUBLIC"
+    yield f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM PUBLIC"
+    yield f"REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC"
+    yield f'GRANT USAGE ON SCHEMA {schema} TO "{app}", "{audit}"'
+    yield f'GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO "{app}", "{audit}"'
+    for table in (*(name for name in APPEND_ONLY if name != "identity"), "outbox", *projections):
+        yield f'GRANT INSERT ON {schema}.{table} TO "{app}"'
+    for table in projections:
+        # DELETE: a rebuild removes a projected row that no event stands behind.
+        yield f'GRANT UPDATE, DELETE ON {schema}.{table} TO "{app}"'
+
+
+def _owned(connection: sqlalchemy.Connection, schema: str) -> list[tuple[str, str]]:
+    relations = connection.execute(
+        text("SELECT 'TABLE', quote_ident(tablename) FROM pg_tables WHERE schemaname = :schema"), {"schema": schema}
+    )
+    functions = connection.execute(
+        text(
+            "SELECT 'FUNCTION', p.proname || '()' FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
+            " WHERE n.nspname = :schema"
+        ),
+        {"schema": schema},
+    )
+    return [(kind, name) for kind, name in (*relations, *functions)]

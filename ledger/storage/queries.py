@@ -1,0 +1,249 @@
+"""Questions with typed answers: balances, history, transactions, accounts, trial balance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from ledger.core.book import Balance, Book, Stream, Terms
+from ledger.core.commands import canonical_json
+from ledger.core.errors import InvalidCommand, UnknownAccount
+from ledger.core.events import Numbers, Recorded, Transaction
+from ledger.core.money import Money
+from ledger.storage import projector, store
+from ledger.storage.database import Connection
+from ledger.storage.store import EVENT_COLUMNS, TRANSACTION_COLUMNS, recorded_from, transaction_from
+
+PAGE_MAX: Final = 1_000
+
+EVENT_AT: Final = f"SELECT {EVENT_COLUMNS} FROM {{schema}}.events AS e WHERE e.stream = %s AND e.version = %s"
+
+HISTORY_FORWARD: Final = f"""
+SELECT {EVENT_COLUMNS} FROM {{schema}}.events AS e
+WHERE e.stream = %s AND e.version > %s ORDER BY e.version LIMIT %s
+"""
+
+HISTORY_BACKWARD: Final = f"""
+SELECT {EVENT_COLUMNS} FROM {{schema}}.events AS e
+WHERE e.stream = %s AND e.version < %s ORDER BY e.version DESC LIMIT %s
+"""
+
+TRANSACTIONS_BY_REFERENCE: Final = f"""
+SELECT {TRANSACTION_COLUMNS} FROM {{schema}}.transactions AS t
+WHERE t.reference = %s AND t.transaction_id > %s::uuid ORDER BY t.transaction_id LIMIT %s
+"""
+
+TRANSACTIONS_BY_METADATA: Final = f"""
+SELECT {TRANSACTION_COLUMNS} FROM {{schema}}.transactions AS t
+WHERE t.metadata IS NOT NULL AND t.metadata::jsonb @> %s::jsonb AND t.transaction_id > %s::uuid
+ORDER BY t.transaction_id LIMIT %s
+"""
+
+TRANSACTIONS_BY_BOTH: Final = f"""
+SELECT {TRANSACTION_COLUMNS} FROM {{schema}}.transactions AS t
+WHERE t.reference = %s AND t.metadata::jsonb @> %s::jsonb AND t.transaction_id > %s::uuid
+ORDER BY t.transaction_id LIMIT %s
+"""
+
+ACCOUNTS: Final = """
+SELECT b.stream, b.version, b.posted_debits::text, b.posted_credits::text, b.pending_debits::text,
+       b.pending_credits::text, b.head_hash, b.recorded_at, b.checksum,
+       a.account_type, a.asset, a.scale, a.min_balance::text, a.max_balance::text, a.state, a.metadata::text
+FROM {schema}.accounts AS a JOIN {schema}.balances AS b ON b.stream = a.account
+WHERE a.account > %(after)s AND (%(asset)s::text IS NULL OR a.asset = %(asset)s)
+  AND (%(metadata)s::jsonb IS NULL OR a.metadata::jsonb @> %(metadata)s::jsonb)
+ORDER BY a.account LIMIT %(limit)s
+"""
+
+TRIAL_BALANCE: Final = """
+SELECT a.asset, a.scale, a.account_type, count(*), sum(b.posted_debits)::text, sum(b.posted_credits)::text
+FROM {schema}.accounts AS a JOIN {schema}.balances AS b ON b.stream = a.account
+GROUP BY a.asset, a.scale, a.account_type ORDER BY a.asset, a.account_type
+"""
+
+LEDGER_ID: Final = "SELECT ledger_id::text FROM {schema}.identity"
+
+_FIRST_ID: Final = "00000000-0000-0000-0000-000000000000"
+
+
+class AccountLine(NamedTuple):
+    """An account with its terms and balance."""
+
+    account: str
+    terms: Terms
+    balance: Balance
+
+
+class TransactionDetail(NamedTuple):
+    """A transaction with its events in order."""
+
+    transaction: Transaction
+    events: list[Recorded]
+
+
+class TrialLine(NamedTuple):
+    """Posted debits and credits of all accounts of one asset and type."""
+
+    asset: str
+    account_type: str
+    accounts: int
+    debits: Money
+    credits: Money
+
+
+@dataclass(frozen=True, slots=True)
+class TrialBalance:
+    """All accounts, by asset and type.  In a sound ledger `difference` is zero for every asset."""
+
+    lines: tuple[TrialLine, ...]
+
+    @property
+    def difference(self) -> dict[str, Money]:
+        """Asset → debits less credits."""
+        totals: dict[str, Money] = {}
+        for line in self.lines:
+            net = line.debits - line.credits
+            totals[line.asset] = totals[line.asset] + net if line.asset in totals else net
+        return totals
+
+    @property
+    def balanced(self) -> bool:
+        """Whether debits equal credits in every asset."""
+        return all(net.minor == 0 for net in self.difference.values())
+
+
+class Drift(Exception):
+    """A projected row was not written by us; make it anew and ask again."""
+
+    def __init__(self, account: str) -> None:
+        super().__init__(account)
+        self.account = account
+
+
+def ledger_id(connection: Connection) -> str:
+    """The id made at the first migration."""
+    return str(connection.query(LEDGER_ID)[0][0])
+
+
+def account(connection: Connection, name: str) -> Stream:
+    """
+    The head of an account, checked against its checksum.
+
+    Raises:
+        UnknownAccount: There is none.
+        Drift: The projection is not what we wrote.
+    """
+    heads, assets = connection.send(projector.touch([name], []))
+    book = Book("")
+    drifted = projector.load(book, heads, assets)
+    stream = book.stream(name)
+    if drifted:
+        raise Drift(name)
+    if stream.terms is None:
+        if projector.out_of_step(connection, [name]):
+            raise Drift(name)
+        raise UnknownAccount(name)
+    return stream
+
+
+def balance(connection: Connection, name: str, version: int | None = None) -> Balance:
+    """
+    The balance now, or right after `version`.
+
+    Raises:
+        UnknownAccount, Drift: As `account`.
+        InvalidCommand: The account has no such version.
+    """
+    stream = account(connection, name)
+    if version is None:
+        return stream.balance
+    terms = stream.terms
+    assert terms is not None
+    if version == 0:
+        return Balance.from_numbers(name, terms, Numbers(), 0)
+    rows = connection.query(EVENT_AT, (name, version)) if 0 < version <= stream.version else []
+    if not rows:
+        raise InvalidCommand("version", f"account {name} has versions 0 to {stream.version}, not {version}")
+    event = recorded_from(rows[0])
+    assert event.numbers is not None
+    return Balance.from_numbers(name, terms, event.numbers, version)
+
+
+def history(
+    connection: Connection, name: str, after_version: int, before_version: int | None, limit: int
+) -> list[Recorded]:
+    """Events after a version going forward, or before one going backward; at most `limit`."""
+    _check_limit(limit)
+    account(connection, name)
+    if before_version is not None:
+        rows = connection.query(HISTORY_BACKWARD, (name, before_version, limit))
+    else:
+        rows = connection.query(HISTORY_FORWARD, (name, after_version, limit))
+    return [recorded_from(row) for row in rows]
+
+
+def transaction(connection: Connection, transaction_id: str) -> TransactionDetail:
+    """
+    A transaction with all its events.
+
+    Raises:
+        InvalidCommand: There is none with this id.
+    """
+    try:
+        found = store.recorded_transactions(connection, [store.canonical_id(transaction_id)])
+    except ValueError:
+        raise InvalidCommand("transaction id", f"{transaction_id!r} is not a UUID") from None
+    if not found:
+        raise InvalidCommand("transaction id", f"there is no transaction {transaction_id}")
+    return TransactionDetail(found[0], store.events_of(connection, found[0]))
+
+
+def transactions(
+    connection: Connection, reference: str | None, metadata: Mapping[str, Any] | None, after: str | None, limit: int
+) -> list[Transaction]:
+    """Transactions by reference, by metadata (all of the given pairs), or both; pages in order of id."""
+    _check_limit(limit)
+    page: Sequence[Any] = (after or _FIRST_ID, limit)
+    wanted = canonical_json(dict(metadata)) if metadata else None
+    if reference is not None and wanted is not None:
+        rows = connection.query(TRANSACTIONS_BY_BOTH, (reference, wanted, *page))
+    elif reference is not None:
+        rows = connection.query(TRANSACTIONS_BY_REFERENCE, (reference, *page))
+    elif wanted is not None:
+        rows = connection.query(TRANSACTIONS_BY_METADATA, (wanted, *page))
+    else:
+        raise InvalidCommand("transactions", "ask by reference, by metadata, or by both")
+    return [transaction_from(row) for row in rows]
+
+
+def accounts(
+    connection: Connection, asset: str | None, metadata: Mapping[str, Any] | None, after: str, limit: int
+) -> list[AccountLine]:
+    """Accounts in order of their id, with terms and balance."""
+    _check_limit(limit)
+    wanted = canonical_json(dict(metadata)) if metadata else None
+    parameters = {"after": after, "asset": asset, "metadata": wanted, "limit": limit}
+    rows = connection.driver.execute(connection.sql(ACCOUNTS), parameters).fetchall()
+    book = Book("")
+    projector.load(book, rows, [])
+    return [
+        AccountLine(stream.stream, stream.terms, stream.balance)
+        for stream in book.streams.values()
+        if stream.terms is not None
+    ]
+
+
+def trial_balance(connection: Connection) -> TrialBalance:
+    """Posted debits and credits of all accounts, from one snapshot."""
+    return TrialBalance(
+        tuple(
+            TrialLine(asset, kind, count, Money(int(debits), asset, scale), Money(int(credits), asset, scale))
+            for asset, scale, kind, count, debits, credits in connection.query(TRIAL_BALANCE)
+        )
+    )
+
+
+def _check_limit(limit: int) -> None:
+    if not 1 <= limit <= PAGE_MAX:
+        raise InvalidCommand("limit", f"a page has 1 to {PAGE_MAX} rows, not {limit}")

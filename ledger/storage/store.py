@@ -1,0 +1,200 @@
+"""
+The event store: append at expected versions, read back.  The only writer of transactions, events and outbox.
+
+Rows travel as one array literal per column and are unnested by the server: the same statement serves one
+command and ten thousand, and a prepared statement stays the same whatever the size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, TypeAlias
+from uuid import UUID
+
+from ledger.core.commands import utc_text
+from ledger.core.events import Numbers, Recorded, Transaction
+from ledger.storage.database import Connection, Row
+
+Statement: TypeAlias = tuple[str, Sequence[Any]]
+
+# Sorted by id: two batches that carry the same new keys wait for each other in one order.
+INSERT_TRANSACTIONS: Final = """
+INSERT INTO {schema}.transactions (
+    transaction_id, kind, scope, idempotency_key, request, entry_count, streams, versions, reference,
+    effective_at, recorded_at, actor, correlation_id, causation_id, metadata, header_hash)
+SELECT transaction_id, kind, scope, idempotency_key, request::json, entry_count, streams::text[], versions::bigint[],
+       reference, effective_at, recorded_at, actor, correlation_id, causation_id, metadata::json, header_hash
+FROM unnest(
+    %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::smallint[], %s::text[], %s::text[], %s::text[],
+    %s::timestamptz[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[])
+AS t (transaction_id, kind, scope, idempotency_key, request, entry_count, streams, versions, reference,
+      effective_at, recorded_at, actor, correlation_id, causation_id, metadata, header_hash)
+ORDER BY transaction_id
+"""
+
+INSERT_EVENTS: Final = """
+INSERT INTO {schema}.events (
+    stream, version, transaction_id, type, payload, schema, asset, direction, amount,
+    posted_debits, posted_credits, pending_debits, pending_credits,
+    effective_at, recorded_at, prev_hash, event_hash)
+SELECT stream, version, transaction_id, type, payload::json, schema, asset, direction, amount,
+       posted_debits, posted_credits, pending_debits, pending_credits,
+       effective_at, recorded_at, prev_hash, event_hash
+FROM unnest(
+    %s::text[], %s::bigint[], %s::uuid[], %s::text[], %s::text[], %s::smallint[], %s::text[], %s::text[],
+    %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[],
+    %s::timestamptz[], %s::timestamptz[], %s::bytea[], %s::bytea[])
+AS e (stream, version, transaction_id, type, payload, schema, asset, direction, amount,
+      posted_debits, posted_credits, pending_debits, pending_credits,
+      effective_at, recorded_at, prev_hash, event_hash)
+"""
+
+INSERT_OUTBOX: Final = """
+INSERT INTO {schema}.outbox (batch_id, transaction_ids, recorded_at) VALUES (%s::uuid, %s::uuid[], %s::timestamptz)
+"""
+
+TRANSACTION_COLUMNS: Final = """
+    t.transaction_id::text, t.kind, t.scope, t.idempotency_key, t.request::text, t.entry_count, t.streams, t.versions,
+    t.reference, t.effective_at, t.recorded_at, t.actor, t.correlation_id, t.causation_id, t.metadata::text,
+    t.header_hash
+"""
+
+EVENT_COLUMNS: Final = """
+    e.stream, e.version, e.transaction_id::text, e.type, e.payload::text, e.schema, e.asset, e.direction,
+    e.amount::text, e.posted_debits::text, e.posted_credits::text, e.pending_debits::text, e.pending_credits::text,
+    e.effective_at, e.recorded_at, e.prev_hash, e.event_hash
+"""
+
+SELECT_TRANSACTIONS: Final = f"""
+SELECT {TRANSACTION_COLUMNS} FROM {{schema}}.transactions AS t WHERE t.transaction_id = ANY(%s::uuid[])
+"""
+
+SELECT_ANNOUNCED_EVENTS: Final = f"""
+SELECT {EVENT_COLUMNS}
+FROM unnest(%s::text[], %s::bigint[]) WITH ORDINALITY AS a (stream, version, place)
+JOIN {{schema}}.events AS e ON e.stream = a.stream AND e.version = a.version AND e.stream = ANY(%s::text[])
+ORDER BY a.place
+"""
+
+SELECT_STREAM: Final = f"""
+SELECT {EVENT_COLUMNS} FROM {{schema}}.events AS e
+WHERE e.stream = %s AND e.version > %s ORDER BY e.version LIMIT %s
+"""
+
+
+def append(transactions: Sequence[Transaction], events: Sequence[Recorded]) -> list[Statement]:
+    """
+    The statements that append transactions and their events, in the order in which they were decided.
+
+    A stream that has moved on in the meantime makes them fail with a unique violation: an event is
+    appended at its version or not at all.
+    """
+    ids = [transaction.transaction_id for transaction in transactions]
+    latest = max(transaction.recorded_at for transaction in transactions)
+    return [
+        (INSERT_TRANSACTIONS, _transaction_columns(transactions)),
+        # In the order of the index, so that a batch touches each of its pages once.
+        (INSERT_EVENTS, _event_columns(sorted(events))),
+        (INSERT_OUTBOX, (ids[0], plain_array(ids), utc_text(latest))),
+    ]
+
+
+def recorded_transactions(connection: Connection, ids: Sequence[str]) -> list[Transaction]:
+    """The transactions with these ids, as far as they exist, in no order."""
+    return [transaction_from(row) for row in connection.query(SELECT_TRANSACTIONS, (plain_array(ids),))]
+
+
+def events_of(connection: Connection, transaction: Transaction) -> list[Recorded]:
+    """The events that a transaction announces, in its order."""
+    streams = text_array(transaction.streams)
+    versions = plain_array(str(version) for version in transaction.versions)
+    rows = connection.query(SELECT_ANNOUNCED_EVENTS, (streams, versions, streams))
+    return [recorded_from(row) for row in rows]
+
+
+def read_stream(connection: Connection, stream: str, after: int = 0, page_size: int = 1000) -> Iterator[Recorded]:
+    """The events of one stream, in pages, from the version after `after` on."""
+    while True:
+        rows = connection.query(SELECT_STREAM, (stream, after, page_size))
+        for row in rows:
+            yield recorded_from(row)
+        if len(rows) < page_size:
+            return
+        after = rows[-1][1]
+
+
+def transaction_from(row: Row) -> Transaction:
+    """A row of TRANSACTION_COLUMNS."""
+    return Transaction(*row[:6], tuple(row[6]), tuple(row[7]), *row[8:])
+
+
+def recorded_from(row: Row) -> Recorded:
+    """A row of EVENT_COLUMNS."""
+    numbers = None if row[9] is None else Numbers(int(row[9]), int(row[10]), int(row[11]), int(row[12]))
+    amount = None if row[8] is None else int(row[8])
+    return Recorded(*row[:8], amount, numbers, *row[13:])
+
+
+def plain_array(values: Iterable[str]) -> str:
+    """An array literal of values that need no quotes: numbers, uuids, times, NULL."""
+    return f"{{{','.join(values)}}}"
+
+
+def text_array(values: Iterable[str | None]) -> str:
+    """An array literal of texts."""
+    return f"{{{','.join(map(quoted, values))}}}"
+
+
+def bytes_array(values: Iterable[bytes]) -> str:
+    """An array literal of byte strings."""
+    return "{" + ",".join([f'"\\\\x{value.hex()}"' for value in values]) + "}"
+
+
+def quoted(text: str | None) -> str:
+    """One text inside an array literal."""
+    if text is None:
+        return "NULL"
+    if "\\" in text or '"' in text:
+        text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def _transaction_columns(transactions: Sequence[Transaction]) -> list[str]:
+    columns = list(zip(*transactions, strict=True))
+    times = [plain_array(map(utc_text, column)) for column in columns[9:11]]
+    return [
+        plain_array(columns[0]),
+        *map(text_array, columns[1:5]),
+        plain_array(map(str, columns[5])),
+        text_array(map(text_array, columns[6])),
+        text_array([plain_array(map(str, versions)) for versions in columns[7]]),
+        text_array(columns[8]),
+        *times,
+        *map(text_array, columns[11:15]),
+        bytes_array(columns[15]),
+    ]
+
+
+def _event_columns(events: Sequence[Recorded]) -> list[str]:
+    columns = list(zip(*events, strict=True))
+    numbers = zip(*(event.numbers or _NO_NUMBERS for event in events), strict=True)
+    return [
+        text_array(columns[0]),
+        plain_array(map(str, columns[1])),
+        plain_array(columns[2]),
+        *map(text_array, columns[3:5]),
+        plain_array(map(str, columns[5])),
+        *map(text_array, columns[6:8]),
+        plain_array(["NULL" if amount is None else str(amount) for amount in columns[8]]),
+        *[plain_array(map(str, column)) for column in numbers],
+        *[plain_array(map(utc_text, column)) for column in columns[10:12]],
+        *map(bytes_array, columns[12:14]),
+    ]
+
+
+_NO_NUMBERS: Final = ("NULL", "NULL", "NULL", "NULL")
+
+
+def canonical_id(text: str) -> str:
+    """A transaction id in its one spelling; raises ValueError for anything that is not a UUID."""
+    return str(UUID(text))

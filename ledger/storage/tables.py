@@ -1,0 +1,228 @@
+"""
+The one definition of tables, constraints and indexes.
+
+Every key begins with the column that a distributed PostgreSQL would place the row by: the stream for
+events and projections, the transaction id for transactions and the outbox.  There is no foreign key
+across those groups; verification checks what one would have.  Texts that are compared or sorted use
+the "C" collation, so that no upgrade of a locale library can change an order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Index,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import TIMESTAMP
+
+DEFAULT_SCHEMA: Final = "ledger"
+VERSION_TABLE: Final = "schema_version"
+
+metadata: Final = MetaData(
+    schema=DEFAULT_SCHEMA,
+    naming_convention={"pk": "%(table_name)s_pkey", "ck": "%(table_name)s_%(constraint_name)s"},
+)
+
+
+
+def _text(name: str, *, key: bool = False, nullable: bool = False) -> Column[str]:
+    return Column(name, Text(collation="C"), primary_key=key, nullable=nullable)
+
+
+def _minor(name: str, *, nullable: bool = False) -> Column[Any]:
+    return Column(name, Numeric(38, 0), nullable=nullable)
+
+
+def _moment(name: str, *, key: bool = False) -> Column[Any]:
+    return Column(name, TIMESTAMP(timezone=True, precision=6), primary_key=key, nullable=False)
+
+
+def _hash(name: str) -> Column[bytes]:
+    return Column(name, LargeBinary, nullable=False)
+
+
+def _numbers(*, nullable: bool = False) -> list[Column[Any]]:
+    return [
+        _minor(name, nullable=nullable)
+        for name in ("posted_debits", "posted_credits", "pending_debits", "pending_credits")
+    ]
+
+
+identity: Final = Table(
+    "identity",
+    metadata,
+    Column("singleton", SmallInteger, primary_key=True, autoincrement=False),
+    Column("ledger_id", Uuid, nullable=False),
+    _moment("created_at"),
+    CheckConstraint("singleton = 1", name="one_row"),
+    comment="Who this ledger is: one row, made at the first migration.  Genesis hashes and keyed ids contain it.",
+)
+
+transactions: Final = Table(
+    "transactions",
+    metadata,
+    Column("transaction_id", Uuid, primary_key=True),
+    _text("kind"),
+    _text("scope"),
+    Column("idempotency_key", Text(collation="C")),
+    Column("request", JSON, nullable=False),
+    Column("entry_count", SmallInteger, nullable=False),
+    Column("streams", ARRAY(Text(collation="C")), nullable=False),
+    Column("versions", ARRAY(BigInteger), nullable=False),
+    Column("reference", Text(collation="C")),
+    _moment("effective_at"),
+    _moment("recorded_at"),
+    Column("actor", Text(collation="C")),
+    Column("correlation_id", Text(collation="C")),
+    Column("causation_id", Text(collation="C")),
+    Column("metadata", JSON),
+    _hash("header_hash"),
+    CheckConstraint("cardinality(streams) >= 1 AND cardinality(streams) = cardinality(versions)", name="events_announced"),
+    CheckConstraint("entry_count BETWEEN 0 AND cardinality(streams)", name="entry_count"),
+    CheckConstraint("octet_length(header_hash) = 32", name="header_hash_size"),
+    comment="Append-only: one row per accepted command; streams and versions announce its events in order.",
+)
+Index(
+    "transactions_reference",
+    transactions.c.reference,
+    transactions.c.transaction_id,
+    postgresql_where=transactions.c.reference.is_not(None),
+)
+Index(
+    "transactions_metadata",
+    text("(metadata::jsonb) jsonb_path_ops"),
+    postgresql_using="gin",
+    postgresql_where=transactions.c.metadata.is_not(None),
+    _table=transactions,
+)
+
+events: Final = Table(
+    "events",
+    metadata,
+    _text("stream", key=True),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("transaction_id", Uuid, nullable=False),
+    _text("type"),
+    Column("payload", JSON, nullable=False),
+    Column("schema", SmallInteger, nullable=False),
+    Column("asset", Text(collation="C")),
+    Column("direction", Text(collation="C")),
+    _minor("amount", nullable=True),
+    *_numbers(nullable=True),
+    _moment("effective_at"),
+    _moment("recorded_at"),
+    _hash("prev_hash"),
+    _hash("event_hash"),
+    CheckConstraint("version >= 1", name="version_positive"),
+    CheckConstraint(
+        "num_nulls(asset, direction, amount) IN (0, 3) AND amount > 0 AND direction IN ('debit', 'credit')",
+        name="entry_complete",
+    ),
+    CheckConstraint(
+        "num_nulls(posted_debits, posted_credits, pending_debits, pending_credits) IN (0, 4)"
+        " AND least(posted_debits, posted_credits, pending_debits, pending_credits) >= 0",
+        name="numbers_complete",
+    ),
+    CheckConstraint("octet_length(prev_hash) = 32 AND octet_length(event_hash) = 32", name="hash_size"),
+    comment="Append-only: the truth.  One stream per account, versions 1, 2, 3 … without a gap.",
+)
+Index("events_streams", events.c.stream, postgresql_where=events.c.version == 1)
+
+accounts: Final = Table(
+    "accounts",
+    metadata,
+    _text("account", key=True),
+    _text("account_type"),
+    _text("asset"),
+    Column("scale", SmallInteger, nullable=False),
+    _minor("min_balance", nullable=True),
+    _minor("max_balance", nullable=True),
+    _text("state"),
+    Column("metadata", JSON, nullable=False),
+    comment="Projection: what each account was opened as.",
+)
+Index("accounts_asset", accounts.c.asset, accounts.c.account)
+
+balances: Final = Table(
+    "balances",
+    metadata,
+    _text("stream", key=True),
+    Column("version", BigInteger, nullable=False),
+    *_numbers(),
+    _moment("recorded_at"),
+    _hash("head_hash"),
+    _hash("checksum"),
+    CheckConstraint("version >= 1", name="version_positive"),
+    # Room on each page for the next version of its rows, so that an update touches no index.
+    postgresql_with={"fillfactor": "50"},
+    comment="Projection: the head of every stream; compare-and-set on version.",
+)
+
+assets: Final = Table(
+    "assets",
+    metadata,
+    _text("asset", key=True),
+    Column("scale", SmallInteger, nullable=False),
+    CheckConstraint("scale BETWEEN 0 AND 18", name="scale_range"),
+    comment="Projection of the ledger's own stream: what can be counted, and in which precision.",
+)
+
+projection_repairs: Final = Table(
+    "projection_repairs",
+    metadata,
+    _text("stream", key=True),
+    Column("repair_id", Uuid, primary_key=True),
+    _moment("repaired_at"),
+    _text("noticed_by"),
+    Column("found_version", BigInteger),
+    Column("expected_version", BigInteger),
+    Column("found", JSON),
+    Column("expected", JSON),
+    comment="Append-only: every mismatch between a projection and the log that was seen and mended.",
+)
+
+outbox: Final = Table(
+    "outbox",
+    metadata,
+    Column("batch_id", Uuid, primary_key=True),
+    Column("transaction_ids", ARRAY(Uuid), nullable=False),
+    _moment("recorded_at"),
+    comment="What the feed has yet to number: one row per database transaction, its transactions in order.",
+)
+
+APPEND_ONLY: Final = ("identity", "transactions", "events", "assets", "projection_repairs")
+"""Tables that the database itself refuses to change."""
+
+
+def include_object(item: Any, name: str | None, kind: str, reflected: bool, compare_to: Any) -> bool:
+    """
+    Keep an application's own Alembic autogenerate away from the ledger's tables.
+
+    Pass it to `context.configure(include_object=…)` in the application's `env.py`; where the ledger lives
+    in a schema of another name, pass `include_object_for("that name")` instead.
+    """
+    return include_object_for(DEFAULT_SCHEMA)(item, name, kind, reflected, compare_to)
+
+
+def include_object_for(schema: str) -> Any:
+    """An `include_object` for a ledger in `schema`."""
+
+    def include(item: Any, name: str | None, kind: str, reflected: bool, compare_to: Any) -> bool:
+        table = item if kind == "table" else getattr(item, "table", None)
+        return getattr(table, "schema", None) != schema
+
+    return include

@@ -1,0 +1,84 @@
+"""
+For the tests of applications: pytest fixtures with a migrated, empty ledger on a real PostgreSQL.
+
+In `conftest.py`:
+
+    pytest_plugins = ["ledger.testing"]
+
+and in a test:
+
+    def test_payday(ledger):
+        ledger.open_account("world", asset="USD", type="equity")
+
+Each test gets a database of its own, cloned from a template that is migrated once.  The server is the one
+that LEDGER_TEST_DATABASE_URL names (its user must be allowed to create databases), or else the embedded one,
+started for the session in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import psycopg
+import pytest
+from sqlalchemy import URL, make_url
+
+from ledger.application import Ledger
+from ledger.storage import embedded
+
+_numbers: Final = count(1)
+
+
+@pytest.fixture(scope="session")
+def ledger_server() -> Iterator[URL]:
+    """The URL of a PostgreSQL server that tests may create databases on."""
+    named = os.environ.get("LEDGER_TEST_DATABASE_URL")
+    if named:
+        yield make_url(named).set(drivername="postgresql")
+        return
+    folder = Path(tempfile.mkdtemp(prefix="ledger-test-"))
+    yield make_url(embedded.start(folder / "data")).set(drivername="postgresql")
+    embedded.stop(folder / "data")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ledger_template(ledger_server: URL) -> Iterator[str]:
+    """The name of a migrated database, to be cloned."""
+    name = f"ledger_template_{os.getpid()}"
+    _run(ledger_server, f"CREATE DATABASE {name}")
+    with Ledger.connect(_text(ledger_server.set(database=name))) as ledger:
+        ledger.migrate()
+    yield name
+    _run(ledger_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def ledger_url(ledger_server: URL, ledger_template: str) -> Iterator[str]:
+    """The URL of a database with a migrated, empty ledger; dropped after the test."""
+    name = f"ledger_test_{os.getpid()}_{next(_numbers)}"
+    _run(ledger_server, f"CREATE DATABASE {name} TEMPLATE {ledger_template}")
+    yield _text(ledger_server.set(database=name))
+    _run(ledger_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    """A migrated, empty ledger."""
+    with Ledger.connect(ledger_url) as ledger:
+        yield ledger
+
+
+def _run(server: URL, statement: str) -> None:
+    with psycopg.connect(_text(server), autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+def _text(url: URL) -> str:
+    return url.render_as_string(hide_password=False)

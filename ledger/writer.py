@@ -1,0 +1,447 @@
+"""
+handle(commands): the only write path.
+
+    resolve keys and load the book → decide in memory → lock, append, project → commit
+
+One command is a batch of one.  The first attempt at a single command decides on an unlocked read and checks
+it under the locks that the write takes; a batch, a guest, and every further attempt lock before they read.
+What was read is never trusted to hold: an event is appended at its version, or the transaction fails and the
+commands are decided again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from hashlib import sha1
+from typing import Final, TypeAlias
+from uuid import UUID
+
+import psycopg
+import psycopg.errors
+
+from ledger.core import chain
+from ledger.core.book import Balance, Book, Terms, stream_of
+from ledger.core.commands import BATCH_MAX, Command, DefineAsset, OpenAccount, canonical_json
+from ledger.core.decide import decide, recall
+from ledger.core.errors import (
+    AtomicBatchRejected,
+    ConcurrencyError,
+    ConnectionLost,
+    DatabaseUnavailable,
+    IdempotencyConflict,
+    InvalidCommand,
+    Rejected,
+)
+from ledger.core.events import (
+    LEDGER_STREAM,
+    EntryPosted,
+    Event,
+    Recorded,
+    Transaction,
+)
+from ledger.storage import projector, store
+from ledger.storage.database import GUARD_CLASS, Connection, Database
+from ledger.storage.store import Statement
+
+ATTEMPTS_MAX: Final = 12
+"""How often one call decides again, or reaches for a lost server, before it gives up."""
+
+_BACKOFF_SECONDS: Final = 0.004
+_BACKOFF_SECONDS_MAX: Final = 0.5
+_MICROSECOND: Final = timedelta(microseconds=1)
+_NOW: Final[Statement] = ("SELECT clock_timestamp()", ())
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """
+    What a command did.  A replayed one was done earlier: this is the original answer.
+
+    `versions` and `balances` say where each stream and account stood right after the transaction.
+    """
+
+    transaction: Transaction
+    events: Sequence[Recorded]
+    terms: Sequence[Terms | None]
+    replayed: bool = False
+    dry_run: bool = False
+
+    @property
+    def transaction_id(self) -> UUID:
+        """The id that `transaction()` and `reverse()` take."""
+        return UUID(self.transaction.transaction_id)
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Stream → its version right after."""
+        return dict(zip(self.transaction.streams, self.transaction.versions, strict=True))
+
+    @property
+    def balances(self) -> dict[str, Balance]:
+        """Account → its balance right after."""
+        return {
+            event.stream: Balance.from_numbers(event.stream, terms, event.numbers, event.version)
+            for event, terms in zip(self.events, self.terms, strict=True)
+            if terms is not None and event.numbers is not None
+        }
+
+
+Outcome: TypeAlias = Done | Rejected
+
+
+class _Moved(Exception):
+    """Somebody else wrote first: what was decided no longer holds."""
+
+
+class _Drifted(Exception):
+    """Projected rows that were not written by us."""
+
+    def __init__(self, streams: Sequence[str]) -> None:
+        super().__init__(streams)
+        self.streams = streams
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Commands on their way, with the ids that their transactions have in every attempt."""
+
+    commands: Sequence[Command]
+    scope: str
+    ids: Sequence[str]
+    known_ids: Sequence[str]
+    streams: Sequence[str]
+    locks: Sequence[str]
+    assets: Sequence[str]
+    atomic: bool
+    dry_run: bool
+    in_doubt: bool = False
+    """An earlier attempt may have committed before its connection broke: ids without a key are looked up too."""
+
+
+@dataclass(slots=True)
+class _Decided:
+    """The outcomes of a batch, and what must be written for them."""
+
+    book: Book
+    outcomes: list[Outcome]
+    transactions: list[Transaction]
+    events: list[Recorded]
+    loaded: dict[str, int]
+    """The version of every stream that was read."""
+
+    known_assets: frozenset[str]
+
+    @property
+    def before(self) -> dict[str, int]:
+        """The version, as read, of every stream that is written; 0 where it is new."""
+        return {event.stream: self.loaded.get(event.stream, 0) for event in self.events}
+
+
+class Writer:
+    """Handles commands on one ledger's database, in transactions of its own."""
+
+    def __init__(self, database: Database, ledger_id: Callable[[], str]) -> None:
+        self._database = database
+        self._ledger_id = ledger_id
+
+    def handle(
+        self, commands: Sequence[Command], *, scope: str = "", atomic: bool = False, dry_run: bool = False
+    ) -> list[Outcome]:
+        """
+        Carry out commands, each once however often it arrives.
+
+        Returns one outcome per command, in order.
+
+        Raises:
+            ConcurrencyError: The race was lost ATTEMPTS_MAX times.
+            ConnectionLost: The server went away and did not come back: the outcome is unknown.
+            CorruptLog, DatabaseUnavailable, InvalidCommand, SchemaMismatch: Nothing was written.
+        """
+        if not commands:
+            return []
+        batch = _prepare(commands, self._ledger_id(), scope, atomic, dry_run)
+        locked = len(commands) > 1
+        lost: ConnectionLost | None = None
+        for attempt in range(ATTEMPTS_MAX):
+            if attempt:
+                _back_off(attempt)
+            try:
+                with self._database.connection() as connection:
+                    return self._attempt(connection, batch, locked)
+            except ConnectionLost as error:
+                lost, batch.in_doubt = error, True
+            except DatabaseUnavailable:
+                if lost is None:
+                    raise
+            except (_Moved, ConcurrencyError):
+                locked = True
+        raise lost or ConcurrencyError(f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again.")
+
+    def _attempt(self, connection: Connection, batch: _Batch, locked: bool) -> list[Outcome]:
+        opening = [*connection.begin(), projector.lock(batch.locks)] if locked else []
+        try:
+            decided = _load_and_decide(connection, batch, opening, self._ledger_id())
+            if decided.transactions and not batch.dry_run:
+                _write(connection, decided, batch, [] if locked else connection.begin(), locked)
+                connection.commit()
+            else:
+                connection.rollback()
+            return decided.outcomes
+        except _Drifted as drift:
+            connection.rollback()
+            self._rebuild(connection, drift.streams)
+        except (_Moved, psycopg.Error) as conflict:
+            if not _is_conflict(conflict):
+                raise
+            connection.rollback()
+            # Without a lock this was a race.  Under the locks nobody else can have moved these streams, so
+            # either a key was in flight, or the projection and the log disagree.
+            if locked:
+                self._rebuild(connection, projector.out_of_step(connection, batch.streams))
+        raise _Moved
+
+    def _rebuild(self, connection: Connection, streams: Sequence[str]) -> None:
+        if streams:
+            with connection.transaction():
+                projector.rebuild(connection, streams, noticed_by="write")
+
+
+def handle_as_guest(
+    connection: Connection,
+    commands: Sequence[Command],
+    ledger_id: str,
+    read_committed: bool,
+    *,
+    scope: str = "",
+    atomic: bool = False,
+    dry_run: bool = False,
+) -> list[Outcome]:
+    """
+    Carry out commands inside the caller's transaction, which alone decides whether they last.
+
+    A conflict is undone to a savepoint and decided again where the isolation level lets a statement see
+    the winner; elsewhere, and after a deadlock, only the caller can run the whole transaction again.
+
+    Raises:
+        ConcurrencyError: The caller's whole transaction has to be run again.
+    """
+    if not commands:
+        return []
+    batch = _prepare(commands, ledger_id, scope, atomic, dry_run)
+    opening: list[Statement] = [("SAVEPOINT ledger", ()), projector.lock(batch.locks)]
+    release: list[Statement] = [("RELEASE SAVEPOINT ledger", ())]
+    undo: list[Statement] = [("ROLLBACK TO SAVEPOINT ledger", ()), *release]
+    for _ in range(ATTEMPTS_MAX):
+        try:
+            decided = _load_and_decide(connection, batch, opening, ledger_id)
+            if decided.transactions and not dry_run:
+                _write(connection, decided, batch, [], locked=True)
+            connection.send(release)
+            return decided.outcomes
+        except _Drifted as drift:
+            connection.send(undo)
+            projector.rebuild(connection, drift.streams, noticed_by="write")
+        except (_Moved, psycopg.Error) as conflict:
+            if not _is_conflict(conflict):
+                raise
+            connection.send(undo)
+            if not read_committed:
+                raise ConcurrencyError(
+                    "Another transaction wrote to these accounts, and this one's isolation level cannot see it."
+                    " Run the whole transaction again."
+                ) from None
+            if streams := projector.out_of_step(connection, batch.streams):
+                projector.rebuild(connection, streams, noticed_by="write")
+    raise ConcurrencyError(f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again.")
+
+
+def keyed_id(ledger_id: str, scope: str, key: str) -> str:
+    """
+    The id of the transaction that an idempotency key stands for.
+
+    UUIDv5 with the ledger's id as its namespace (RFC 9562, section 5.5), so that the primary key of
+    transactions is the idempotency check.
+    """
+    digest = bytearray(sha1(UUID(ledger_id).bytes + f"{scope}\0{key}".encode(), usedforsecurity=False).digest()[:16])
+    return _uuid_text(digest, version=5)
+
+
+def _fresh_id(milliseconds: int) -> str:
+    """A UUIDv7 (RFC 9562, section 5.7): ids made later sort later, which keeps their index compact."""
+    return _uuid_text(bytearray(milliseconds.to_bytes(6, "big") + os.urandom(10)), version=7)
+
+
+def _uuid_text(octets: bytearray, version: int) -> str:
+    octets[6] = octets[6] & 0x0F | version << 4
+    octets[8] = octets[8] & 0x3F | 0x80
+    digits = octets.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def _prepare(commands: Sequence[Command], ledger_id: str, scope: str, atomic: bool, dry_run: bool) -> _Batch:
+    if len(commands) > BATCH_MAX:
+        raise InvalidCommand("commands", f"{len(commands)} at once; at most {BATCH_MAX} are taken")
+    milliseconds = time.time_ns() // 1_000_000
+    ids, known_ids, assets = [], [], set()
+    streams: set[str] = set()
+    for command in commands:
+        streams.update(command.accounts)
+        if command.idempotency_key is None:
+            ids.append(_fresh_id(milliseconds))
+        else:
+            ids.append(keyed_id(ledger_id, scope, command.idempotency_key))
+            known_ids.append(ids[-1])
+        if isinstance(command, DefineAsset | OpenAccount):
+            assets.add(command.asset)
+    locks = sorted(streams)
+    if assets:
+        # Not locked: an account may need a currency defined, and hardly ever does.
+        streams.add(LEDGER_STREAM)
+    return _Batch(commands, scope, ids, known_ids, sorted(streams), locks, sorted(assets), atomic, dry_run)
+
+
+def _load_and_decide(connection: Connection, batch: _Batch, opening: list[Statement], ledger_id: str) -> _Decided:
+    known_ids = batch.ids if batch.in_doubt else batch.known_ids
+    keys = [(store.SELECT_TRANSACTIONS, (store.plain_array(known_ids),))] if known_ids else []
+    *_, heads, assets, now, known = [
+        *connection.send([*opening, *projector.touch(batch.streams, batch.assets), _NOW, *keys]),
+        *([] if keys else [[]]),
+    ]
+    book = Book(ledger_id)
+    if drifted := projector.load(book, heads, assets):
+        raise _Drifted(drifted)
+    earlier = {row[0]: _recalled(connection, store.transaction_from(row), batch) for row in known}
+    return _decide_all(batch, book, earlier, now[0][0])
+
+
+def _recalled(connection: Connection, transaction: Transaction, batch: _Batch) -> Done:
+    """The answer that was given when the key was first used."""
+    events = store.events_of(connection, transaction)
+    book = Book("")
+    projector.load(book, connection.query(*projector.touch(transaction.streams, [])[0]), [])
+    terms = [book.stream(event.stream).terms for event in events]
+    return Done(transaction, events, terms, replayed=transaction.idempotency_key is not None)
+
+
+def _decide_all(batch: _Batch, book: Book, earlier: dict[str, Done], now: datetime) -> _Decided:
+    """Decide each command on the book as the ones before it leave it."""
+    loaded = {name: stream.version for name, stream in book.streams.items()}
+    decided = _Decided(book, [], [], [], loaded, frozenset(book.assets))
+    for command, transaction_id in zip(batch.commands, batch.ids, strict=True):
+        done = earlier.get(transaction_id)
+        try:
+            if done is not None:
+                _check_same(command, done.transaction, batch.scope)
+                decided.outcomes.append(done)
+                continue
+            events = decide(command, book)
+        except Rejected as rejection:
+            decided.outcomes.append(rejection)
+            continue
+        done = _record(command, transaction_id, events, book, batch, now)
+        earlier[transaction_id] = replace(done, replayed=True)
+        decided.outcomes.append(done)
+        decided.transactions.append(done.transaction)
+        decided.events.extend(done.events)
+    if batch.atomic:
+        _reject_together(decided)
+    return decided
+
+
+def _check_same(command: Command, transaction: Transaction, scope: str) -> None:
+    if transaction.idempotency_key != command.idempotency_key or transaction.scope != scope:
+        raise IdempotencyConflict(str(command.idempotency_key), ["idempotency_key"])
+    recall(command, transaction.request)
+
+
+def _record(
+    command: Command, transaction_id: str, events: Sequence[Event], book: Book, batch: _Batch, now: datetime
+) -> Done:
+    """Give the events their transaction, versions, time and hashes; the book moves on."""
+    streams = tuple([stream_of(event) for event in events])
+    versions: list[int] = []
+    latest = now
+    ahead: dict[str, int] = {}
+    for name in streams:
+        stream = book.stream(name)
+        ahead[name] = ahead.get(name, stream.version) + 1
+        versions.append(ahead[name])
+        if stream.recorded_at >= latest:
+            # A clock that stands still or steps back does not: time strictly grows within a stream.
+            latest = stream.recorded_at + _MICROSECOND
+    describes_account = isinstance(command, OpenAccount)
+    transaction = chain.seal(
+        Transaction(
+            transaction_id=transaction_id,
+            kind=command.type,
+            scope=batch.scope,
+            idempotency_key=command.idempotency_key,
+            request=command.request(),
+            entry_count=sum([isinstance(event, EntryPosted) for event in events]),
+            streams=streams,
+            versions=tuple(versions),
+            reference=command.reference,
+            effective_at=command.effective_at or latest,
+            recorded_at=latest,
+            actor=command.actor,
+            correlation_id=command.correlation_id,
+            causation_id=command.causation_id,
+            metadata=canonical_json(command.metadata) if command.metadata and not describes_account else None,
+        )
+    )
+    recorded = chain.link(transaction, events, book)
+    terms = [book.streams[name].terms for name in streams]
+    return Done(transaction, recorded, terms, dry_run=batch.dry_run)
+
+
+def _reject_together(decided: _Decided) -> None:
+    """All or nothing: one rejection takes the rest of the batch with it."""
+    outcomes = decided.outcomes
+    failed = next((index for index, outcome in enumerate(outcomes) if isinstance(outcome, Rejected)), None)
+    if failed is None:
+        return
+    cause = AtomicBatchRejected(failed, str(outcomes[failed]))
+    decided.outcomes = [outcome if isinstance(outcome, Rejected) else cause for outcome in outcomes]
+    decided.transactions, decided.events = [], []
+
+
+def _write(connection: Connection, decided: _Decided, batch: _Batch, opening: list[Statement], locked: bool) -> None:
+    """
+    Append and project; everything goes out in one round trip.
+
+    Raises:
+        _Moved: A stream is no longer where it was read, and nothing may be committed.
+    """
+    before = decided.before
+    events = decided.events
+    opened = [event.stream for event in events if event.type == "account_opened"]
+    defined = [asset for asset in decided.book.assets if asset not in decided.known_assets]
+    statements = [
+        *([] if locked else [projector.lock(sorted({*batch.locks, *before}))]),
+        *store.append(decided.transactions, events),
+        *projector.project(before, decided.book, opened, defined),
+    ]
+    results = connection.send([*opening, *statements])[len(opening) :]
+    if not locked:
+        for stream, version in results[0]:
+            if decided.loaded.get(stream, 0) != version:
+                raise _Moved
+    if results[-1] != [(len(projector.existing(before)),)]:
+        raise _Moved
+
+
+def _is_conflict(error: BaseException) -> bool:
+    """Whether an attempt failed because of what others wrote, and not of what the server is."""
+    if isinstance(error, psycopg.Error):
+        return error.sqlstate == "23505" or (error.sqlstate or "").startswith(GUARD_CLASS)
+    return isinstance(error, _Moved)
+
+
+def _back_off(attempt: int) -> None:
+    """Wait a little, and not as long as the others."""
+    time.sleep(random.uniform(0, min(_BACKOFF_SECONDS * 2**attempt, _BACKOFF_SECONDS_MAX)))
