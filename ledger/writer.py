@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from hashlib import sha1
 from typing import Final, TypeAlias
@@ -45,14 +45,16 @@ from ledger.core.events import (
     Transaction,
 )
 from ledger.storage import projector, store
-from ledger.storage.database import GUARD_CLASS, Connection, Database
-from ledger.storage.store import Statement
+from ledger.storage.database import GUARD_CLASS, Connection, Database, Statement
 
 ATTEMPTS_MAX: Final = 12
 """How often one call decides again, or reaches for a lost server, before it gives up."""
 
 _BACKOFF_SECONDS: Final = 0.004
 _BACKOFF_SECONDS_MAX: Final = 0.5
+_PART: Final = 200
+"""Commands decided before their rows are sent: while the server inserts them, the next ones are decided."""
+
 _MICROSECOND: Final = timedelta(microseconds=1)
 _NOW: Final[Statement] = ("SELECT clock_timestamp()", ())
 
@@ -124,22 +126,27 @@ class _Batch:
 
 
 @dataclass(slots=True)
-class _Decided:
-    """The outcomes of a batch, and what must be written for them."""
+class _Work:
+    """A batch that has been read, and what becomes of it: the book moves on as its commands are decided."""
 
     book: Book
-    outcomes: list[Outcome]
-    transactions: list[Transaction]
-    events: list[Recorded]
+    now: datetime
+    earlier: dict[str, Done]
+    """By transaction id: what was done before this call, or by an earlier command of it."""
+
     loaded: dict[str, int]
     """The version of every stream that was read."""
 
     known_assets: frozenset[str]
+    outcomes: list[Outcome] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    opened: list[str] = field(default_factory=list)
+    written: set[str] = field(default_factory=set)
 
     @property
     def before(self) -> dict[str, int]:
-        """The version, as read, of every stream that is written; 0 where it is new."""
-        return {event.stream: self.loaded.get(event.stream, 0) for event in self.events}
+        """The version, as read, of every stream that was written; 0 where it is new."""
+        return {stream: self.loaded.get(stream, 0) for stream in self.written}
 
 
 class Writer:
@@ -183,15 +190,14 @@ class Writer:
         raise lost or ConcurrencyError(f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again.")
 
     def _attempt(self, connection: Connection, batch: _Batch, locked: bool) -> list[Outcome]:
-        opening = [*connection.begin(), projector.lock(batch.locks)] if locked else []
+        begin = [*connection.begin(), projector.lock(batch.locks)]
         try:
-            decided = _load_and_decide(connection, batch, opening, self._ledger_id())
-            if decided.transactions and not batch.dry_run:
-                _write(connection, decided, batch, [] if locked else connection.begin(), locked)
+            work = _load(connection, batch, begin if locked else [], self._ledger_id())
+            if _write(connection, batch, work, [] if locked else begin):
                 connection.commit()
             else:
                 connection.rollback()
-            return decided.outcomes
+            return work.outcomes
         except _Drifted as drift:
             connection.rollback()
             self._rebuild(connection, drift.streams)
@@ -238,11 +244,10 @@ def handle_as_guest(
     undo: list[Statement] = [("ROLLBACK TO SAVEPOINT ledger", ()), *release]
     for _ in range(ATTEMPTS_MAX):
         try:
-            decided = _load_and_decide(connection, batch, opening, ledger_id)
-            if decided.transactions and not dry_run:
-                _write(connection, decided, batch, [], locked=True)
-            connection.send(release)
-            return decided.outcomes
+            work = _load(connection, batch, opening, ledger_id)
+            keep = _write(connection, batch, work, [])
+            connection.send(release if keep else undo)
+            return work.outcomes
         except _Drifted as drift:
             connection.send(undo)
             projector.rebuild(connection, drift.streams, noticed_by="write")
@@ -305,52 +310,103 @@ def _prepare(commands: Sequence[Command], ledger_id: str, scope: str, atomic: bo
     return _Batch(commands, scope, ids, known_ids, sorted(streams), locks, sorted(assets), atomic, dry_run)
 
 
-def _load_and_decide(connection: Connection, batch: _Batch, opening: list[Statement], ledger_id: str) -> _Decided:
+def _load(connection: Connection, batch: _Batch, opening: list[Statement], ledger_id: str) -> _Work:
+    """Read everything that the batch may be decided on, in one round trip, after `opening`."""
     known_ids = batch.ids if batch.in_doubt else batch.known_ids
-    keys = [(store.SELECT_TRANSACTIONS, (store.plain_array(known_ids),))] if known_ids else []
-    *_, heads, assets, now, known = [
-        *connection.send([*opening, *projector.touch(batch.streams, batch.assets), _NOW, *keys]),
-        *([] if keys else [[]]),
-    ]
+    statements = [*opening, *projector.touch(batch.streams), _NOW]
+    if batch.assets:
+        statements.append(projector.scales(batch.assets))
+    if known_ids:
+        statements.append((store.SELECT_TRANSACTIONS, (store.plain_array(known_ids),)))
+    results = iter(connection.send(statements)[len(opening) :])
     book = Book(ledger_id)
-    if drifted := projector.load(book, heads, assets):
+    if drifted := projector.load(book, heads=next(results), accounts=next(results)):
         raise _Drifted(drifted)
-    earlier = {row[0]: _recalled(connection, store.transaction_from(row), batch) for row in known}
-    return _decide_all(batch, book, earlier, now[0][0])
+    ((now,),) = next(results)
+    book.assets.update(next(results) if batch.assets else [])
+    known = [store.transaction_from(row) for row in next(results, [])]
+    earlier = {transaction.transaction_id: _recalled(connection, transaction) for transaction in known}
+    loaded = {name: stream.version for name, stream in book.streams.items()}
+    return _Work(book, now, earlier, loaded, frozenset(book.assets))
 
 
-def _recalled(connection: Connection, transaction: Transaction, batch: _Batch) -> Done:
+def _recalled(connection: Connection, transaction: Transaction) -> Done:
     """The answer that was given when the key was first used."""
     events = store.events_of(connection, transaction)
     book = Book("")
-    projector.load(book, connection.query(*projector.touch(transaction.streams, [])[0]), [])
+    projector.load(book, *connection.send(projector.touch(transaction.streams)))
     terms = [book.stream(event.stream).terms for event in events]
-    return Done(transaction, events, terms, replayed=transaction.idempotency_key is not None)
+    return Done(transaction, events, terms)
 
 
-def _decide_all(batch: _Batch, book: Book, earlier: dict[str, Done], now: datetime) -> _Decided:
-    """Decide each command on the book as the ones before it leave it."""
-    loaded = {name: stream.version for name, stream in book.streams.items()}
-    decided = _Decided(book, [], [], [], loaded, frozenset(book.assets))
+def _write(connection: Connection, batch: _Batch, work: _Work, opening: list[Statement]) -> bool:
+    """
+    Decide, append and project, in one round trip; `opening` begins the transaction and ends with its lock.
+
+    Returns whether there is something to commit.
+
+    Raises:
+        _Moved: A stream is no longer where it was read, and nothing may be committed.
+    """
+    results = connection.send(_statements(batch, work, opening))
+    if batch.atomic and _reject_together(work):
+        return False
+    if not results:
+        return False
+    if opening:
+        for stream, version in results[len(opening) - 1]:
+            if work.loaded.get(stream, 0) != version:
+                raise _Moved
+    if results[-1] != [(len(projector.existing(work.before)),)]:
+        raise _Moved
+    return True
+
+
+def _statements(batch: _Batch, work: _Work, opening: list[Statement]) -> Iterator[Statement]:
+    """What is to be sent, made while the server works on what was sent before.  Nothing, if nothing happens."""
+    for transactions, events in _decide_all(batch, work):
+        if batch.dry_run:
+            continue
+        if not work.ids:
+            yield from opening
+        work.ids.extend([transaction.transaction_id for transaction in transactions])
+        work.written.update([event.stream for event in events])
+        yield from store.append(transactions, events)
+        latest = transactions[-1].recorded_at
+    if work.ids:
+        defined = [asset for asset in work.book.assets if asset not in work.known_assets]
+        yield store.announce(work.ids, latest)
+        yield from projector.project(work.before, work.book, work.opened, defined)
+
+
+def _decide_all(batch: _Batch, work: _Work) -> Iterator[tuple[list[Transaction], list[Recorded]]]:
+    """Decide each command on the book as the ones before it leave it; what happened comes in parts."""
+    transactions: list[Transaction] = []
+    events: list[Recorded] = []
     for command, transaction_id in zip(batch.commands, batch.ids, strict=True):
-        done = earlier.get(transaction_id)
+        done = work.earlier.get(transaction_id)
         try:
             if done is not None:
                 _check_same(command, done.transaction, batch.scope)
-                decided.outcomes.append(done)
+                replayed = done.transaction.idempotency_key is not None
+                work.outcomes.append(replace(done, replayed=replayed))
                 continue
-            events = decide(command, book)
+            decided = decide(command, work.book)
         except Rejected as rejection:
-            decided.outcomes.append(rejection)
+            work.outcomes.append(rejection)
             continue
-        done = _record(command, transaction_id, events, book, batch, now)
-        earlier[transaction_id] = replace(done, replayed=True)
-        decided.outcomes.append(done)
-        decided.transactions.append(done.transaction)
-        decided.events.extend(done.events)
-    if batch.atomic:
-        _reject_together(decided)
-    return decided
+        done = _record(command, transaction_id, decided, work.book, batch, work.now)
+        if isinstance(command, OpenAccount):
+            work.opened.append(command.account)
+        work.earlier[transaction_id] = done
+        work.outcomes.append(done)
+        transactions.append(done.transaction)
+        events.extend(done.events)
+        if len(transactions) == _PART:
+            yield transactions, events
+            transactions, events = [], []
+    if transactions:
+        yield transactions, events
 
 
 def _check_same(command: Command, transaction: Transaction, scope: str) -> None:
@@ -399,40 +455,15 @@ def _record(
     return Done(transaction, recorded, terms, dry_run=batch.dry_run)
 
 
-def _reject_together(decided: _Decided) -> None:
+def _reject_together(work: _Work) -> bool:
     """All or nothing: one rejection takes the rest of the batch with it."""
-    outcomes = decided.outcomes
+    outcomes = work.outcomes
     failed = next((index for index, outcome in enumerate(outcomes) if isinstance(outcome, Rejected)), None)
     if failed is None:
-        return
+        return False
     cause = AtomicBatchRejected(failed, str(outcomes[failed]))
-    decided.outcomes = [outcome if isinstance(outcome, Rejected) else cause for outcome in outcomes]
-    decided.transactions, decided.events = [], []
-
-
-def _write(connection: Connection, decided: _Decided, batch: _Batch, opening: list[Statement], locked: bool) -> None:
-    """
-    Append and project; everything goes out in one round trip.
-
-    Raises:
-        _Moved: A stream is no longer where it was read, and nothing may be committed.
-    """
-    before = decided.before
-    events = decided.events
-    opened = [event.stream for event in events if event.type == "account_opened"]
-    defined = [asset for asset in decided.book.assets if asset not in decided.known_assets]
-    statements = [
-        *([] if locked else [projector.lock(sorted({*batch.locks, *before}))]),
-        *store.append(decided.transactions, events),
-        *projector.project(before, decided.book, opened, defined),
-    ]
-    results = connection.send([*opening, *statements])[len(opening) :]
-    if not locked:
-        for stream, version in results[0]:
-            if decided.loaded.get(stream, 0) != version:
-                raise _Moved
-    if results[-1] != [(len(projector.existing(before)),)]:
-        raise _Moved
+    work.outcomes = [outcome if isinstance(outcome, Rejected) else cause for outcome in outcomes]
+    return True
 
 
 def _is_conflict(error: BaseException) -> bool:

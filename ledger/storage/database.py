@@ -8,9 +8,10 @@ pool, or on the one connection that an application lends to a guest.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, TypeAlias
 
 import psycopg
@@ -31,6 +32,7 @@ from ledger.core.errors import (
 from ledger.storage.tables import DEFAULT_SCHEMA
 
 Row: TypeAlias = tuple[Any, ...]
+Statement: TypeAlias = tuple[str, Sequence[Any]]
 
 RETRYABLE: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the whole transaction is run again."""
@@ -66,15 +68,23 @@ class Connection:
         """Run one statement and return how many rows it touched."""
         return self.driver.execute(self.sql(sql), parameters).rowcount
 
-    def send(self, statements: Sequence[tuple[str, Sequence[Any]]]) -> list[list[Row]]:
-        """Run several statements in one round trip and return the rows of each."""
+    def send(self, statements: Iterable[Statement]) -> list[list[Row]]:
+        """
+        Run statements in one round trip and return the rows of each.
+
+        Each is sent as soon as it is made: the server works on one while the next is still being computed.
+        """
+        pending = iter(statements)
+        first = next(pending, None)
+        if first is None:
+            return []
         cursors = []
         with self.driver.pipeline():
-            for sql, parameters in statements:
+            for sql, parameters in chain([first], pending):
                 cursors.append(self.driver.execute(self.sql(sql), parameters))
         return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
 
-    def begin(self) -> list[tuple[str, Sequence[Any]]]:
+    def begin(self) -> list[Statement]:
         """The statements that open a transaction, to be sent along with the first of it."""
         return [(sql, ()) for sql in self._begin]
 

@@ -17,8 +17,8 @@ from ledger.core.codec import head_checksum
 from ledger.core.commands import AccountType, utc_text
 from ledger.core.errors import CorruptLog
 from ledger.core.events import Numbers
-from ledger.storage.database import Connection, Row
-from ledger.storage.store import Statement, bytes_array, plain_array, text_array
+from ledger.storage.database import Connection, Row, Statement
+from ledger.storage.store import bytes_array, plain_array, text_array
 
 REBUILD_STREAMS_MAX: Final = 1_000
 """Streams rebuilt in one transaction: how long writers may wait for a rebuild."""
@@ -27,12 +27,16 @@ LOCK: Final = """
 SELECT stream, version FROM {schema}.balances WHERE stream = ANY(%s::text[]) ORDER BY stream FOR NO KEY UPDATE
 """
 
-LOAD: Final = """
-SELECT b.stream, b.version, b.posted_debits::text, b.posted_credits::text, b.pending_debits::text,
-       b.pending_credits::text, b.head_hash, b.recorded_at, b.checksum,
-       a.account_type, a.asset, a.scale, a.min_balance::text, a.max_balance::text, a.state, a.metadata::text
-FROM {schema}.balances AS b LEFT JOIN {schema}.accounts AS a ON a.account = b.stream AND a.account = ANY(%s::text[])
-WHERE b.stream = ANY(%s::text[])
+# Two statements and not a join: beside one, `= ANY` would be evaluated against the whole array for each row.
+LOAD_BALANCES: Final = """
+SELECT stream, version, posted_debits::text, posted_credits::text, pending_debits::text, pending_credits::text,
+       head_hash, recorded_at, checksum
+FROM {schema}.balances WHERE stream = ANY(%s::text[])
+"""
+
+LOAD_ACCOUNTS: Final = """
+SELECT account, account_type, asset, scale, min_balance::text, max_balance::text, state, metadata::text
+FROM {schema}.accounts WHERE account = ANY(%s::text[])
 """
 
 LOAD_ASSETS: Final = "SELECT asset, scale FROM {schema}.assets WHERE asset = ANY(%s::text[])"
@@ -73,10 +77,15 @@ AS a (account, account_type, asset, scale, min_balance, max_balance, state, meta
 INSERT_ASSETS: Final = "INSERT INTO {schema}.assets SELECT * FROM unnest(%s::text[], %s::smallint[])"
 
 
-def touch(streams: Sequence[str], assets: Sequence[str]) -> list[Statement]:
-    """The statements that load the heads of `streams` and the scales of `assets`."""
+def touch(streams: Iterable[str]) -> list[Statement]:
+    """The statements whose rows `load` takes: heads and terms of `streams`."""
     names = text_array(streams)
-    return [(LOAD, (names, names)), (LOAD_ASSETS, (text_array(assets),))]
+    return [(LOAD_BALANCES, (names,)), (LOAD_ACCOUNTS, (names,))]
+
+
+def scales(assets: Iterable[str]) -> Statement:
+    """The statement that returns the scales of `assets`."""
+    return LOAD_ASSETS, (text_array(assets),)
 
 
 def lock(streams: Iterable[str]) -> Statement:
@@ -89,23 +98,18 @@ def lock(streams: Iterable[str]) -> Statement:
     return LOCK, (text_array(streams),)
 
 
-def load(book: Book, heads: Sequence[Row], assets: Sequence[Row]) -> list[str]:
+def load(book: Book, heads: Sequence[Row], accounts: Sequence[Row]) -> list[str]:
     """Fill the book from the rows of `touch`; returns the streams whose checksum does not match."""
+    terms = {row[0]: _terms(row[1:]) for row in accounts}
     drifted = []
-    for row in heads:
-        stream = Stream(
-            stream=row[0],
-            version=row[1],
-            numbers=Numbers(int(row[2]), int(row[3]), int(row[4]), int(row[5])),
-            head_hash=row[6],
-            recorded_at=row[7],
-            terms=None if row[9] is None else _terms(row[9:]),
-        )
-        if checksum(stream) != row[8]:
-            drifted.append(stream.stream)
-        book.streams[stream.stream] = stream
-    book.assets.update(assets)
-    return drifted
+    for name, version, debits, credits, pending_debits, pending_credits, head_hash, recorded_at, found in heads:
+        numbers = Numbers(int(debits), int(credits), int(pending_debits), int(pending_credits))
+        stream = Stream(name, version, numbers, head_hash, recorded_at, terms.pop(name, None))
+        if checksum(stream) != found:
+            drifted.append(name)
+        book.streams[name] = stream
+    # Terms of an account without a balance: the one or the other is not ours.
+    return drifted + list(terms)
 
 
 def checksum(stream: Stream) -> bytes:

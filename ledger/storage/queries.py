@@ -47,10 +47,7 @@ ORDER BY t.transaction_id LIMIT %s
 """
 
 ACCOUNTS: Final = """
-SELECT b.stream, b.version, b.posted_debits::text, b.posted_credits::text, b.pending_debits::text,
-       b.pending_credits::text, b.head_hash, b.recorded_at, b.checksum,
-       a.account_type, a.asset, a.scale, a.min_balance::text, a.max_balance::text, a.state, a.metadata::text
-FROM {schema}.accounts AS a JOIN {schema}.balances AS b ON b.stream = a.account
+SELECT a.account FROM {schema}.accounts AS a
 WHERE a.account > %(after)s AND (%(asset)s::text IS NULL OR a.asset = %(asset)s)
   AND (%(metadata)s::jsonb IS NULL OR a.metadata::jsonb @> %(metadata)s::jsonb)
 ORDER BY a.account LIMIT %(limit)s
@@ -134,9 +131,8 @@ def account(connection: Connection, name: str) -> Stream:
         UnknownAccount: There is none.
         Drift: The projection is not what we wrote.
     """
-    heads, assets = connection.send(projector.touch([name], []))
     book = Book("")
-    drifted = projector.load(book, heads, assets)
+    drifted = projector.load(book, *connection.send(projector.touch([name])))
     stream = book.stream(name)
     if drifted:
         raise Drift(name)
@@ -224,14 +220,12 @@ def accounts(
     _check_limit(limit)
     wanted = canonical_json(dict(metadata)) if metadata else None
     parameters = {"after": after, "asset": asset, "metadata": wanted, "limit": limit}
-    rows = connection.driver.execute(connection.sql(ACCOUNTS), parameters).fetchall()
+    names = [name for (name,) in connection.driver.execute(connection.sql(ACCOUNTS), parameters).fetchall()]
     book = Book("")
-    projector.load(book, rows, [])
-    return [
-        AccountLine(stream.stream, stream.terms, stream.balance)
-        for stream in book.streams.values()
-        if stream.terms is not None
-    ]
+    if drifted := projector.load(book, *connection.send(projector.touch(names))):
+        raise Drift(drifted[0])
+    streams = [book.stream(name) for name in names]
+    return [AccountLine(stream.stream, stream.terms, stream.balance) for stream in streams if stream.terms is not None]
 
 
 def trial_balance(connection: Connection) -> TrialBalance:

@@ -8,26 +8,25 @@ command and ten thousand, and a prepared statement stays the same whatever the s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, TypeAlias
+from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from ledger.core.commands import utc_text
 from ledger.core.events import Numbers, Recorded, Transaction
-from ledger.storage.database import Connection, Row
-
-Statement: TypeAlias = tuple[str, Sequence[Any]]
+from ledger.storage.database import Connection, Row, Statement
 
 # Sorted by id: two batches that carry the same new keys wait for each other in one order.
 INSERT_TRANSACTIONS: Final = """
 INSERT INTO {schema}.transactions (
-    transaction_id, kind, scope, idempotency_key, request, entry_count, streams, versions, reference,
+    transaction_id, kind, scope, idempotency_key, request, entry_count, announced, reference,
     effective_at, recorded_at, actor, correlation_id, causation_id, metadata, header_hash)
-SELECT transaction_id, kind, scope, idempotency_key, request::json, entry_count, streams::text[], versions::bigint[],
+SELECT transaction_id, kind, scope, idempotency_key, request::json, entry_count, announced::text[],
        reference, effective_at, recorded_at, actor, correlation_id, causation_id, metadata::json, header_hash
 FROM unnest(
-    %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::smallint[], %s::text[], %s::text[], %s::text[],
+    %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::smallint[], %s::text[], %s::text[],
     %s::timestamptz[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[])
-AS t (transaction_id, kind, scope, idempotency_key, request, entry_count, streams, versions, reference,
+AS t (transaction_id, kind, scope, idempotency_key, request, entry_count, announced, reference,
       effective_at, recorded_at, actor, correlation_id, causation_id, metadata, header_hash)
 ORDER BY transaction_id
 """
@@ -54,7 +53,7 @@ INSERT INTO {schema}.outbox (batch_id, transaction_ids, recorded_at) VALUES (%s:
 """
 
 TRANSACTION_COLUMNS: Final = """
-    t.transaction_id::text, t.kind, t.scope, t.idempotency_key, t.request::text, t.entry_count, t.streams, t.versions,
+    t.transaction_id::text, t.kind, t.scope, t.idempotency_key, t.request::text, t.entry_count, t.announced,
     t.reference, t.effective_at, t.recorded_at, t.actor, t.correlation_id, t.causation_id, t.metadata::text,
     t.header_hash
 """
@@ -84,19 +83,21 @@ WHERE e.stream = %s AND e.version > %s ORDER BY e.version LIMIT %s
 
 def append(transactions: Sequence[Transaction], events: Sequence[Recorded]) -> list[Statement]:
     """
-    The statements that append transactions and their events, in the order in which they were decided.
+    The statements that append transactions and all of their events, in the order in which they were decided.
 
     A stream that has moved on in the meantime makes them fail with a unique violation: an event is
     appended at its version or not at all.
     """
-    ids = [transaction.transaction_id for transaction in transactions]
-    latest = max(transaction.recorded_at for transaction in transactions)
     return [
         (INSERT_TRANSACTIONS, _transaction_columns(transactions)),
         # In the order of the index, so that a batch touches each of its pages once.
         (INSERT_EVENTS, _event_columns(sorted(events))),
-        (INSERT_OUTBOX, (ids[0], plain_array(ids), utc_text(latest))),
     ]
+
+
+def announce(ids: Sequence[str], latest: datetime) -> Statement:
+    """The statement that leaves the transactions of one database transaction, in order, to the feed."""
+    return INSERT_OUTBOX, (ids[0], plain_array(ids), utc_text(latest))
 
 
 def recorded_transactions(connection: Connection, ids: Sequence[str]) -> list[Transaction]:
@@ -125,7 +126,10 @@ def read_stream(connection: Connection, stream: str, after: int = 0, page_size: 
 
 def transaction_from(row: Row) -> Transaction:
     """A row of TRANSACTION_COLUMNS."""
-    return Transaction(*row[:6], tuple(row[6]), tuple(row[7]), *row[8:])
+    places = [place.rpartition(" ") for place in row[6]]
+    streams = tuple([stream for stream, _, _ in places])
+    versions = tuple([int(version) for _, _, version in places])
+    return Transaction(*row[:6], streams, versions, *row[7:])
 
 
 def recorded_from(row: Row) -> Recorded:
@@ -166,13 +170,16 @@ def _transaction_columns(transactions: Sequence[Transaction]) -> list[str]:
         plain_array(columns[0]),
         *map(text_array, columns[1:5]),
         plain_array(map(str, columns[5])),
-        text_array(map(text_array, columns[6])),
-        text_array([plain_array(map(str, versions)) for versions in columns[7]]),
+        text_array([_announced(*places) for places in zip(columns[6], columns[7], strict=True)]),
         text_array(columns[8]),
         *times,
         *map(text_array, columns[11:15]),
         bytes_array(columns[15]),
     ]
+
+
+def _announced(streams: Sequence[str], versions: Sequence[int]) -> str:
+    return "{" + ",".join([f'"{stream} {version}"' for stream, version in zip(streams, versions, strict=True)]) + "}"
 
 
 def _event_columns(events: Sequence[Recorded]) -> list[str]:

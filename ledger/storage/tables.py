@@ -81,8 +81,7 @@ transactions: Final = Table(
     Column("idempotency_key", Text(collation="C")),
     Column("request", JSON, nullable=False),
     Column("entry_count", SmallInteger, nullable=False),
-    Column("streams", ARRAY(Text(collation="C")), nullable=False),
-    Column("versions", ARRAY(BigInteger), nullable=False),
+    Column("announced", ARRAY(Text(collation="C")), nullable=False),
     Column("reference", Text(collation="C")),
     _moment("effective_at"),
     _moment("recorded_at"),
@@ -91,10 +90,10 @@ transactions: Final = Table(
     Column("causation_id", Text(collation="C")),
     Column("metadata", JSON),
     _hash("header_hash"),
-    CheckConstraint("cardinality(streams) >= 1 AND cardinality(streams) = cardinality(versions)", name="events_announced"),
-    CheckConstraint("entry_count BETWEEN 0 AND cardinality(streams)", name="entry_count"),
+    CheckConstraint("cardinality(announced) >= 1", name="events_announced"),
+    CheckConstraint("entry_count BETWEEN 0 AND cardinality(announced)", name="entry_count"),
     CheckConstraint("octet_length(header_hash) = 32", name="header_hash_size"),
-    comment="Append-only: one row per accepted command; streams and versions announce its events in order.",
+    comment="Append-only: one row per accepted command; announced lists its events in order, as stream and version.",
 )
 Index(
     "transactions_reference",
