@@ -25,7 +25,7 @@ import psycopg
 import psycopg.errors
 
 from ledger.core import chain
-from ledger.core.book import Balance, Book, Terms, stream_of
+from ledger.core.book import Balance, Book, Terms
 from ledger.core.commands import BATCH_MAX, Command, DefineAsset, OpenAccount, canonical_json
 from ledger.core.decide import decide, recall
 from ledger.core.errors import (
@@ -272,7 +272,8 @@ def keyed_id(ledger_id: str, scope: str, key: str) -> str:
     UUIDv5 with the ledger's id as its namespace (RFC 9562, section 5.5), so that the primary key of
     transactions is the idempotency check.
     """
-    digest = bytearray(sha1(UUID(ledger_id).bytes + f"{scope}\0{key}".encode(), usedforsecurity=False).digest()[:16])
+    namespace = bytes.fromhex(ledger_id.replace("-", ""))
+    digest = bytearray(sha1(namespace + f"{scope}\0{key}".encode(), usedforsecurity=False).digest()[:16])
     return _uuid_text(digest, version=5)
 
 
@@ -419,40 +420,31 @@ def _record(
     command: Command, transaction_id: str, events: Sequence[Event], book: Book, batch: _Batch, now: datetime
 ) -> Done:
     """Give the events their transaction, versions, time and hashes; the book moves on."""
-    streams = tuple([stream_of(event) for event in events])
-    versions: list[int] = []
     latest = now
-    ahead: dict[str, int] = {}
-    for name in streams:
-        stream = book.stream(name)
-        ahead[name] = ahead.get(name, stream.version) + 1
-        versions.append(ahead[name])
-        if stream.recorded_at >= latest:
+    places = chain.place(events, book)
+    for place in places:
+        if place.stream.recorded_at >= latest:
             # A clock that stands still or steps back does not: time strictly grows within a stream.
-            latest = stream.recorded_at + _MICROSECOND
-    describes_account = isinstance(command, OpenAccount)
-    transaction = chain.seal(
-        Transaction(
-            transaction_id=transaction_id,
-            kind=command.type,
-            scope=batch.scope,
-            idempotency_key=command.idempotency_key,
-            request=command.request(),
-            entry_count=sum([isinstance(event, EntryPosted) for event in events]),
-            streams=streams,
-            versions=tuple(versions),
-            reference=command.reference,
-            effective_at=command.effective_at or latest,
-            recorded_at=latest,
-            actor=command.actor,
-            correlation_id=command.correlation_id,
-            causation_id=command.causation_id,
-            metadata=canonical_json(command.metadata) if command.metadata and not describes_account else None,
-        )
+            latest = place.stream.recorded_at + _MICROSECOND
+    transaction = chain.sealed(
+        transaction_id,
+        command.type,
+        batch.scope,
+        command.idempotency_key,
+        command.request(),
+        sum([type(event) is EntryPosted for event in events]),
+        tuple([place.stream.stream for place in places]),
+        tuple([place.version for place in places]),
+        command.reference,
+        command.effective_at or latest,
+        latest,
+        command.actor,
+        command.correlation_id,
+        command.causation_id,
+        canonical_json(command.metadata) if command.metadata and command.describes_transaction else None,
     )
-    recorded = chain.link(transaction, events, book)
-    terms = [book.streams[name].terms for name in streams]
-    return Done(transaction, recorded, terms, dry_run=batch.dry_run)
+    recorded = chain.link(transaction, events, places, book.ledger_id)
+    return Done(transaction, recorded, [place.stream.terms for place in places], dry_run=batch.dry_run)
 
 
 def _reject_together(work: _Work) -> bool:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from ledger.core import chain
 from ledger.core.book import EPOCH, Book, Stream, evolve
-from ledger.core.codec import event_from, transaction_header
+from ledger.core.codec import event_from
 from ledger.core.errors import CorruptLog
 from ledger.core.events import LEDGER_STREAM, Numbers, Recorded
 from ledger.core.money import Money
@@ -259,7 +258,7 @@ def _verify_transactions(connection: Connection, scope: dict[str, str | None], r
     for row in _stream(connection, _TRANSACTIONS, scope):
         transaction = transaction_from(row)
         report.checked["transactions"] += 1
-        if sha256(transaction_header(transaction)).digest() != transaction.header_hash:
+        if not chain.check_seal(transaction):
             report.add(
                 "log",
                 transaction.streams[0],

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha256
+from typing import Any, NamedTuple
 
-from ledger.core.book import Book, evolve
-from ledger.core.codec import event_record, payload_of, transaction_header
+from ledger.core.book import Book, Stream, evolve
+from ledger.core.codec import SCHEMA, event_record, payload_of, transaction_header
 from ledger.core.errors import CorruptLog
-from ledger.core.events import EntryPosted, Event, Recorded, Transaction
+from ledger.core.events import EntryPosted, Event, Numbers, Recorded, Transaction
+
+
+class Place(NamedTuple):
+    """Where an event comes to stand: its stream, and the stream's version and numbers right after it."""
+
+    stream: Stream
+    version: int
+    numbers: Numbers | None
 
 
 def genesis(ledger_id: str, stream: str) -> bytes:
@@ -17,44 +26,38 @@ def genesis(ledger_id: str, stream: str) -> bytes:
     return sha256(f"ledger/genesis/1\n{ledger_id}\n{stream}".encode()).digest()
 
 
-def seal(transaction: Transaction) -> Transaction:
-    """The transaction with its header hash."""
-    return transaction._replace(header_hash=sha256(transaction_header(transaction)).digest())
-
-
-def link(transaction: Transaction, events: Sequence[Event], book: Book) -> list[Recorded]:
-    """
-    Record `events`, in order, at the heads of their streams in `book`, which moves on with them.
-
-    `transaction` is sealed and announces exactly these events.
-    """
-    recorded: list[Recorded] = []
-    header_hash = transaction.header_hash.hex()
-    for event, name in zip(events, transaction.streams, strict=True):
+def place(events: Sequence[Event], book: Book) -> list[Place]:
+    """Append `events` to the streams in `book`, which move on, and say where each came to stand."""
+    places = []
+    for event in events:
         stream = evolve(book, event)
+        places.append(Place(stream, stream.version, None if stream.terms is None else stream.numbers))
+    return places
+
+
+def sealed(*fields: Any) -> Transaction:
+    """A transaction from its fields in order, with the header hash that covers them."""
+    return Transaction(*fields, sha256(transaction_header(*fields)).digest())
+
+
+def link(transaction: Transaction, events: Sequence[Event], places: Sequence[Place], ledger_id: str) -> list[Recorded]:
+    """Record `events` at their places, each linked to the one before; the heads of their streams follow."""
+    header_hash = transaction.header_hash.hex()
+    effective_at, recorded_at = transaction.effective_at, transaction.recorded_at
+    recorded = []
+    for event, (stream, version, numbers) in zip(events, places, strict=True):
         kind, payload = payload_of(event)
-        entry = event if isinstance(event, EntryPosted) else None
-        unlinked = Recorded(
-            stream=name,
-            version=stream.version,
-            transaction_id=transaction.transaction_id,
-            type=kind,
-            payload=payload,
-            schema=1,
-            asset=entry.asset if entry else None,
-            direction=entry.direction.value if entry else None,
-            amount=entry.amount if entry else None,
-            numbers=stream.numbers if stream.terms is not None else None,
-            effective_at=transaction.effective_at,
-            recorded_at=transaction.recorded_at,
-            prev_hash=stream.head_hash or genesis(book.ledger_id, name),
-            event_hash=b"",
-        )
-        event_hash = leaf_hash(event_record(unlinked, header_hash, payload_hash(payload)))
-        stream.head_hash = event_hash
-        stream.recorded_at = transaction.recorded_at
-        recorded.append(Recorded(*unlinked[:-1], event_hash))
+        entry = (event.asset, event.direction.value, event.amount) if type(event) is EntryPosted else _NO_ENTRY
+        prev_hash = stream.head_hash or genesis(ledger_id, stream.stream)
+        to_here = (stream.stream, version, transaction.transaction_id, kind)
+        from_here = (SCHEMA, *entry, numbers, effective_at, recorded_at, prev_hash)
+        event_hash = leaf_hash(event_record(*to_here, payload_hash(payload), *from_here, header_hash))
+        stream.head_hash, stream.recorded_at = event_hash, recorded_at
+        recorded.append(Recorded(*to_here, payload, *from_here, event_hash))
     return recorded
+
+
+_NO_ENTRY = (None, None, None)
 
 
 def leaf_hash(record: bytes) -> bytes:
@@ -72,6 +75,11 @@ def payload_hash(payload: str) -> str:
     return sha256(payload.encode()).hexdigest()
 
 
+def check_seal(transaction: Transaction) -> bool:
+    """Whether a transaction is what its header hash covers."""
+    return sha256(transaction_header(*transaction[:-1])).digest() == transaction.header_hash
+
+
 def check_link(recorded: Recorded, header_hash: bytes, prev_hash: bytes) -> None:
     """
     Check that an event is what was recorded, and that it follows `prev_hash`.
@@ -81,6 +89,7 @@ def check_link(recorded: Recorded, header_hash: bytes, prev_hash: bytes) -> None
     """
     if recorded.prev_hash != prev_hash:
         raise CorruptLog(recorded.stream, recorded.version, "prev_hash is not the hash of the event before")
-    record = event_record(recorded, header_hash.hex(), payload_hash(recorded.payload))
+    *to_here, payload = recorded[:5]
+    record = event_record(*to_here, payload_hash(payload), *recorded[5:-1], header_hash.hex())
     if recorded.event_hash != leaf_hash(record):
         raise CorruptLog(recorded.stream, recorded.version, "event_hash does not match what is stored")

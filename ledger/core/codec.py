@@ -23,7 +23,7 @@ from pydantic_core import to_json
 from ledger.core.book import stream_of
 from ledger.core.commands import AccountType, Direction, canonical_json, utc_text
 from ledger.core.errors import CorruptLog
-from ledger.core.events import AccountOpened, AssetDefined, EntryPosted, Event, Numbers, Recorded, Transaction
+from ledger.core.events import AccountOpened, AssetDefined, EntryPosted, Event, Numbers, Recorded
 
 EVENT_FORMAT: Final = "ledger/event/1"
 TRANSACTION_FORMAT: Final = "ledger/transaction/1"
@@ -112,7 +112,22 @@ def _decode(recorded: Recorded, payload: dict[str, object]) -> Event:
             raise ValueError(f"type {recorded.type!r} is not known to this release")
 
 
-def event_record(recorded: Recorded, header_hash: str, payload_hash: str) -> bytes:
+def event_record(
+    stream: str,
+    version: int,
+    transaction_id: str,
+    kind: str,
+    payload_hash: str,
+    schema: int,
+    asset: str | None,
+    direction: str | None,
+    amount: int | None,
+    numbers: Numbers | None,
+    effective_at: datetime,
+    recorded_at: datetime,
+    prev_hash: bytes,
+    header_hash: str,
+) -> bytes:
     """
     The bytes that an event's hash covers.
 
@@ -121,37 +136,48 @@ def event_record(recorded: Recorded, header_hash: str, payload_hash: str) -> byt
     Raises:
         CorruptLog: The record is larger than 65,535 bytes.
     """
-    r = recorded
-    entry = (
-        f'"amount":"{r.amount}","asset":"{r.asset}","direction":"{r.direction}",' if r.amount is not None else ""
-    )
-    pending, posted = "", ""
-    if r.numbers is not None:
-        debits, credits, pending_debits, pending_credits = r.numbers
+    entry = "" if amount is None else f'"amount":"{amount}","asset":"{asset}","direction":"{direction}",'
+    pending = posted = ""
+    if numbers is not None:
+        debits, credits, pending_debits, pending_credits = numbers
         pending = f'"pending_credits":"{pending_credits}","pending_debits":"{pending_debits}",'
         posted = f'"posted_credits":"{credits}","posted_debits":"{debits}",'
     record = (
-        f'{{{entry}"effective_at":"{utc_text(r.effective_at)}","format":"{EVENT_FORMAT}",'
+        f'{{{entry}"effective_at":"{utc_text(effective_at)}","format":"{EVENT_FORMAT}",'
         f'"header_sha256":"{header_hash}","payload_sha256":"{payload_hash}",{pending}{posted}'
-        f'"prev":"{r.prev_hash.hex()}","recorded_at":"{utc_text(r.recorded_at)}","schema":{r.schema},'
-        f'"stream":"{r.stream}","transaction_id":"{r.transaction_id}","type":"{r.type}","version":{r.version}}}'
+        f'"prev":"{prev_hash.hex()}","recorded_at":"{utc_text(recorded_at)}","schema":{schema},'
+        f'"stream":"{stream}","transaction_id":"{transaction_id}","type":"{kind}","version":{version}}}'
     ).encode()
     if len(record) > RECORD_BYTES_MAX:
-        raise CorruptLog(r.stream, r.version, f"its record is larger than {RECORD_BYTES_MAX} bytes")
+        raise CorruptLog(stream, version, f"its record is larger than {RECORD_BYTES_MAX} bytes")
     return record
 
 
-def transaction_header(transaction: Transaction) -> bytes:
-    """The bytes that a transaction's header hash covers: every field but the hash itself."""
-    t = transaction
-    announced = ",".join(f'["{stream}",{version}]' for stream, version in zip(t.streams, t.versions, strict=True))
+def transaction_header(
+    transaction_id: str,
+    kind: str,
+    scope: str,
+    idempotency_key: str | None,
+    request: str,
+    entry_count: int,
+    streams: tuple[str, ...],
+    versions: tuple[int, ...],
+    reference: str | None,
+    effective_at: datetime,
+    recorded_at: datetime,
+    actor: str | None,
+    correlation_id: str | None,
+    causation_id: str | None,
+    metadata: str | None,
+) -> bytes:
+    """The bytes that a transaction's header hash covers: all of its fields."""
+    announced = ",".join([f'["{stream}",{version}]' for stream, version in zip(streams, versions, strict=True)])
     return (
-        f'{{"actor":{_text(t.actor)},"causation_id":{_text(t.causation_id)},'
-        f'"correlation_id":{_text(t.correlation_id)},"effective_at":"{utc_text(t.effective_at)}",'
-        f'"entry_count":{t.entry_count},"events":[{announced}],"format":"{TRANSACTION_FORMAT}",'
-        f'"idempotency_key":{_text(t.idempotency_key)},"kind":"{t.kind}","metadata":{t.metadata or "{}"},'
-        f'"recorded_at":"{utc_text(t.recorded_at)}","reference":{_text(t.reference)},"request":{t.request},'
-        f'"scope":{_text(t.scope)},"transaction_id":"{t.transaction_id}"}}'
+        f'{{"actor":{_text(actor)},"causation_id":{_text(causation_id)},"correlation_id":{_text(correlation_id)},'
+        f'"effective_at":"{utc_text(effective_at)}","entry_count":{entry_count},"events":[{announced}],'
+        f'"format":"{TRANSACTION_FORMAT}","idempotency_key":{_text(idempotency_key)},"kind":"{kind}",'
+        f'"metadata":{metadata or "{}"},"recorded_at":"{utc_text(recorded_at)}","reference":{_text(reference)},'
+        f'"request":{request},"scope":{_text(scope)},"transaction_id":"{transaction_id}"}}'
     ).encode()
 
 

@@ -134,6 +134,8 @@ class _Command(_Frozen):
     """
 
     request_fields: ClassVar[tuple[str, ...]]
+    describes_transaction: ClassVar[bool] = True
+    """Whether `metadata` is the transaction's, and not of what the command makes."""
 
     effective_at: Moment | None = None
     reference: Label | None = None
@@ -179,6 +181,7 @@ class OpenAccount(_Command):
     means unlimited.  `metadata` describes the account.
     """
 
+    describes_transaction: ClassVar[bool] = False
     type: Literal["open_account"] = "open_account"
     account: AccountId
     asset: AssetCode
@@ -224,6 +227,11 @@ class Post(_Command):
         return (*(entry.account for entry in self.entries), *self.expected_versions)
 
 
+def _check_differ(one: str, other: str) -> None:
+    if one == other:
+        raise ValueError(f"both sides are {one}: an amount moves between two accounts")
+
+
 class Transfer(_Command):
     """A two-entry transaction: `amount` debited to one account and credited to another."""
 
@@ -231,6 +239,11 @@ class Transfer(_Command):
     amount: Amount
     debit: AccountId
     credit: AccountId
+
+    @model_validator(mode="after")
+    def _two_accounts(self) -> Transfer:
+        _check_differ(self.debit, self.credit)
+        return self
 
     @property
     def accounts(self) -> Iterable[str]:
@@ -245,6 +258,11 @@ class Deposit(_Command):
     amount: Amount
     against: AccountId
 
+    @model_validator(mode="after")
+    def _two_accounts(self) -> Deposit:
+        _check_differ(self.account, self.against)
+        return self
+
     @property
     def accounts(self) -> Iterable[str]:
         return (self.account, self.against, *self.expected_versions)
@@ -257,6 +275,11 @@ class Withdraw(_Command):
     account: AccountId
     amount: Amount
     against: AccountId
+
+    @model_validator(mode="after")
+    def _two_accounts(self) -> Withdraw:
+        _check_differ(self.account, self.against)
+        return self
 
     @property
     def accounts(self) -> Iterable[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from ledger.core.book import Book, Stream, Terms, in_normal_direction
 from ledger.core.commands import (
@@ -12,7 +12,6 @@ from ledger.core.commands import (
     DefineAsset,
     Deposit,
     Direction,
-    Entry,
     OpenAccount,
     Post,
     Transfer,
@@ -32,7 +31,7 @@ from ledger.core.errors import (
     UnknownAsset,
     VersionConflict,
 )
-from ledger.core.events import AccountOpened, AssetDefined, EntryPosted, Event, Numbers
+from ledger.core.events import AccountOpened, AssetDefined, EntryPosted, Event
 from ledger.core.iso4217 import CURRENCIES
 from ledger.core.money import DIGITS_MAX, MINOR_MAX, Money
 
@@ -50,8 +49,7 @@ def decide(command: Command, book: Book) -> list[Event]:
     Raises:
         Rejected: A rule said no.  `Reason` lists the rules in checking order.
     """
-    events = _RULES[type(command)](command, book)
-    return events
+    return _RULES[type(command)](command, book)
 
 
 def recall(command: Command, recorded_request: str) -> None:
@@ -67,14 +65,6 @@ def recall(command: Command, recorded_request: str) -> None:
     now, then = json.loads(request), json.loads(recorded_request)
     differing = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     raise IdempotencyConflict(str(command.idempotency_key), differing)
-
-
-class _Leg(NamedTuple):
-    """One side of a transaction, before its amount is known in minor units."""
-
-    account: str
-    direction: Direction
-    amount: Money
 
 
 def _define_asset(command: DefineAsset, book: Book) -> list[Event]:
@@ -112,48 +102,51 @@ def _open_account(command: OpenAccount, book: Book) -> list[Event]:
 
 
 def _post(command: Post, book: Book) -> list[Event]:
-    return _entries(command, [_Leg(entry.account, entry.direction, entry.amount) for entry in command.entries], book)
+    return _entries(command, [(entry.account, entry.direction, entry.amount) for entry in command.entries], book)
 
 
 def _transfer(command: Transfer, book: Book) -> list[Event]:
-    amount = command.amount
-    return _entries(command, (_Leg(command.debit, DEBIT, amount), _Leg(command.credit, CREDIT, amount)), book)
+    return _two_entries(command, command.debit, command.credit, book)
 
 
 def _deposit(command: Deposit, book: Book) -> list[Event]:
-    return _towards(command, command.against, command.account, book)
+    grows_by_debit = _open_terms(book.stream(command.account)).normal is DEBIT
+    sides = (command.account, command.against) if grows_by_debit else (command.against, command.account)
+    return _two_entries(command, *sides, book)
 
 
 def _withdraw(command: Withdraw, book: Book) -> list[Event]:
-    return _towards(command, command.account, command.against, book)
+    grows_by_debit = _open_terms(book.stream(command.account)).normal is DEBIT
+    sides = (command.against, command.account) if grows_by_debit else (command.account, command.against)
+    return _two_entries(command, *sides, book)
 
 
-def _towards(command: Deposit | Withdraw, source: str, target: str, book: Book) -> list[Event]:
-    """Entries that move the account in its normal direction, whichever side that is."""
-    terms = _open_terms(book.stream(command.account))
-    if terms.normal is DEBIT:
-        source, target = target, source
+def _two_entries(command: Transfer | Deposit | Withdraw, debited: str, credited: str, book: Book) -> list[Event]:
     amount = command.amount
-    return _entries(command, (_Leg(source, DEBIT, amount), _Leg(target, CREDIT, amount)), book)
+    return _entries(command, ((debited, DEBIT, amount), (credited, CREDIT, amount)), book)
 
 
-def _entries(command: Command, legs: Sequence[_Leg], book: Book) -> list[Event]:
+def _entries(command: Command, legs: Sequence[tuple[str, Direction, Money]], book: Book) -> list[Event]:
     """Check a set of entries as a whole: rules about balances see only the state after all of them."""
-    streams = [book.stream(leg.account) for leg in legs]
+    streams = [book.stream(account) for account, _, _ in legs]
     terms = [_open_terms(stream) for stream in streams]
     if command.expected_versions:
         _check_expected_versions(command, book)
-    events = [
-        EntryPosted(leg.account, leg.direction, leg.amount.asset, _minor_units(leg, its), position)
-        for position, (leg, its) in enumerate(zip(legs, terms, strict=True))
-    ]
-    for leg, its in zip(legs, terms, strict=True):
-        if leg.amount.asset != its.asset:
-            raise AssetMismatch(leg.account, its.asset, leg.amount.asset)
-    if type(command) is Post:
-        _check_balanced(events, terms)
-    _check_limits(events, streams, terms)
-    return list(events)
+    amounts = [_minor_units(amount, its) for (_, _, amount), its in zip(legs, terms, strict=True)]
+    events: list[Event] = []
+    sides: dict[str, list[int]] = {}
+    for (account, direction, money), its, amount in zip(legs, terms, amounts, strict=True):
+        if money.asset != its.asset:
+            raise AssetMismatch(account, its.asset, money.asset)
+        events.append(EntryPosted(account, direction, its.asset, amount, len(events)))
+        side = sides.setdefault(account, [0, 0])
+        side[direction is CREDIT] += amount
+    if isinstance(command, Post):
+        _check_balanced(command, amounts, terms)
+    # Each account once, by what the whole transaction does to it.
+    for account, (debits, credits) in sides.items():
+        _check_limits(book.streams[account], debits, credits)
+    return events
 
 
 def _open_terms(stream: Stream) -> Terms:
@@ -172,18 +165,17 @@ def _check_expected_versions(command: Command, book: Book) -> None:
             raise VersionConflict(account, expected, actual)
 
 
-def _minor_units(leg: _Leg, terms: Terms) -> int:
+def _minor_units(amount: Money, terms: Terms) -> int:
     """The amount in the account's precision; an amount of another asset is refused by the next rule."""
-    amount = leg.amount
     if amount.asset != terms.asset or amount.scale == terms.scale:
         return amount.minor
     return amount.at_scale(terms.scale).minor
 
 
-def _check_balanced(events: Sequence[EntryPosted], terms: Sequence[Terms]) -> None:
+def _check_balanced(command: Post, amounts: Sequence[int], terms: Sequence[Terms]) -> None:
     totals: dict[str, list[int]] = {}
-    for event in events:
-        totals.setdefault(event.asset, [0, 0])[event.direction is CREDIT] += event.amount
+    for entry, amount in zip(command.entries, amounts, strict=True):
+        totals.setdefault(entry.amount.asset, [0, 0])[entry.direction is CREDIT] += amount
     scales = {its.asset: its.scale for its in terms}
     for asset, (debits, credits) in totals.items():
         if debits != credits:
@@ -191,43 +183,30 @@ def _check_balanced(events: Sequence[EntryPosted], terms: Sequence[Terms]) -> No
             raise UnbalancedTransaction(asset, str(Money(debits, asset, scale)), str(Money(credits, asset, scale)))
 
 
-def _check_limits(events: Sequence[EntryPosted], streams: Sequence[Stream], terms: Sequence[Terms]) -> None:
-    """Each account once, by what the whole transaction does to it."""
-    if len(events) == 2 and streams[0] is not streams[1]:
-        for event, stream, its in zip(events, streams, terms, strict=True):
-            debits, credits = (event.amount, 0) if event.direction is DEBIT else (0, event.amount)
-            _check_account(stream, its, debits, credits)
-        return
-    moved: dict[str, tuple[Stream, Terms, list[int]]] = {}
-    for event, stream, its in zip(events, streams, terms, strict=True):
-        moved.setdefault(event.account, (stream, its, [0, 0]))[2][event.direction is CREDIT] += event.amount
-    for stream, its, (debits, credits) in moved.values():
-        _check_account(stream, its, debits, credits)
-
-
-def _check_account(stream: Stream, terms: Terms, debits: int, credits: int) -> None:
-    before = stream.numbers
-    after = Numbers(before[0] + debits, before[1] + credits, before[2], before[3])
-    if after[0] > MINOR_MAX or after[1] > MINOR_MAX:
+def _check_limits(stream: Stream, debits: int, credits: int) -> None:
+    terms = stream.terms
+    assert terms is not None  # Checked to be open.
+    numbers = stream.numbers
+    if numbers.posted_debits + debits > MINOR_MAX or numbers.posted_credits + credits > MINOR_MAX:
         amount = terms.money(max(debits, credits))
         raise InvalidAmount(str(amount), f"the turnover of {stream.stream} would have more than {DIGITS_MAX} digits")
     if terms.min_balance is None and terms.max_balance is None:
         return
     change = credits - debits if terms.normal is CREDIT else debits - credits
-    posted_in, posted_out, pending_in, pending_out = in_normal_direction(terms.normal, after)
+    posted_in, posted_out, pending_in, pending_out = in_normal_direction(terms.normal, numbers)
     # A limit stands in the way of moving towards it only: an account beyond it may always come back.
     if change < 0 and terms.min_balance is not None:
-        available = posted_in - posted_out - pending_out
-        if available < terms.min_balance:
+        free = posted_in - posted_out - pending_out - terms.min_balance
+        if free + change < 0:
             raise InsufficientFunds(
                 stream.stream,
-                available=str(terms.money(available - change - terms.min_balance)),
+                available=str(terms.money(free)),
                 required=str(terms.money(-change)),
                 minimum=str(terms.money(terms.min_balance)),
             )
     if change > 0 and terms.max_balance is not None:
         # Money that is held for coming in counts as if it had come: a capture can then never break the limit.
-        balance = posted_in - posted_out + pending_in
+        balance = posted_in - posted_out + pending_in + change
         if balance > terms.max_balance:
             raise LimitExceeded(
                 stream.stream, balance=str(terms.money(balance)), maximum=str(terms.money(terms.max_balance))

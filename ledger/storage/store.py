@@ -146,7 +146,12 @@ def plain_array(values: Iterable[str]) -> str:
 
 def text_array(values: Iterable[str | None]) -> str:
     """An array literal of texts."""
-    return f"{{{','.join(map(quoted, values))}}}"
+    texts = list(values)
+    if None in texts:
+        return plain_array(["NULL" if text is None else quoted(text) for text in texts])
+    # NUL, which no text contains, stands between them while all are escaped at once.
+    joined = _escaped("\0".join(texts))  # type: ignore[arg-type]  # mypy does not see that None is ruled out
+    return '{"' + joined.replace("\0", '","') + '"}' if texts else "{}"
 
 
 def bytes_array(values: Iterable[bytes]) -> str:
@@ -154,13 +159,13 @@ def bytes_array(values: Iterable[bytes]) -> str:
     return "{" + ",".join([f'"\\\\x{value.hex()}"' for value in values]) + "}"
 
 
-def quoted(text: str | None) -> str:
+def quoted(text: str) -> str:
     """One text inside an array literal."""
-    if text is None:
-        return "NULL"
-    if "\\" in text or '"' in text:
-        text = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
+    return f'"{_escaped(text)}"'
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _transaction_columns(transactions: Sequence[Transaction]) -> list[str]:
