@@ -2,9 +2,9 @@
 
 import os
 
+from alembic import context
 from sqlalchemy import Connection, create_engine, text
 
-from alembic import context
 from ledger.storage.tables import DEFAULT_SCHEMA, VERSION_TABLE, metadata
 
 schema: str = context.config.attributes.get("schema") or os.environ.get("LEDGER_SCHEMA") or DEFAULT_SCHEMA

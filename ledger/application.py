@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack, TypeVar
+from typing import Any, Self, TypedDict, TypeVar, Unpack
 from uuid import UUID
 
 import psycopg
@@ -29,14 +29,13 @@ from ledger.core.commands import (
     Withdraw,
     build,
 )
-from ledger.core.errors import ConcurrencyError, InvalidCommand, Rejected, UnsupportedConnection
+from ledger.core.errors import ConcurrencyError, Rejected, UnsupportedConnection
 from ledger.core.events import Recorded, Transaction
 from ledger.core.money import Money
 from ledger.storage import embedded, migrations, projector, queries
-from ledger.storage.database import Connection, Database, Timeouts, in_our_words
+from ledger.storage.database import Connection, Database, Timeouts, engine_for, in_our_words
 from ledger.storage.tables import DEFAULT_SCHEMA
 from ledger.writer import Done, Outcome, Writer, handle_as_guest
-
 
 Answer = TypeVar("Answer")
 
@@ -148,9 +147,7 @@ class _Operations:
         Forward from `after_version`, oldest first; or, with `before_version`, backward from there, newest
         first.  The last event's version leads to the next page.
         """
-        return self._ask(
-            lambda connection: queries.history(connection, account, after_version, before_version, limit)
-        )
+        return self._ask(lambda connection: queries.history(connection, account, after_version, before_version, limit))
 
     def transaction(self, transaction_id: UUID | str) -> queries.TransactionDetail:
         """A transaction with all its events."""
@@ -200,10 +197,17 @@ class Ledger(_Operations):
     Safe to share between threads.  Close it, or use it as a context manager, to give its connections back.
     """
 
-    def __init__(self, engine: sqlalchemy.Engine, *, schema: str = DEFAULT_SCHEMA) -> None:
-        """Use the application's own engine, with its pool and its settings."""
-        self._database = Database(engine, schema)
-        self._set_up()
+    def __init__(
+        self, engine: sqlalchemy.Engine, *, schema: str = DEFAULT_SCHEMA, timeouts: Timeouts | None = None
+    ) -> None:
+        """
+        Use the application's own engine, with its pool and its settings.
+
+        `timeouts` are set in each transaction of the ledger; without them the engine's own hold.
+        """
+        self._database = Database(engine, schema, timeouts)
+        self._id: str | None = None
+        self._writer = Writer(self._database, self._ledger_id)
 
     @classmethod
     def connect(
@@ -214,23 +218,13 @@ class Ledger(_Operations):
 
         Connects on first use.  Behind a pooler in transaction mode nothing is kept in a session.
         """
-        return cls._on(Database.connect(url, schema, timeouts, pool_size))
+        timeouts = timeouts or Timeouts()
+        return cls(engine_for(url, timeouts, pool_size), schema=schema, timeouts=timeouts)
 
     @classmethod
     def embedded(cls, folder: str | Path, *, schema: str = DEFAULT_SCHEMA, timeouts: Timeouts | None = None) -> Self:
         """Use a PostgreSQL of our own with its data in `folder`; it stops when its last user ends."""
         return cls.connect(embedded.start(Path(folder)), schema=schema, timeouts=timeouts)
-
-    @classmethod
-    def _on(cls, database: Database) -> Self:
-        ledger = cls.__new__(cls)
-        ledger._database = database
-        ledger._set_up()
-        return ledger
-
-    def _set_up(self) -> None:
-        self._id: str | None = None
-        self._writer = Writer(self._database, self._ledger_id)
 
     @property
     def engine(self) -> sqlalchemy.Engine:

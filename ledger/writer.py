@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,7 @@ from ledger.core.errors import (
     IdempotencyConflict,
     InvalidCommand,
     Rejected,
+    UnknownAccount,
 )
 from ledger.core.events import (
     LEDGER_STREAM,
@@ -56,7 +58,6 @@ _PART: Final = 200
 """Commands decided before their rows are sent: while the server inserts them, the next ones are decided."""
 
 _MICROSECOND: Final = timedelta(microseconds=1)
-_NOW: Final[Statement] = ("SELECT clock_timestamp()", ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,28 +315,28 @@ def _prepare(commands: Sequence[Command], ledger_id: str, scope: str, atomic: bo
 def _load(connection: Connection, batch: _Batch, opening: list[Statement], ledger_id: str) -> _Work:
     """Read everything that the batch may be decided on, in one round trip, after `opening`."""
     known_ids = batch.ids if batch.in_doubt else batch.known_ids
-    statements = [*opening, *projector.touch(batch.streams), _NOW]
+    statements = [*opening, projector.touch(batch.streams)]
     if batch.assets:
         statements.append(projector.scales(batch.assets))
     if known_ids:
         statements.append((store.SELECT_TRANSACTIONS, (store.plain_array(known_ids),)))
     results = iter(connection.send(statements)[len(opening) :])
     book = Book(ledger_id)
-    if drifted := projector.load(book, heads=next(results), accounts=next(results)):
+    heads = next(results)
+    if drifted := projector.load(book, heads):
         raise _Drifted(drifted)
-    ((now,),) = next(results)
     book.assets.update(next(results) if batch.assets else [])
     known = [store.transaction_from(row) for row in next(results, [])]
     earlier = {transaction.transaction_id: _recalled(connection, transaction) for transaction in known}
     loaded = {name: stream.version for name, stream in book.streams.items()}
-    return _Work(book, now, earlier, loaded, frozenset(book.assets))
+    return _Work(book, heads[0][0], earlier, loaded, frozenset(book.assets))
 
 
 def _recalled(connection: Connection, transaction: Transaction) -> Done:
     """The answer that was given when the key was first used."""
     events = store.events_of(connection, transaction)
     book = Book("")
-    projector.load(book, *connection.send(projector.touch(transaction.streams)))
+    projector.load(book, connection.query(*projector.touch(transaction.streams)))
     terms = [book.stream(event.stream).terms for event in events]
     return Done(transaction, events, terms)
 
@@ -350,6 +351,10 @@ def _write(connection: Connection, batch: _Batch, work: _Work, opening: list[Sta
         _Moved: A stream is no longer where it was read, and nothing may be committed.
     """
     results = connection.send(_statements(batch, work, opening))
+    unknown = {outcome.account for outcome in work.outcomes if isinstance(outcome, UnknownAccount)}
+    if unknown and (missing := projector.out_of_step(connection, unknown)):
+        # Not unknown: its projection is gone.
+        raise _Drifted(missing)
     if batch.atomic and _reject_together(work):
         return False
     if not results:
@@ -372,12 +377,11 @@ def _statements(batch: _Batch, work: _Work, opening: list[Statement]) -> Iterato
             yield from opening
         work.ids.extend([transaction.transaction_id for transaction in transactions])
         work.written.update([event.stream for event in events])
-        yield from store.append(transactions, events)
+        yield store.append(transactions, events)
         latest = transactions[-1].recorded_at
     if work.ids:
         defined = [asset for asset in work.book.assets if asset not in work.known_assets]
-        yield store.announce(work.ids, latest)
-        yield from projector.project(work.before, work.book, work.opened, defined)
+        yield from projector.project(work.ids, latest, work.before, work.book, work.opened, defined)
 
 
 def _decide_all(batch: _Batch, work: _Work) -> Iterator[tuple[list[Transaction], list[Recorded]]]:
@@ -467,4 +471,5 @@ def _is_conflict(error: BaseException) -> bool:
 
 def _back_off(attempt: int) -> None:
     """Wait a little, and not as long as the others."""
-    time.sleep(random.uniform(0, min(_BACKOFF_SECONDS * 2**attempt, _BACKOFF_SECONDS_MAX)))
+    longest = min(_BACKOFF_SECONDS * 2**attempt, _BACKOFF_SECONDS_MAX)
+    threading.Event().wait(random.uniform(0, longest))  # noqa: S311  (jitter is no secret)

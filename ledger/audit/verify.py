@@ -30,15 +30,13 @@ _FETCH_ROWS: Final = 2_000
 _PAGE_STREAMS: Final = 500
 
 _TRANSACTIONS: Final = f"""
-SELECT {TRANSACTION_COLUMNS} FROM {{schema}}.transactions AS t
-WHERE %(streams)s::text[] IS NULL OR t.transaction_id IN (
-    SELECT e.transaction_id FROM {{schema}}.events AS e WHERE e.stream = ANY(%(streams)s::text[]))
+SELECT {TRANSACTION_COLUMNS} FROM {{schema}}.transactions AS t WHERE true {{of_transactions}}
 """
 
 _EVENTS: Final = f"""
 SELECT {EVENT_COLUMNS}, t.header_hash
 FROM {{schema}}.events AS e LEFT JOIN {{schema}}.transactions AS t ON t.transaction_id = e.transaction_id
-WHERE %(streams)s::text[] IS NULL OR e.stream = ANY(%(streams)s::text[])
+WHERE true {{of_events}}
 ORDER BY e.stream, e.version
 """
 
@@ -47,8 +45,7 @@ SELECT t.transaction_id::text, a.place
 FROM {schema}.transactions AS t CROSS JOIN LATERAL unnest(t.announced) AS a (place)
 LEFT JOIN {schema}.events AS e
   ON e.stream || ' ' || e.version = a.place AND e.transaction_id = t.transaction_id
-WHERE e.stream IS NULL AND (%(streams)s::text[] IS NULL OR t.transaction_id IN (
-    SELECT s.transaction_id FROM {schema}.events AS s WHERE s.stream = ANY(%(streams)s::text[])))
+WHERE e.stream IS NULL {of_transactions}
 """
 
 _MISCOUNTED: Final = """
@@ -58,15 +55,13 @@ JOIN (
     SELECT transaction_id, count(*) AS events, count(amount) AS entries FROM {schema}.events GROUP BY transaction_id
 ) AS found ON found.transaction_id = t.transaction_id
 WHERE (found.events <> cardinality(t.announced) OR found.entries <> t.entry_count)
-  AND (%(streams)s::text[] IS NULL OR t.transaction_id IN (
-      SELECT s.transaction_id FROM {schema}.events AS s WHERE s.stream = ANY(%(streams)s::text[])))
+  {of_transactions}
 """
 
 _UNBALANCED: Final = """
 SELECT e.transaction_id::text, min(e.stream), e.asset
-FROM {schema}.events AS e
-WHERE e.amount IS NOT NULL AND (%(streams)s::text[] IS NULL OR e.transaction_id IN (
-    SELECT s.transaction_id FROM {schema}.events AS s WHERE s.stream = ANY(%(streams)s::text[])))
+FROM {schema}.transactions AS t JOIN {schema}.events AS e ON e.transaction_id = t.transaction_id
+WHERE e.amount IS NOT NULL {of_transactions}
 GROUP BY e.transaction_id, e.asset
 HAVING sum(CASE e.direction WHEN 'debit' THEN e.amount ELSE -e.amount END) <> 0
 """
@@ -76,9 +71,17 @@ SELECT stream FROM (
     SELECT stream FROM {schema}.balances UNION SELECT account FROM {schema}.accounts
 ) AS projected
 WHERE NOT EXISTS (SELECT FROM {schema}.events AS e WHERE e.stream = projected.stream AND e.version = 1)
-  AND (%(streams)s::text[] IS NULL OR stream = ANY(%(streams)s::text[]))
+  {of_projections}
 ORDER BY stream
 """
+
+_SCOPE: Final = {
+    "{of_events}": "AND e.stream = ANY(%(streams)s::text[])",
+    "{of_projections}": "AND stream = ANY(%(streams)s::text[])",
+    "{of_transactions}": """AND t.transaction_id IN (
+        SELECT s.transaction_id FROM {schema}.events AS s WHERE s.stream = ANY(%(streams)s::text[]))""",
+}
+"""What a verification of some accounts adds to each statement; one of the whole ledger adds nothing."""
 
 _ASSETS: Final = "SELECT asset, scale FROM {schema}.assets"
 
@@ -118,6 +121,24 @@ class Report:
             self.findings.append(Finding(kind, stream, version, column, problem))
 
 
+class _Scope:
+    """What is verified: the whole ledger, or some accounts with their transactions."""
+
+    def __init__(self, connection: Connection, accounts: Sequence[str]) -> None:
+        self._connection = connection
+        self._streams = text_array(accounts)
+        self.whole = not accounts
+
+    def stream(self, sql: str) -> Iterator[Row]:
+        """Rows through a cursor of the server, so that neither side holds them all."""
+        for place, condition in _SCOPE.items():
+            sql = sql.replace(place, "" if self.whole else condition)
+        with self._connection.driver.cursor(name="ledger_verify") as cursor:
+            cursor.itersize = _FETCH_ROWS
+            cursor.execute(self._connection.sql(sql).encode(), None if self.whole else {"streams": self._streams})
+            yield from cursor
+
+
 def verify(
     connection: Connection, ledger_id: str, accounts: Sequence[str], progress: Callable[[int], None] | None
 ) -> Report:
@@ -127,25 +148,25 @@ def verify(
     `progress` is called now and then with the number of events checked so far.
     """
     report = Report()
-    scope = {"streams": text_array(accounts) if accounts else None}
+    scope = _Scope(connection, accounts)
     with connection.transaction(read_only=True):
         _verify_streams(connection, ledger_id, scope, report, progress)
-        _verify_transactions(connection, scope, report)
-        _verify_completeness(connection, scope, report)
+        _verify_transactions(scope, report)
+        _verify_completeness(scope, report)
     return report
 
 
 def _verify_streams(
     connection: Connection,
     ledger_id: str,
-    scope: dict[str, str | None],
+    scope: _Scope,
     report: Report,
     progress: Callable[[int], None] | None,
 ) -> None:
     book = Book(ledger_id)
     totals: dict[str, Money] = {}
     replayed: list[Stream] = []
-    for name, rows in groupby(_stream(connection, _EVENTS, scope), key=itemgetter(0)):
+    for name, rows in groupby(scope.stream(_EVENTS), key=itemgetter(0)):
         stream = _verify_stream(name, rows, book, report)
         book.streams.pop(name)
         _add_to_trial_balance(totals, stream)
@@ -157,12 +178,12 @@ def _verify_streams(
             if progress is not None:
                 progress(report.checked["events"])
     _verify_projections(connection, replayed, report)
-    if scope["streams"] is None:
+    if scope.whole:
         _verify_assets(connection, book, report)
         for asset, net in sorted(totals.items()):
             if net.minor:
                 report.add("trial balance", asset, 0, "amount", f"debits less credits over all accounts are {net}")
-    for (name,) in connection.driver.execute(connection.sql(_WITHOUT_LOG), scope).fetchall():
+    for (name,) in scope.stream(_WITHOUT_LOG):
         report.add("projection", name, 0, "stream", "a projected row has no event behind it")
 
 
@@ -220,9 +241,8 @@ def _verify_event(
 
 def _verify_projections(connection: Connection, replayed: Sequence[Stream], report: Report) -> None:
     """Compare projected rows with the streams as replayed, column by column."""
-    heads, accounts = connection.send(projector.touch(stream.stream for stream in replayed))
-    terms_of = {row[0]: row[1:] for row in accounts}
-    projected = {row[0]: (*row[1:], *terms_of.get(row[0], (None,) * 7)) for row in heads}
+    rows = connection.query(*projector.touch(stream.stream for stream in replayed))
+    projected: dict[str, Row] = {row[1]: row[2:] for row in rows}
     for stream in replayed:
         report.checked["projections"] += 1
         found = projected.get(stream.stream)
@@ -254,8 +274,8 @@ def _shown(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def _verify_transactions(connection: Connection, scope: dict[str, str | None], report: Report) -> None:
-    for row in _stream(connection, _TRANSACTIONS, scope):
+def _verify_transactions(scope: _Scope, report: Report) -> None:
+    for row in scope.stream(_TRANSACTIONS):
         transaction = transaction_from(row)
         report.checked["transactions"] += 1
         if not chain.check_seal(transaction):
@@ -268,17 +288,17 @@ def _verify_transactions(connection: Connection, scope: dict[str, str | None], r
             )
 
 
-def _verify_completeness(connection: Connection, scope: dict[str, str | None], report: Report) -> None:
+def _verify_completeness(scope: _Scope, report: Report) -> None:
     """Every transaction with all of its events and no other, and balanced."""
-    for transaction_id, place in _stream(connection, _INCOMPLETE, scope):
+    for transaction_id, place in scope.stream(_INCOMPLETE):
         stream, _, version = place.rpartition(" ")
         problem = f"transaction {transaction_id} announces this event, and it is missing"
         report.add("transaction", stream, int(version), "version", problem)
-    for transaction_id, place in _stream(connection, _MISCOUNTED, scope):
+    for transaction_id, place in scope.stream(_MISCOUNTED):
         stream, _, version = place.rpartition(" ")
         problem = f"transaction {transaction_id} has other events than it announces"
         report.add("transaction", stream, int(version), "entry_count", problem)
-    for transaction_id, stream, asset in _stream(connection, _UNBALANCED, scope):
+    for transaction_id, stream, asset in scope.stream(_UNBALANCED):
         problem = f"debits and credits of transaction {transaction_id} differ in {asset}"
         report.add("transaction", stream, 0, "amount", problem)
 
@@ -297,11 +317,3 @@ def _add_to_trial_balance(totals: dict[str, Money], stream: Stream) -> None:
         net = stream.terms.money(stream.numbers.posted_debits - stream.numbers.posted_credits)
         known = totals.get(net.asset)
         totals[net.asset] = net if known is None else known + net
-
-
-def _stream(connection: Connection, sql: str, scope: dict[str, str | None]) -> Iterator[Row]:
-    """Rows through a cursor of the server, so that neither side holds them all."""
-    with connection.driver.cursor(name="ledger_verify") as cursor:
-        cursor.itersize = _FETCH_ROWS
-        cursor.execute(connection.sql(sql), scope)
-        yield from cursor

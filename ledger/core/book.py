@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, assert_never
 
 from ledger.core.commands import AccountType, Direction, canonical_json
 from ledger.core.errors import UnknownAccount
-from ledger.core.events import LEDGER_STREAM, AccountOpened, AssetDefined, EntryPosted, Event, Numbers
+from ledger.core.events import LEDGER_STREAM, ZERO, AccountOpened, AssetDefined, EntryPosted, Event, Numbers
 from ledger.core.money import Money
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -73,7 +73,7 @@ class Stream:
 
     stream: str
     version: int = 0
-    numbers: Numbers = Numbers()
+    numbers: Numbers = ZERO
     head_hash: bytes = b""
     recorded_at: datetime = EPOCH
     terms: Terms | None = None

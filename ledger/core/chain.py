@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -37,27 +36,41 @@ def place(events: Sequence[Event], book: Book) -> list[Place]:
 
 def sealed(*fields: Any) -> Transaction:
     """A transaction from its fields in order, with the header hash that covers them."""
-    return Transaction(*fields, sha256(transaction_header(*fields)).digest())
+    return Transaction._make((*fields, sha256(transaction_header(*fields)).digest()))
 
 
 def link(transaction: Transaction, events: Sequence[Event], places: Sequence[Place], ledger_id: str) -> list[Recorded]:
     """Record `events` at their places, each linked to the one before; the heads of their streams follow."""
     header_hash = transaction.header_hash.hex()
-    effective_at, recorded_at = transaction.effective_at, transaction.recorded_at
     recorded = []
     for event, (stream, version, numbers) in zip(events, places, strict=True):
         kind, payload = payload_of(event)
-        entry = (event.asset, event.direction.value, event.amount) if type(event) is EntryPosted else _NO_ENTRY
-        prev_hash = stream.head_hash or genesis(ledger_id, stream.stream)
-        to_here = (stream.stream, version, transaction.transaction_id, kind)
-        from_here = (SCHEMA, *entry, numbers, effective_at, recorded_at, prev_hash)
-        event_hash = leaf_hash(event_record(*to_here, payload_hash(payload), *from_here, header_hash))
-        stream.head_hash, stream.recorded_at = event_hash, recorded_at
-        recorded.append(Recorded(*to_here, payload, *from_here, event_hash))
+        asset, direction, amount = _entry_of(event)
+        fields: tuple[Any, ...] = (
+            stream.stream,
+            version,
+            transaction.transaction_id,
+            kind,
+            payload,
+            SCHEMA,
+            asset,
+            direction,
+            amount,
+            numbers,
+            transaction.effective_at,
+            transaction.recorded_at,
+            stream.head_hash or genesis(ledger_id, stream.stream),
+        )
+        event_hash = leaf_hash(event_record(header_hash, *fields))
+        stream.head_hash, stream.recorded_at = event_hash, transaction.recorded_at
+        recorded.append(Recorded._make((*fields, event_hash)))
     return recorded
 
 
-_NO_ENTRY = (None, None, None)
+def _entry_of(event: Event) -> tuple[str | None, str | None, int | None]:
+    if isinstance(event, EntryPosted):
+        return event.asset, event.direction.value, event.amount
+    return None, None, None
 
 
 def leaf_hash(record: bytes) -> bytes:
@@ -69,15 +82,10 @@ def leaf_hash(record: bytes) -> bytes:
     return sha256(b"\0" + record).digest()
 
 
-@lru_cache(maxsize=1024)
-def payload_hash(payload: str) -> str:
-    """SHA-256 of the exact stored payload text, in hex.  Cached: most payloads are one of a few."""
-    return sha256(payload.encode()).hexdigest()
-
-
 def check_seal(transaction: Transaction) -> bool:
     """Whether a transaction is what its header hash covers."""
-    return sha256(transaction_header(*transaction[:-1])).digest() == transaction.header_hash
+    fields: tuple[Any, ...] = transaction[:-1]
+    return sha256(transaction_header(*fields)).digest() == transaction.header_hash
 
 
 def check_link(recorded: Recorded, header_hash: bytes, prev_hash: bytes) -> None:
@@ -89,7 +97,6 @@ def check_link(recorded: Recorded, header_hash: bytes, prev_hash: bytes) -> None
     """
     if recorded.prev_hash != prev_hash:
         raise CorruptLog(recorded.stream, recorded.version, "prev_hash is not the hash of the event before")
-    *to_here, payload = recorded[:5]
-    record = event_record(*to_here, payload_hash(payload), *recorded[5:-1], header_hash.hex())
-    if recorded.event_hash != leaf_hash(record):
+    fields: tuple[Any, ...] = recorded[:-1]
+    if recorded.event_hash != leaf_hash(event_record(header_hash.hex(), *fields)):
         raise CorruptLog(recorded.stream, recorded.version, "event_hash does not match what is stored")

@@ -88,7 +88,7 @@ def _decode(recorded: Recorded, payload: dict[str, object]) -> Event:
         case "entry_posted" if recorded.asset is not None and recorded.amount is not None:
             return EntryPosted(
                 account=recorded.stream,
-                direction=Direction(recorded.direction),
+                direction=Direction(str(recorded.direction)),
                 asset=recorded.asset,
                 amount=recorded.amount,
                 entry=int(str(payload["entry"])),
@@ -96,10 +96,10 @@ def _decode(recorded: Recorded, payload: dict[str, object]) -> Event:
         case "account_opened":
             metadata = payload["metadata"]
             if not isinstance(metadata, dict):
-                raise ValueError("metadata is not an object")
+                raise TypeError("metadata is not an object")
             return AccountOpened(
                 account=recorded.stream,
-                account_type=AccountType(payload["account_type"]),
+                account_type=AccountType(str(payload["account_type"])),
                 asset=str(payload["asset"]),
                 scale=int(str(payload["scale"])),
                 min_balance=_integer(payload["min_balance"]),
@@ -113,11 +113,12 @@ def _decode(recorded: Recorded, payload: dict[str, object]) -> Event:
 
 
 def event_record(
+    header_hash: str,
     stream: str,
     version: int,
     transaction_id: str,
     kind: str,
-    payload_hash: str,
+    payload: str,
     schema: int,
     asset: str | None,
     direction: str | None,
@@ -126,12 +127,9 @@ def event_record(
     effective_at: datetime,
     recorded_at: datetime,
     prev_hash: bytes,
-    header_hash: str,
 ) -> bytes:
     """
-    The bytes that an event's hash covers.
-
-    `header_hash` is the transaction's and `payload_hash` the SHA-256 of the stored payload text, both in hex.
+    The bytes that an event's hash covers: the transaction's hash in hex, and the fields of `Recorded`.
 
     Raises:
         CorruptLog: The record is larger than 65,535 bytes.
@@ -144,13 +142,19 @@ def event_record(
         posted = f'"posted_credits":"{credits}","posted_debits":"{debits}",'
     record = (
         f'{{{entry}"effective_at":"{utc_text(effective_at)}","format":"{EVENT_FORMAT}",'
-        f'"header_sha256":"{header_hash}","payload_sha256":"{payload_hash}",{pending}{posted}'
+        f'"header_sha256":"{header_hash}","payload_sha256":"{_payload_hash(payload)}",{pending}{posted}'
         f'"prev":"{prev_hash.hex()}","recorded_at":"{utc_text(recorded_at)}","schema":{schema},'
         f'"stream":"{stream}","transaction_id":"{transaction_id}","type":"{kind}","version":{version}}}'
     ).encode()
     if len(record) > RECORD_BYTES_MAX:
         raise CorruptLog(stream, version, f"its record is larger than {RECORD_BYTES_MAX} bytes")
     return record
+
+
+@lru_cache(maxsize=1024)
+def _payload_hash(payload: str) -> str:
+    """SHA-256 of the exact stored text, in hex.  Cached: most payloads are one of a few."""
+    return sha256(payload.encode()).hexdigest()
 
 
 def transaction_header(
@@ -182,14 +186,20 @@ def transaction_header(
 
 
 def head_checksum(
-    stream: str, version: int, numbers: Numbers, head_hash: bytes, recorded_at: datetime, terms: tuple[object, ...] | None
+    stream: str,
+    version: int,
+    numbers: Numbers,
+    head_hash: bytes,
+    recorded_at: datetime,
+    terms: tuple[object, ...] | None,
 ) -> bytes:
     """
     The checksum that a projected row carries, so that a change made by anyone else is seen.
 
     SHA-256 over the fields joined by `|`; `projector.CHECKSUM` computes the same in SQL.
     """
-    text = f"{stream}|{version}|{numbers[0]}|{numbers[1]}|{numbers[2]}|{numbers[3]}|{head_hash.hex()}|{utc_text(recorded_at)}"
+    amounts = f"{numbers[0]}|{numbers[1]}|{numbers[2]}|{numbers[3]}"
+    text = f"{stream}|{version}|{amounts}|{head_hash.hex()}|{utc_text(recorded_at)}"
     if terms is not None:
         account_type, _, asset, scale, lowest, highest, state, metadata = terms
         text += f"|{account_type}|{asset}|{scale}|{_plain(lowest)}|{_plain(highest)}|{state}|{metadata}"

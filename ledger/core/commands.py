@@ -75,9 +75,7 @@ def _metadata(metadata: dict[str, str | int | bool]) -> dict[str, str | int | bo
     return metadata
 
 
-AccountId = Annotated[
-    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")
-]
+AccountId = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")]
 """1 to 128 letters, digits and `. _ : / @ + -`, beginning with a letter or digit (`$` and `#` mark streams of ours)."""
 
 AssetCode = Annotated[str, StringConstraints(max_length=32, pattern=rf"^{ASSET_PATTERN}$")]
@@ -149,7 +147,6 @@ class _Command(_Frozen):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         cls.request_fields = tuple(sorted(set(cls.model_fields) - _CONTEXT))
-
 
     def request(self) -> str:
         """The request as canonical JSON; unset fields are left out, so that new ones change no fingerprint."""
@@ -344,8 +341,8 @@ def _sorted(value: object) -> object:
 
 @lru_cache(maxsize=8192)
 def utc_text(moment: datetime) -> str:
-    """A UTC moment as `2026-01-02T03:04:05.123456Z`.  Cached: a batch writes each of its few moments many times."""
-    return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+    """A moment in UTC, as `2026-01-02T03:04:05.123456Z`.  Cached: a batch writes each of its few moments many times."""
+    return f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def _request(command: _Command) -> str:

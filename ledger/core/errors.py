@@ -77,7 +77,8 @@ class Rejected(LedgerError):
 @dataclass(eq=False)
 class IdempotencyConflict(Rejected, reason=Reason.IDEMPOTENCY_CONFLICT):
     """Idempotency key {key!r} was used before with another request; these fields differ: {differing}.
-    Use a new key for a new request."""
+    Use a new key for a new request.
+    """
 
     key: str
     differing: list[str]
@@ -210,7 +211,8 @@ class ConcurrencyError(LedgerError):
 @dataclass(eq=False)
 class CorruptLog(LedgerError):
     """The event log of {stream} contradicts itself at version {version}: {problem}.
-    Nothing was changed; run `ledger verify` and restore from a backup."""
+    Nothing was changed; run `ledger verify` and restore from a backup.
+    """
 
     code: ClassVar[str] = "corrupt_log"
 

@@ -53,6 +53,9 @@ class Numbers(NamedTuple):
     pending_credits: int = 0
 
 
+ZERO: Final = Numbers()
+
+
 class Transaction(NamedTuple):
     """
     An accepted command: who asked for what, when, and the events it became.

@@ -31,7 +31,5 @@ _CODES_BY_SCALE = {
     """,
 }
 
-CURRENCIES: Final[dict[str, int]] = {
-    code: scale for scale, codes in _CODES_BY_SCALE.items() for code in codes.split()
-}
+CURRENCIES: Final[dict[str, int]] = {code: scale for scale, codes in _CODES_BY_SCALE.items() for code in codes.split()}
 """Currency code → number of decimal places."""

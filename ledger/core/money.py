@@ -25,7 +25,7 @@ _TEXT_MAX: Final = 128
 @dataclass(frozen=True, slots=True, eq=False)
 class Money:
     """
-    An exact amount: `minor` × 10^-`scale` of `asset`.
+    An exact amount: `minor` times 10^-`scale` of `asset`.
 
     >>> Money.parse("12.50 USD")
     Money('12.50 USD')

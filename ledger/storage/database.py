@@ -20,6 +20,7 @@ import sqlalchemy
 from psycopg.pq import TransactionStatus
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from ledger.core.errors import (
     ConcurrencyError,
@@ -54,15 +55,15 @@ class Timeouts:
 class Connection:
     """A psycopg connection that speaks to one schema."""
 
-    def __init__(self, driver: psycopg.Connection[Any], schema: str, *, pooled_elsewhere: Timeouts | None = None) -> None:
+    def __init__(self, driver: psycopg.Connection[Any], schema: str, timeouts: Timeouts | None = None) -> None:
+        """`timeouts` are set in each transaction; without them the session's own hold."""
         self.driver = driver
         self.schema = schema
-        self._begin = ["BEGIN"] if pooled_elsewhere is None else ["BEGIN", *_set_local(pooled_elsewhere)]
+        self._begin = ["BEGIN"] if timeouts is None else ["BEGIN", *_set_local(timeouts)]
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Run one statement and fetch all of its rows."""
-        cursor = self.driver.execute(self.sql(sql), parameters)
-        return cursor.fetchall() if cursor.description else []
+        return _rows(self.driver.execute(self.sql(sql), parameters))
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Run one statement and return how many rows it touched."""
@@ -82,7 +83,7 @@ class Connection:
         with self.driver.pipeline():
             for sql, parameters in chain([first], pending):
                 cursors.append(self.driver.execute(self.sql(sql), parameters))
-        return [cursor.fetchall() if cursor.description else [] for cursor in cursors]
+        return [_rows(cursor) for cursor in cursors]
 
     def begin(self) -> list[Statement]:
         """The statements that open a transaction, to be sent along with the first of it."""
@@ -126,10 +127,17 @@ class Connection:
         return text.replace("{schema}", self.schema)
 
 
+def _rows(cursor: psycopg.Cursor[Any]) -> list[Row]:
+    # Not `cursor.description`, which describes every column anew.
+    return cursor.fetchall() if cursor.pgresult is not None and cursor.pgresult.nfields else []
+
+
 class Database:
     """An SQLAlchemy engine, used for its pool, and the schema that the ledger lives in."""
 
-    def __init__(self, engine: sqlalchemy.Engine, schema: str = DEFAULT_SCHEMA, timeouts: Timeouts | None = None) -> None:
+    def __init__(
+        self, engine: sqlalchemy.Engine, schema: str = DEFAULT_SCHEMA, timeouts: Timeouts | None = None
+    ) -> None:
         if engine.dialect.name != "postgresql" or engine.dialect.driver != "psycopg":
             raise InvalidCommand(
                 "database URL",
@@ -143,31 +151,6 @@ class Database:
         self._pool = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._process = os.getpid()
 
-    @classmethod
-    def connect(cls, url: str, schema: str = DEFAULT_SCHEMA, timeouts: Timeouts | None = None, pool_size: int = 10) -> Database:
-        """
-        Make an engine for `url`.
-
-        Raises:
-            InvalidCommand: The URL is not one of PostgreSQL.
-        """
-        timeouts = timeouts or Timeouts()
-        try:
-            address = sqlalchemy.make_url(url)
-            if address.drivername in ("postgres", "postgresql"):
-                address = address.set(drivername="postgresql+psycopg")
-            engine = sqlalchemy.create_engine(
-                address,
-                pool_size=pool_size,
-                max_overflow=0,
-                pool_timeout=timeouts.pool_seconds,
-                connect_args={"connect_timeout": max(1, round(timeouts.connect_seconds))},
-            )
-        except (ArgumentError, NoSuchModuleError, ValueError) as error:
-            raise InvalidCommand("database URL", f"{error}; write postgresql://user@host:5432/database") from None
-        sqlalchemy.event.listen(engine, "connect", lambda driver, _: _prepare_session(driver, timeouts))
-        return cls(engine, schema, timeouts)
-
     @contextmanager
     def connection(self) -> Iterator[Connection]:
         """
@@ -180,47 +163,82 @@ class Database:
             # A forked child must not speak on its parent's sockets; its own pool starts empty.
             self.engine.dispose(close=False)
             self._process = os.getpid()
-        with in_our_words():
-            with self._pool.connect() as pooled:
-                driver = pooled.connection.driver_connection
-                assert isinstance(driver, psycopg.Connection)
-                elsewhere = self._timeouts if driver.prepare_threshold is None else None
-                connection = Connection(driver, self.schema, pooled_elsewhere=elsewhere)
-                try:
-                    yield connection
-                except BaseException as error:
-                    if not driver.closed:
-                        connection.rollback()
-                        raise
-                    pooled.invalidate()
-                    # The rest of the pool went to the same server: what is idle there is as dead.
-                    self.engine.dispose()
-                    if isinstance(error, psycopg.Error):
-                        raise _lost(error) from error
+        with in_our_words(), self._pool.connect() as pooled:
+            driver = pooled.connection.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            timeouts = None if pooled.info.get(_PREPARED) else self._timeouts
+            connection = Connection(driver, self.schema, timeouts)
+            try:
+                yield connection
+            except BaseException as error:
+                if not driver.closed:
+                    connection.rollback()
                     raise
+                pooled.invalidate()
+                # The rest of the pool went to the same server: what is idle there is as dead.
+                self.engine.dispose()
+                if isinstance(error, psycopg.Error):
+                    raise _lost(error) from error
+                raise
 
     def close(self) -> None:
         """Close the pool."""
         self.engine.dispose()
 
 
-def _prepare_session(driver: psycopg.Connection[Any], timeouts: Timeouts) -> None:
+def engine_for(url: str, timeouts: Timeouts, pool_size: int) -> sqlalchemy.Engine:
+    """
+    An engine for the server at `url`, whose connections suit the ledger.
+
+    Raises:
+        InvalidCommand: The URL is not one of PostgreSQL.
+    """
+    try:
+        address = sqlalchemy.make_url(url)
+        if address.drivername in ("postgres", "postgresql"):
+            address = address.set(drivername="postgresql+psycopg")
+        engine = sqlalchemy.create_engine(
+            address,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=timeouts.pool_seconds,
+            connect_args={"connect_timeout": max(1, round(timeouts.connect_seconds))},
+        )
+    except (ArgumentError, NoSuchModuleError, ValueError, ImportError) as error:
+        raise InvalidCommand("database URL", f"{error}; write postgresql://user@host:5432/database") from None
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def prepare(driver: psycopg.Connection[Any], record: ConnectionPoolEntry) -> None:
+        record.info[_PREPARED] = _prepare_session(driver, timeouts)
+
+    return engine
+
+
+_PREPARED: Final = "ledger: timeouts are set in the session"
+
+
+def _prepare_session(driver: psycopg.Connection[Any], timeouts: Timeouts) -> bool:
     """
     Set a new connection up, according to who is at its other end.
 
     A transaction pooler gives each transaction another server session: prepared statements and settings of
     a session would be somebody else's.  It shows by the process id that it announces, which is not the
     server's; then nothing is kept in the session, and the timeouts go with each transaction instead.
+
+    Returns whether the timeouts were set.
     """
     direct = driver.execute("SELECT pg_backend_pid()").fetchone() == (driver.info.backend_pid,)
     if direct:
         driver.prepare_threshold = 0
         for setting in _set_local(timeouts):
             driver.execute(setting.replace("SET LOCAL", "SET"))
+        # No plan of ours depends on the parameters, and planning a write costs more than carrying it out.
+        driver.execute("SET plan_cache_mode = force_generic_plan")
     else:
         driver.prepare_threshold = None
     if not driver.autocommit:
         driver.commit()
+    return direct
 
 
 def _set_local(timeouts: Timeouts) -> list[str]:

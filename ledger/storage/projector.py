@@ -9,8 +9,9 @@ is made anew from the log, and the repair is recorded: self-healing is never sil
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 from ledger.core.book import Book, Stream, Terms
 from ledger.core.codec import head_checksum
@@ -27,16 +28,15 @@ LOCK: Final = """
 SELECT stream, version FROM {schema}.balances WHERE stream = ANY(%s::text[]) ORDER BY stream FOR NO KEY UPDATE
 """
 
-# Two statements and not a join: beside one, `= ANY` would be evaluated against the whole array for each row.
-LOAD_BALANCES: Final = """
-SELECT stream, version, posted_debits::text, posted_credits::text, pending_debits::text, pending_credits::text,
-       head_hash, recorded_at, checksum
-FROM {schema}.balances WHERE stream = ANY(%s::text[])
-"""
-
-LOAD_ACCOUNTS: Final = """
-SELECT account, account_type, asset, scale, min_balance::text, max_balance::text, state, metadata::text
-FROM {schema}.accounts WHERE account = ANY(%s::text[])
+# One row at least, for the clock.  The join is on the column that both tables are placed by; a second `= ANY`
+# beside it would be evaluated against the whole array for each row.
+LOAD: Final = """
+SELECT clock.now, b.stream, b.version, b.posted_debits::text, b.posted_credits::text, b.pending_debits::text,
+       b.pending_credits::text, b.head_hash, b.recorded_at, b.checksum,
+       a.account_type, a.asset, a.scale, a.min_balance::text, a.max_balance::text, a.state, a.metadata::text
+FROM (SELECT clock_timestamp() AS now) AS clock
+LEFT JOIN ({schema}.balances AS b LEFT JOIN {schema}.accounts AS a ON a.account = b.stream)
+  ON b.stream = ANY(%s::text[])
 """
 
 LOAD_ASSETS: Final = "SELECT asset, scale FROM {schema}.assets WHERE asset = ANY(%s::text[])"
@@ -49,8 +49,12 @@ SELECT * FROM unnest(
     %s::timestamptz[], %s::bytea[])
 """
 
-UPDATE_BALANCES: Final = """
-WITH moved AS (
+# The outbox row goes along: it is what the feed has yet to number, the transactions of one commit in order.
+COMPLETE: Final = """
+WITH announced AS (
+    INSERT INTO {schema}.outbox (batch_id, transaction_ids, recorded_at)
+    SELECT (ids)[1], ids, recorded_at FROM (SELECT %s::uuid[] AS ids, %s::timestamptz AS recorded_at) AS batch
+), moved AS (
     UPDATE {schema}.balances AS b
     SET version = n.version, posted_debits = n.posted_debits, posted_credits = n.posted_credits,
         pending_debits = n.pending_debits, pending_credits = n.pending_credits,
@@ -77,10 +81,9 @@ AS a (account, account_type, asset, scale, min_balance, max_balance, state, meta
 INSERT_ASSETS: Final = "INSERT INTO {schema}.assets SELECT * FROM unnest(%s::text[], %s::smallint[])"
 
 
-def touch(streams: Iterable[str]) -> list[Statement]:
-    """The statements whose rows `load` takes: heads and terms of `streams`."""
-    names = text_array(streams)
-    return [(LOAD_BALANCES, (names,)), (LOAD_ACCOUNTS, (names,))]
+def touch(streams: Iterable[str]) -> Statement:
+    """The statement whose rows `load` takes: the database's clock, and heads and terms of `streams`."""
+    return LOAD, (text_array(streams),)
 
 
 def scales(assets: Iterable[str]) -> Statement:
@@ -98,18 +101,19 @@ def lock(streams: Iterable[str]) -> Statement:
     return LOCK, (text_array(streams),)
 
 
-def load(book: Book, heads: Sequence[Row], accounts: Sequence[Row]) -> list[str]:
+def load(book: Book, rows: Sequence[Row]) -> list[str]:
     """Fill the book from the rows of `touch`; returns the streams whose checksum does not match."""
-    terms = {row[0]: _terms(row[1:]) for row in accounts}
     drifted = []
-    for name, version, debits, credits, pending_debits, pending_credits, head_hash, recorded_at, found in heads:
+    for _, name, version, debits, credits, pending_debits, pending_credits, head_hash, recorded_at, found, *its in rows:
+        if name is None:
+            continue
         numbers = Numbers(int(debits), int(credits), int(pending_debits), int(pending_credits))
-        stream = Stream(name, version, numbers, head_hash, recorded_at, terms.pop(name, None))
+        terms = None if its[0] is None else _terms(tuple(its))
+        stream = Stream(name, version, numbers, head_hash, recorded_at, terms)
         if checksum(stream) != found:
             drifted.append(name)
         book.streams[name] = stream
-    # Terms of an account without a balance: the one or the other is not ours.
-    return drifted + list(terms)
+    return drifted
 
 
 def checksum(stream: Stream) -> bytes:
@@ -119,9 +123,16 @@ def checksum(stream: Stream) -> bytes:
     )
 
 
-def project(before: dict[str, int], book: Book, opened: Sequence[str], defined: Sequence[str]) -> list[Statement]:
+def project(
+    ids: Sequence[str],
+    latest: datetime,
+    before: dict[str, int],
+    book: Book,
+    opened: Sequence[str],
+    defined: Sequence[str],
+) -> list[Statement]:
     """
-    The statements that bring the projections to where `book` stands.
+    The statements that bring the projections to where `book` stands, and leave the transactions to the feed.
 
     `before` holds the version of each changed stream as it was loaded, 0 for a new one.  The last statement
     returns how many balances it moved: fewer than `existing(before)` means that somebody else was faster.
@@ -129,16 +140,16 @@ def project(before: dict[str, int], book: Book, opened: Sequence[str], defined: 
     statements: list[Statement] = []
     new = [book.streams[name] for name in sorted(before) if before[name] == 0]
     if defined:
-        scales = plain_array(str(book.assets[asset]) for asset in defined)
-        statements.append((INSERT_ASSETS, (text_array(defined), scales)))
+        decimals = plain_array(str(book.assets[asset]) for asset in defined)
+        statements.append((INSERT_ASSETS, (text_array(defined), decimals)))
     if opened:
         statements.append((INSERT_ACCOUNTS, _account_columns([book.streams[name] for name in opened])))
     if new:
         statements.append((INSERT_BALANCES, _balance_columns(new)))
     moved = [book.streams[name] for name in existing(before)]
-    names = text_array(stream.stream for stream in moved)
+    names, *columns = _balance_columns(moved)
     expected = plain_array(str(before[stream.stream]) for stream in moved)
-    statements.append((UPDATE_BALANCES, (*_balance_columns(moved), expected, names)))
+    statements.append((COMPLETE, (plain_array(ids), utc_text(latest), names, *columns, expected, names)))
     return statements
 
 
@@ -275,7 +286,8 @@ WITH {EXPECTED}, {DIFFERING}, mended AS (
     FROM differing AS d
     WHERE b.stream = d.stream AND NOT d.contradicts_itself AND b.stream = ANY(%(streams)s::text[])
 ), opened AS (
-    INSERT INTO {{schema}}.accounts AS a (account, account_type, asset, scale, min_balance, max_balance, state, metadata)
+    INSERT INTO {{schema}}.accounts (
+        account, account_type, asset, scale, min_balance, max_balance, state, metadata)
     SELECT stream, account_type, asset, scale, min_balance, max_balance, state, account_metadata::json
     FROM differing WHERE account_type IS NOT NULL AND NOT contradicts_itself
     ON CONFLICT (account) DO UPDATE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -29,29 +29,20 @@ SELECT {EVENT_COLUMNS} FROM {{schema}}.events AS e
 WHERE e.stream = %s AND e.version < %s ORDER BY e.version DESC LIMIT %s
 """
 
-TRANSACTIONS_BY_REFERENCE: Final = f"""
+TRANSACTIONS: Final = f"""
 SELECT {TRANSACTION_COLUMNS} FROM {{schema}}.transactions AS t
-WHERE t.reference = %s AND t.transaction_id > %s::uuid ORDER BY t.transaction_id LIMIT %s
+WHERE t.transaction_id > %s::uuid {{wanted}} ORDER BY t.transaction_id LIMIT %s
 """
 
-TRANSACTIONS_BY_METADATA: Final = f"""
-SELECT {TRANSACTION_COLUMNS} FROM {{schema}}.transactions AS t
-WHERE t.metadata IS NOT NULL AND t.metadata::jsonb @> %s::jsonb AND t.transaction_id > %s::uuid
-ORDER BY t.transaction_id LIMIT %s
-"""
-
-TRANSACTIONS_BY_BOTH: Final = f"""
-SELECT {TRANSACTION_COLUMNS} FROM {{schema}}.transactions AS t
-WHERE t.reference = %s AND t.metadata::jsonb @> %s::jsonb AND t.transaction_id > %s::uuid
-ORDER BY t.transaction_id LIMIT %s
-"""
+BY_REFERENCE: Final = "AND t.reference = %s"
+BY_METADATA: Final = "AND t.metadata IS NOT NULL AND t.metadata::jsonb @> %s::jsonb"
 
 ACCOUNTS: Final = """
-SELECT a.account FROM {schema}.accounts AS a
-WHERE a.account > %(after)s AND (%(asset)s::text IS NULL OR a.asset = %(asset)s)
-  AND (%(metadata)s::jsonb IS NULL OR a.metadata::jsonb @> %(metadata)s::jsonb)
-ORDER BY a.account LIMIT %(limit)s
+SELECT a.account FROM {schema}.accounts AS a WHERE a.account > %s {wanted} ORDER BY a.account LIMIT %s
 """
+
+OF_ASSET: Final = "AND a.asset = %s"
+WITH_METADATA: Final = "AND a.metadata::jsonb @> %s::jsonb"
 
 TRIAL_BALANCE: Final = """
 SELECT a.asset, a.scale, a.account_type, count(*), sum(b.posted_debits)::text, sum(b.posted_credits)::text
@@ -132,7 +123,7 @@ def account(connection: Connection, name: str) -> Stream:
         Drift: The projection is not what we wrote.
     """
     book = Book("")
-    drifted = projector.load(book, *connection.send(projector.touch([name])))
+    drifted = projector.load(book, connection.query(*projector.touch([name])))
     stream = book.stream(name)
     if drifted:
         raise Drift(name)
@@ -200,16 +191,12 @@ def transactions(
 ) -> list[Transaction]:
     """Transactions by reference, by metadata (all of the given pairs), or both; pages in order of id."""
     _check_limit(limit)
-    page: Sequence[Any] = (after or _FIRST_ID, limit)
-    wanted = canonical_json(dict(metadata)) if metadata else None
-    if reference is not None and wanted is not None:
-        rows = connection.query(TRANSACTIONS_BY_BOTH, (reference, wanted, *page))
-    elif reference is not None:
-        rows = connection.query(TRANSACTIONS_BY_REFERENCE, (reference, *page))
-    elif wanted is not None:
-        rows = connection.query(TRANSACTIONS_BY_METADATA, (wanted, *page))
-    else:
+    wanted = _wanted((BY_REFERENCE, reference), (BY_METADATA, _pairs(metadata)))
+    if not wanted:
         raise InvalidCommand("transactions", "ask by reference, by metadata, or by both")
+    conditions = " ".join(condition for condition, _ in wanted)
+    parameters = (after or _FIRST_ID, *(value for _, value in wanted), limit)
+    rows = connection.query(TRANSACTIONS.replace("{wanted}", conditions), parameters)
     return [transaction_from(row) for row in rows]
 
 
@@ -218,11 +205,12 @@ def accounts(
 ) -> list[AccountLine]:
     """Accounts in order of their id, with terms and balance."""
     _check_limit(limit)
-    wanted = canonical_json(dict(metadata)) if metadata else None
-    parameters = {"after": after, "asset": asset, "metadata": wanted, "limit": limit}
-    names = [name for (name,) in connection.driver.execute(connection.sql(ACCOUNTS), parameters).fetchall()]
+    wanted = _wanted((OF_ASSET, asset), (WITH_METADATA, _pairs(metadata)))
+    conditions = " ".join(condition for condition, _ in wanted)
+    parameters = (after, *(value for _, value in wanted), limit)
+    names = [name for (name,) in connection.query(ACCOUNTS.replace("{wanted}", conditions), parameters)]
     book = Book("")
-    if drifted := projector.load(book, *connection.send(projector.touch(names))):
+    if drifted := projector.load(book, connection.query(*projector.touch(names))):
         raise Drift(drifted[0])
     streams = [book.stream(name) for name in names]
     return [AccountLine(stream.stream, stream.terms, stream.balance) for stream in streams if stream.terms is not None]
@@ -236,6 +224,15 @@ def trial_balance(connection: Connection) -> TrialBalance:
             for asset, scale, kind, count, debits, credits in connection.query(TRIAL_BALANCE)
         )
     )
+
+
+def _wanted(*conditions: tuple[str, str | None]) -> list[tuple[str, str]]:
+    """The conditions that were asked for: only they become part of the statement, and of its plan."""
+    return [(condition, value) for condition, value in conditions if value is not None]
+
+
+def _pairs(metadata: Mapping[str, Any] | None) -> str | None:
+    return canonical_json(dict(metadata)) if metadata else None
 
 
 def _check_limit(limit: int) -> None:

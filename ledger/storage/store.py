@@ -8,7 +8,7 @@ command and ten thousand, and a prepared statement stays the same whatever the s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
@@ -16,8 +16,9 @@ from ledger.core.commands import utc_text
 from ledger.core.events import Numbers, Recorded, Transaction
 from ledger.storage.database import Connection, Row, Statement
 
-# Sorted by id: two batches that carry the same new keys wait for each other in one order.
-INSERT_TRANSACTIONS: Final = """
+# Transactions are sorted by id: two batches that carry the same new keys wait for each other in one order.
+APPEND: Final = """
+WITH announced AS (
 INSERT INTO {schema}.transactions (
     transaction_id, kind, scope, idempotency_key, request, entry_count, announced, reference,
     effective_at, recorded_at, actor, correlation_id, causation_id, metadata, header_hash)
@@ -29,9 +30,7 @@ FROM unnest(
 AS t (transaction_id, kind, scope, idempotency_key, request, entry_count, announced, reference,
       effective_at, recorded_at, actor, correlation_id, causation_id, metadata, header_hash)
 ORDER BY transaction_id
-"""
-
-INSERT_EVENTS: Final = """
+)
 INSERT INTO {schema}.events (
     stream, version, transaction_id, type, payload, schema, asset, direction, amount,
     posted_debits, posted_credits, pending_debits, pending_credits,
@@ -46,10 +45,6 @@ FROM unnest(
 AS e (stream, version, transaction_id, type, payload, schema, asset, direction, amount,
       posted_debits, posted_credits, pending_debits, pending_credits,
       effective_at, recorded_at, prev_hash, event_hash)
-"""
-
-INSERT_OUTBOX: Final = """
-INSERT INTO {schema}.outbox (batch_id, transaction_ids, recorded_at) VALUES (%s::uuid, %s::uuid[], %s::timestamptz)
 """
 
 TRANSACTION_COLUMNS: Final = """
@@ -81,23 +76,15 @@ WHERE e.stream = %s AND e.version > %s ORDER BY e.version LIMIT %s
 """
 
 
-def append(transactions: Sequence[Transaction], events: Sequence[Recorded]) -> list[Statement]:
+def append(transactions: Sequence[Transaction], events: Sequence[Recorded]) -> Statement:
     """
-    The statements that append transactions and all of their events, in the order in which they were decided.
+    The statement that appends transactions and all of their events, in the order in which they were decided.
 
-    A stream that has moved on in the meantime makes them fail with a unique violation: an event is
-    appended at its version or not at all.
+    A stream that has moved on in the meantime makes it fail with a unique violation: an event is appended at
+    its version or not at all.
     """
-    return [
-        (INSERT_TRANSACTIONS, _transaction_columns(transactions)),
-        # In the order of the index, so that a batch touches each of its pages once.
-        (INSERT_EVENTS, _event_columns(sorted(events))),
-    ]
-
-
-def announce(ids: Sequence[str], latest: datetime) -> Statement:
-    """The statement that leaves the transactions of one database transaction, in order, to the feed."""
-    return INSERT_OUTBOX, (ids[0], plain_array(ids), utc_text(latest))
+    # Events in the order of the index, so that a batch touches each of its pages once.
+    return APPEND, (*_transaction_columns(transactions), *_event_columns(sorted(events)))
 
 
 def recorded_transactions(connection: Connection, ids: Sequence[str]) -> list[Transaction]:
@@ -129,14 +116,19 @@ def transaction_from(row: Row) -> Transaction:
     places = [place.rpartition(" ") for place in row[6]]
     streams = tuple([stream for stream, _, _ in places])
     versions = tuple([int(version) for _, _, version in places])
-    return Transaction(*row[:6], streams, versions, *row[7:])
+    return Transaction._make((*row[:6], streams, versions, row[7], in_utc(row[8]), in_utc(row[9]), *row[10:]))
 
 
 def recorded_from(row: Row) -> Recorded:
     """A row of EVENT_COLUMNS."""
     numbers = None if row[9] is None else Numbers(int(row[9]), int(row[10]), int(row[11]), int(row[12]))
     amount = None if row[8] is None else int(row[8])
-    return Recorded(*row[:8], amount, numbers, *row[13:])
+    return Recorded._make((*row[:8], amount, numbers, in_utc(row[13]), in_utc(row[14]), *row[15:]))
+
+
+def in_utc(moment: datetime) -> datetime:
+    """The same moment in UTC: the driver gives it in whatever zone the session happens to have."""
+    return moment.astimezone(UTC)
 
 
 def plain_array(values: Iterable[str]) -> str:

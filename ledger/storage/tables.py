@@ -38,7 +38,6 @@ metadata: Final = MetaData(
 )
 
 
-
 def _text(name: str, *, key: bool = False, nullable: bool = False) -> Column[str]:
     return Column(name, Text(collation="C"), primary_key=key, nullable=nullable)
 
@@ -214,13 +213,13 @@ def include_object(item: Any, name: str | None, kind: str, reflected: bool, comp
     Pass it to `context.configure(include_object=…)` in the application's `env.py`; where the ledger lives
     in a schema of another name, pass `include_object_for("that name")` instead.
     """
-    return include_object_for(DEFAULT_SCHEMA)(item, name, kind, reflected, compare_to)
+    return bool(include_object_for(DEFAULT_SCHEMA)(item, name, kind, reflected, compare_to))
 
 
 def include_object_for(schema: str) -> Any:
     """An `include_object` for a ledger in `schema`."""
 
-    def include(item: Any, name: str | None, kind: str, reflected: bool, compare_to: Any) -> bool:
+    def include(item: Any, _name: str | None, kind: str, *_: object) -> bool:
         table = item if kind == "table" else getattr(item, "table", None)
         return getattr(table, "schema", None) != schema
 
