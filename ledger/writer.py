@@ -47,7 +47,7 @@ from ledger.core.events import (
     Transaction,
 )
 from ledger.storage import projector, store
-from ledger.storage.database import GUARD_CLASS, Connection, Database, Statement
+from ledger.storage.database import GUARD_CLASS, RETRYABLE, Connection, Database, Statement
 
 ATTEMPTS_MAX: Final = 12
 """How often one call decides again, or reaches for a lost server, before it gives up."""
@@ -186,7 +186,7 @@ class Writer:
             except DatabaseUnavailable:
                 if lost is None:
                     raise
-            except (_Moved, ConcurrencyError):
+            except _Moved:
                 locked = True
         raise lost or ConcurrencyError(f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again.")
 
@@ -203,7 +203,7 @@ class Writer:
             connection.rollback()
             self._rebuild(connection, drift.streams)
         except (_Moved, psycopg.Error) as conflict:
-            if not _is_conflict(conflict):
+            if not _is_conflict(conflict) and not _is_retryable(conflict):
                 raise
             connection.rollback()
             # Without a lock this was a race.  Under the locks nobody else can have moved these streams, so
@@ -467,6 +467,11 @@ def _is_conflict(error: BaseException) -> bool:
     if isinstance(error, psycopg.Error):
         return error.sqlstate == "23505" or (error.sqlstate or "").startswith(GUARD_CLASS)
     return isinstance(error, _Moved)
+
+
+def _is_retryable(error: BaseException) -> bool:
+    """Whether the whole transaction is to be run again.  Having waited too long for a lock is not among these."""
+    return isinstance(error, psycopg.Error) and error.sqlstate in RETRYABLE
 
 
 def _back_off(attempt: int) -> None:
