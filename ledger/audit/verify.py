@@ -304,7 +304,7 @@ def _verify_completeness(scope: _Scope, report: Report) -> None:
 
 
 def _verify_assets(connection: Connection, book: Book, report: Report) -> None:
-    projected = dict(connection.query(_ASSETS))
+    projected: dict[str, int] = dict(connection.query(_ASSETS))
     for asset in sorted(book.assets.keys() | projected.keys()):
         report.checked["assets"] += 1
         if projected.get(asset) != book.assets.get(asset):
