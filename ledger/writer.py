@@ -16,10 +16,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha1
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 import psycopg
@@ -41,6 +41,7 @@ from ledger.core.errors import (
 )
 from ledger.core.events import (
     LEDGER_STREAM,
+    AssetDefined,
     EntryPosted,
     Event,
     Recorded,
@@ -54,14 +55,16 @@ ATTEMPTS_MAX: Final = 12
 
 _BACKOFF_SECONDS: Final = 0.004
 _BACKOFF_SECONDS_MAX: Final = 0.5
-_PART: Final = 200
+_PART_COMMANDS: Final = 200
 """Commands decided before their rows are sent: while the server inserts them, the next ones are decided."""
+
+_CONFLICTS: Final = frozenset({projector.LOST, "23505"})
+"""A compare-and-set that found another version; a row that somebody else inserted first."""
 
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """
     What a command did.  A replayed one was done earlier: this is the original answer.
 
@@ -98,7 +101,7 @@ Outcome: TypeAlias = Done | Rejected
 
 
 class _Moved(Exception):
-    """Somebody else wrote first: what was decided no longer holds."""
+    """Somebody else wrote first, or a projection was mended: decide again."""
 
 
 class _Drifted(Exception):
@@ -138,16 +141,41 @@ class _Work:
     loaded: dict[str, int]
     """The version of every stream that was read."""
 
-    known_assets: frozenset[str]
     outcomes: list[Outcome] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
-    opened: list[str] = field(default_factory=list)
-    written: set[str] = field(default_factory=set)
+    """The transactions that are being written, in order."""
+
+    closed: bool = False
+    """Whether the end of the transaction went out with the writes."""
 
     @property
-    def before(self) -> dict[str, int]:
-        """The version, as read, of every stream that was written; 0 where it is new."""
-        return {stream: self.loaded.get(stream, 0) for stream in self.written}
+    def rejected(self) -> int | None:
+        """The first command that was rejected."""
+        found = (index for index, outcome in enumerate(self.outcomes) if isinstance(outcome, Rejected))
+        return next(found, None)
+
+    @property
+    def unknown(self) -> set[str]:
+        """Accounts that commands named in vain."""
+        return {outcome.account for outcome in self.outcomes if isinstance(outcome, UnknownAccount)}
+
+
+class _Part(NamedTuple):
+    """Some of what a batch has become so far."""
+
+    transactions: list[Transaction]
+    events: list[Recorded]
+    opened: list[str]
+    defined: list[str]
+    last: bool = False
+
+
+class _Frame(NamedTuple):
+    """What surrounds a write: a transaction of our own, or a savepoint in somebody else's."""
+
+    opening: list[Statement]
+    closing: list[Statement]
+    undo: list[Statement]
 
 
 class Writer:
@@ -191,19 +219,18 @@ class Writer:
         raise lost or ConcurrencyError(f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again.")
 
     def _attempt(self, connection: Connection, batch: _Batch, locked: bool) -> list[Outcome]:
-        begin = [*connection.begin(), projector.lock(batch.locks)]
+        frame = _Frame(connection.begin(), closing=[("COMMIT", ())], undo=[("ROLLBACK", ())])
+        opening = [*frame.opening, projector.lock(batch.locks)] if locked else []
         try:
-            work = _load(connection, batch, begin if locked else [], self._ledger_id())
-            if _write(connection, batch, work, [] if locked else begin):
-                connection.commit()
-            else:
-                connection.rollback()
+            work = _load(connection, batch, opening, self._ledger_id())
+            _write(connection, batch, work, frame, locked)
             return work.outcomes
         except _Drifted as drift:
             connection.rollback()
             self._rebuild(connection, drift.streams)
-        except (_Moved, psycopg.Error) as conflict:
-            if not _is_conflict(conflict) and not _is_retryable(conflict):
+        except psycopg.Error as error:
+            # Having waited too long for a lock is not among these: waiting again would not be bounded.
+            if not _is_conflict(error) and error.sqlstate not in RETRYABLE:
                 raise
             connection.rollback()
             # Without a lock this was a race.  Under the locks nobody else can have moved these streams, so
@@ -240,20 +267,19 @@ def handle_as_guest(
     if not commands:
         return []
     batch = _prepare(commands, ledger_id, scope, atomic, dry_run)
-    opening: list[Statement] = [("SAVEPOINT ledger", ()), projector.lock(batch.locks)]
     release: list[Statement] = [("RELEASE SAVEPOINT ledger", ())]
     undo: list[Statement] = [("ROLLBACK TO SAVEPOINT ledger", ()), *release]
+    frame = _Frame([("SAVEPOINT ledger", ())], release, undo)
     for _ in range(ATTEMPTS_MAX):
         try:
-            work = _load(connection, batch, opening, ledger_id)
-            keep = _write(connection, batch, work, [])
-            connection.send(release if keep else undo)
+            work = _load(connection, batch, [*frame.opening, projector.lock(batch.locks)], ledger_id)
+            _write(connection, batch, work, frame, locked=True)
             return work.outcomes
         except _Drifted as drift:
             connection.send(undo)
             projector.rebuild(connection, drift.streams, noticed_by="write")
-        except (_Moved, psycopg.Error) as conflict:
-            if not _is_conflict(conflict):
+        except psycopg.Error as error:
+            if not _is_conflict(error):
                 raise
             connection.send(undo)
             if not read_committed:
@@ -329,7 +355,7 @@ def _load(connection: Connection, batch: _Batch, opening: list[Statement], ledge
     known = [store.transaction_from(row) for row in next(results, [])]
     earlier = {transaction.transaction_id: _recalled(connection, transaction) for transaction in known}
     loaded = {name: stream.version for name, stream in book.streams.items()}
-    return _Work(book, heads[0][0], earlier, loaded, frozenset(book.assets))
+    return _Work(book, heads[0][0], earlier, loaded)
 
 
 def _recalled(connection: Connection, transaction: Transaction) -> Done:
@@ -341,77 +367,85 @@ def _recalled(connection: Connection, transaction: Transaction) -> Done:
     return Done(transaction, events, terms)
 
 
-def _write(connection: Connection, batch: _Batch, work: _Work, opening: list[Statement]) -> bool:
+def _write(connection: Connection, batch: _Batch, work: _Work, frame: _Frame, locked: bool) -> None:
     """
-    Decide, append and project, in one round trip; `opening` begins the transaction and ends with its lock.
-
-    Returns whether there is something to commit.
+    Decide, append, project and close the frame, in one round trip where nothing has to be looked at in between.
 
     Raises:
-        _Moved: A stream is no longer where it was read, and nothing may be committed.
+        psycopg.Error: The server refused; a stream that is no longer where it was read is LOST.
     """
-    results = connection.send(_statements(batch, work, opening))
-    unknown = {outcome.account for outcome in work.outcomes if isinstance(outcome, UnknownAccount)}
+    connection.send(_statements(batch, work, frame, locked))
+    if work.closed:
+        return
+    unknown = work.unknown
     if unknown and (missing := projector.out_of_step(connection, unknown)):
         # Not unknown: its projection is gone.
         raise _Drifted(missing)
-    if batch.atomic and _reject_together(work):
-        return False
-    if not results:
-        return False
-    if opening:
-        for stream, version in results[len(opening) - 1]:
-            if work.loaded.get(stream, 0) != version:
-                raise _Moved
-    if results[-1] != [(len(projector.existing(work.before)),)]:
-        raise _Moved
-    return True
+    if batch.atomic and work.rejected is not None:
+        _reject_together(work, work.rejected)
+        connection.send(frame.undo if locked or work.ids else [])
+    elif work.ids:
+        connection.send(frame.closing)
+    elif locked:
+        connection.send(frame.undo)
 
 
-def _statements(batch: _Batch, work: _Work, opening: list[Statement]) -> Iterator[Statement]:
+def _statements(batch: _Batch, work: _Work, frame: _Frame, locked: bool) -> Iterator[Statement]:
     """What is to be sent, made while the server works on what was sent before.  Nothing, if nothing happens."""
-    for transactions, events in _decide_all(batch, work):
-        if batch.dry_run:
+    projected = dict(work.loaded)
+    latest = work.now
+    for part in _decide_all(batch, work):
+        if batch.dry_run or not (part.transactions or work.ids):
             continue
-        if not work.ids:
-            yield from opening
-        work.ids.extend([transaction.transaction_id for transaction in transactions])
-        work.written.update([event.stream for event in events])
-        yield store.append(transactions, events)
-        latest = transactions[-1].recorded_at
-    if work.ids:
-        defined = [asset for asset in work.book.assets if asset not in work.known_assets]
-        yield from projector.project(work.ids, latest, work.before, work.book, work.opened, defined)
+        if not locked and not work.ids:
+            read = {stream: work.loaded[stream] for stream in batch.locks if stream in work.loaded}
+            yield from (*frame.opening, projector.lock_at(batch.locks, read))
+        before = {event.stream: projected.get(event.stream, 0) for event in part.events}
+        if part.transactions:
+            work.ids.extend([transaction.transaction_id for transaction in part.transactions])
+            latest = part.transactions[-1].recorded_at
+            yield store.append(part.transactions, part.events)
+        yield from projector.project(before, work.book, part.opened, part.defined)
+        yield projector.move(before, work.book, work.ids if part.last else [], latest)
+        projected.update({stream: work.book.streams[stream].version for stream in before})
+    if work.ids and not work.unknown and not (batch.atomic and work.rejected is not None):
+        work.closed = True
+        yield from frame.closing
 
 
-def _decide_all(batch: _Batch, work: _Work) -> Iterator[tuple[list[Transaction], list[Recorded]]]:
-    """Decide each command on the book as the ones before it leave it; what happened comes in parts."""
-    transactions: list[Transaction] = []
-    events: list[Recorded] = []
+def _decide_all(batch: _Batch, work: _Work) -> Iterator[_Part]:
+    """
+    Decide each command on the book as the ones before it leave it.
+
+    What happened comes in parts; the last one comes in any case, with nothing in it if need be.
+    """
+    part = _Part([], [], [], [])
     for command, transaction_id in zip(batch.commands, batch.ids, strict=True):
+        if len(part.transactions) == _PART_COMMANDS:
+            yield part
+            part = _Part([], [], [], [])
         done = work.earlier.get(transaction_id)
         try:
             if done is not None:
                 _check_same(command, done.transaction, batch.scope)
                 replayed = done.transaction.idempotency_key is not None
-                work.outcomes.append(replace(done, replayed=replayed))
+                work.outcomes.append(done._replace(replayed=replayed))
                 continue
             decided = decide(command, work.book)
         except Rejected as rejection:
             work.outcomes.append(rejection)
             continue
         done = _record(command, transaction_id, decided, work.book, batch, work.now)
-        if isinstance(command, OpenAccount):
-            work.opened.append(command.account)
         work.earlier[transaction_id] = done
         work.outcomes.append(done)
-        transactions.append(done.transaction)
-        events.extend(done.events)
-        if len(transactions) == _PART:
-            yield transactions, events
-            transactions, events = [], []
-    if transactions:
-        yield transactions, events
+        part.transactions.append(done.transaction)
+        part.events.extend(done.events)
+        if type(command) is OpenAccount:
+            part.opened.append(command.account)
+            part.defined.extend([event.asset for event in decided if isinstance(event, AssetDefined)])
+        elif type(command) is DefineAsset:
+            part.defined.append(command.asset)
+    yield part._replace(last=True)
 
 
 def _check_same(command: Command, transaction: Transaction, scope: str) -> None:
@@ -451,27 +485,15 @@ def _record(
     return Done(transaction, recorded, [place.stream.terms for place in places], dry_run=batch.dry_run)
 
 
-def _reject_together(work: _Work) -> bool:
+def _reject_together(work: _Work, rejected: int) -> None:
     """All or nothing: one rejection takes the rest of the batch with it."""
-    outcomes = work.outcomes
-    failed = next((index for index, outcome in enumerate(outcomes) if isinstance(outcome, Rejected)), None)
-    if failed is None:
-        return False
-    cause = AtomicBatchRejected(failed, str(outcomes[failed]))
-    work.outcomes = [outcome if isinstance(outcome, Rejected) else cause for outcome in outcomes]
-    return True
+    cause = AtomicBatchRejected(rejected, str(work.outcomes[rejected]))
+    work.outcomes = [outcome if isinstance(outcome, Rejected) else cause for outcome in work.outcomes]
 
 
-def _is_conflict(error: BaseException) -> bool:
+def _is_conflict(error: psycopg.Error) -> bool:
     """Whether an attempt failed because of what others wrote, and not of what the server is."""
-    if isinstance(error, psycopg.Error):
-        return error.sqlstate == "23505" or (error.sqlstate or "").startswith(GUARD_CLASS)
-    return isinstance(error, _Moved)
-
-
-def _is_retryable(error: BaseException) -> bool:
-    """Whether the whole transaction is to be run again.  Having waited too long for a lock is not among these."""
-    return isinstance(error, psycopg.Error) and error.sqlstate in RETRYABLE
+    return error.sqlstate in _CONFLICTS or (error.sqlstate or "").startswith(GUARD_CLASS)
 
 
 def _back_off(attempt: int) -> None:

@@ -8,7 +8,7 @@ is made anew from the log, and the repair is recorded: self-healing is never sil
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Final
@@ -21,11 +21,25 @@ from ledger.core.events import Numbers
 from ledger.storage.database import Connection, Row, Statement
 from ledger.storage.store import bytes_array, plain_array, text_array
 
+LOST: Final = "22012"
+"""SQLSTATE of a compare-and-set that found another version."""
+
 REBUILD_STREAMS_MAX: Final = 1_000
 """Streams rebuilt in one transaction: how long writers may wait for a rebuild."""
 
 LOCK: Final = """
 SELECT stream, version FROM {schema}.balances WHERE stream = ANY(%s::text[]) ORDER BY stream FOR NO KEY UPDATE
+"""
+
+# As LOCK, and fails with division_by_zero unless exactly these streams exist, at exactly these versions.
+LOCK_AT: Final = """
+SELECT 1 / (
+    count(*) = cardinality(%s::bigint[])
+    AND coalesce(bool_and(held.version IS NOT DISTINCT FROM read.version), true))::integer
+FROM (
+    SELECT stream, version FROM {schema}.balances WHERE stream = ANY(%s::text[]) ORDER BY stream FOR NO KEY UPDATE
+) AS held
+LEFT JOIN unnest(%s::text[], %s::bigint[]) AS read (stream, version) ON read.stream = held.stream
 """
 
 # One row at least, for the clock.  The join is on the column that both tables are placed by; a second `= ANY`
@@ -49,11 +63,13 @@ SELECT * FROM unnest(
     %s::timestamptz[], %s::bytea[])
 """
 
-# The outbox row goes along: it is what the feed has yet to number, the transactions of one commit in order.
-COMPLETE: Final = """
+# Fails with division_by_zero unless every row is still where it was read, so that a COMMIT that is already on its
+# way finds the transaction aborted: the check costs no round trip, and needs no procedural language.
+UPDATE_BALANCES: Final = """
 WITH announced AS (
     INSERT INTO {schema}.outbox (batch_id, transaction_ids, recorded_at)
     SELECT (ids)[1], ids, recorded_at FROM (SELECT %s::uuid[] AS ids, %s::timestamptz AS recorded_at) AS batch
+    WHERE cardinality(ids) > 0
 ), moved AS (
     UPDATE {schema}.balances AS b
     SET version = n.version, posted_debits = n.posted_debits, posted_credits = n.posted_credits,
@@ -67,7 +83,7 @@ WITH announced AS (
     WHERE b.stream = n.stream AND b.version = n.expected AND b.stream = ANY(%s::text[])
     RETURNING b.stream
 )
-SELECT count(*) FROM moved
+SELECT 1 / (count(*) = %s)::integer FROM moved
 """
 
 INSERT_ACCOUNTS: Final = """
@@ -92,13 +108,14 @@ def scales(assets: Iterable[str]) -> Statement:
 
 
 def lock(streams: Iterable[str]) -> Statement:
-    """
-    The statement that locks the heads of `streams`, in one order for everybody, and returns their versions.
-
-    What it returns may be trusted for versions only: after a wait it shows the new head of a row, but
-    anything it joined would be as old as its snapshot.
-    """
+    """The statement that locks the heads of `streams`, in one order for everybody."""
     return LOCK, (text_array(streams),)
+
+
+def lock_at(streams: Iterable[str], versions: Mapping[str, int]) -> Statement:
+    """As `lock`; fails with LOST unless the streams are where they were read: `versions`, and no others."""
+    numbers = plain_array(map(str, versions.values()))
+    return LOCK_AT, (numbers, text_array(streams), text_array(versions), numbers)
 
 
 def load(book: Book, rows: Sequence[Row]) -> list[str]:
@@ -123,19 +140,11 @@ def checksum(stream: Stream) -> bytes:
     )
 
 
-def project(
-    ids: Sequence[str],
-    latest: datetime,
-    before: dict[str, int],
-    book: Book,
-    opened: Sequence[str],
-    defined: Sequence[str],
-) -> list[Statement]:
+def project(before: Mapping[str, int], book: Book, opened: Sequence[str], defined: Sequence[str]) -> list[Statement]:
     """
-    The statements that bring the projections to where `book` stands, and leave the transactions to the feed.
+    The statements that bring the projections of new streams to where `book` stands.
 
-    `before` holds the version of each changed stream as it was loaded, 0 for a new one.  The last statement
-    returns how many balances it moved: fewer than `existing(before)` means that somebody else was faster.
+    `before` holds the projected version of each changed stream, 0 for a new one.
     """
     statements: list[Statement] = []
     new = [book.streams[name] for name in sorted(before) if before[name] == 0]
@@ -146,16 +155,21 @@ def project(
         statements.append((INSERT_ACCOUNTS, _account_columns([book.streams[name] for name in opened])))
     if new:
         statements.append((INSERT_BALANCES, _balance_columns(new)))
-    moved = [book.streams[name] for name in existing(before)]
-    names, *columns = _balance_columns(moved)
-    expected = plain_array(str(before[stream.stream]) for stream in moved)
-    statements.append((COMPLETE, (plain_array(ids), utc_text(latest), names, *columns, expected, names)))
     return statements
 
 
-def existing(before: dict[str, int]) -> list[str]:
-    """The changed streams that were there before, sorted."""
-    return sorted(name for name, version in before.items() if version > 0)
+def move(before: Mapping[str, int], book: Book, announced: Sequence[str], latest: datetime) -> Statement:
+    """
+    The statement that moves projected streams to where `book` stands, and leaves transactions to the feed.
+
+    Fails with LOST where a stream is no longer at the version that `before` holds.  `announced` are the ids
+    of all transactions of one commit, in order; empty, until the last part of a batch.
+    """
+    moved = [book.streams[name] for name in sorted(before) if before[name] > 0]
+    names, *columns = _balance_columns(moved)
+    expected = plain_array([str(before[stream.stream]) for stream in moved])
+    outbox = (plain_array(announced), utc_text(latest))
+    return UPDATE_BALANCES, (*outbox, names, *columns, expected, names, len(moved))
 
 
 @lru_cache(maxsize=65_536)
