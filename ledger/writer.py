@@ -175,7 +175,7 @@ class _Frame(NamedTuple):
 
     opening: list[Statement]
     closing: list[Statement]
-    undo: list[Statement]
+    undo: str
 
 
 class Writer:
@@ -219,7 +219,7 @@ class Writer:
         raise lost or ConcurrencyError(f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again.")
 
     def _attempt(self, connection: Connection, batch: _Batch, locked: bool) -> list[Outcome]:
-        frame = _Frame(connection.begin(), closing=[("COMMIT", ())], undo=[("ROLLBACK", ())])
+        frame = _Frame(connection.begin(), closing=[("COMMIT", ())], undo="ROLLBACK")
         opening = [*frame.opening, projector.lock(batch.locks)] if locked else []
         try:
             work = _load(connection, batch, opening, self._ledger_id())
@@ -268,7 +268,7 @@ def handle_as_guest(
         return []
     batch = _prepare(commands, ledger_id, scope, atomic, dry_run)
     release: list[Statement] = [("RELEASE SAVEPOINT ledger", ())]
-    undo: list[Statement] = [("ROLLBACK TO SAVEPOINT ledger", ()), *release]
+    undo = "ROLLBACK TO SAVEPOINT ledger; RELEASE SAVEPOINT ledger"
     frame = _Frame([("SAVEPOINT ledger", ())], release, undo)
     for _ in range(ATTEMPTS_MAX):
         try:
@@ -276,12 +276,12 @@ def handle_as_guest(
             _write(connection, batch, work, frame, locked=True)
             return work.outcomes
         except _Drifted as drift:
-            connection.send(undo)
+            connection.undo(undo)
             projector.rebuild(connection, drift.streams, noticed_by="write")
         except psycopg.Error as error:
             if not _is_conflict(error):
                 raise
-            connection.send(undo)
+            connection.undo(undo)
             if not read_committed:
                 raise ConcurrencyError(
                     "Another transaction wrote to these accounts, and this one's isolation level cannot see it."
@@ -381,13 +381,13 @@ def _write(connection: Connection, batch: _Batch, work: _Work, frame: _Frame, lo
     if unknown and (missing := projector.out_of_step(connection, unknown)):
         # Not unknown: its projection is gone.
         raise _Drifted(missing)
-    if batch.atomic and work.rejected is not None:
-        _reject_together(work, work.rejected)
-        connection.send(frame.undo if locked or work.ids else [])
-    elif work.ids:
+    failed = batch.atomic and work.rejected is not None
+    if failed:
+        _reject_together(work)
+    if work.ids and not failed:
         connection.send(frame.closing)
-    elif locked:
-        connection.send(frame.undo)
+    elif work.ids or locked:
+        connection.undo(frame.undo)
 
 
 def _statements(batch: _Batch, work: _Work, frame: _Frame, locked: bool) -> Iterator[Statement]:
@@ -485,9 +485,10 @@ def _record(
     return Done(transaction, recorded, [place.stream.terms for place in places], dry_run=batch.dry_run)
 
 
-def _reject_together(work: _Work, rejected: int) -> None:
+def _reject_together(work: _Work) -> None:
     """All or nothing: one rejection takes the rest of the batch with it."""
-    cause = AtomicBatchRejected(rejected, str(work.outcomes[rejected]))
+    assert work.rejected is not None
+    cause = AtomicBatchRejected(work.rejected, str(work.outcomes[work.rejected]))
     work.outcomes = [outcome if isinstance(outcome, Rejected) else cause for outcome in work.outcomes]
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 import psycopg
 import psycopg.errors
 import sqlalchemy
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -95,7 +95,18 @@ class Connection:
     def rollback(self) -> None:
         """Roll back, if there is anything to roll back and anyone to tell."""
         if not self.driver.closed and self.driver.info.transaction_status is not TransactionStatus.IDLE:
-            self.driver.execute("ROLLBACK")
+            self.undo("ROLLBACK")
+
+    def undo(self, sql: str) -> None:
+        """
+        Run one or more statements that roll back.
+
+        Past the driver, which would forget all of its prepared statements, and within a pipeline also the
+        wrong ones: a rollback undoes no statement of ours.
+        """
+        result = self.driver.pgconn.exec_(sql.encode())
+        if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+            raise psycopg.errors.error_from_result(result)
 
     @contextmanager
     def transaction(self, *, read_only: bool = False) -> Iterator[None]:
@@ -109,18 +120,6 @@ class Connection:
         except BaseException:
             self.rollback()
             raise
-
-    @contextmanager
-    def savepoint(self) -> Iterator[None]:
-        """A transaction inside the caller's: undone as one, never committed by us."""
-        self.driver.execute("SAVEPOINT ledger")
-        try:
-            yield
-        except BaseException:
-            if self.driver.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
-                self.send([("ROLLBACK TO SAVEPOINT ledger", ()), ("RELEASE SAVEPOINT ledger", ())])
-            raise
-        self.driver.execute("RELEASE SAVEPOINT ledger")
 
     def sql(self, text: str) -> str:
         """The statement with its schema filled in."""

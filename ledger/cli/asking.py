@@ -1,0 +1,244 @@
+"""The commands that ask: balance, history, transaction, accounts, trial-balance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ledger.application import Ledger
+from ledger.cli.options import Target, command, opened, pairs
+from ledger.cli.output import answer, console, moment, print_json, row, table
+from ledger.core.book import Balance, Terms, terms_of
+from ledger.core.codec import event_from
+from ledger.core.commands import Direction
+from ledger.core.errors import CorruptLog, InvalidCommand
+from ledger.core.events import AccountOpened, Recorded, Transaction
+from ledger.storage.queries import TransactionDetail
+from ledger.wire import (
+    account_json,
+    balance_json,
+    detail_json,
+    event_json,
+    terms_json,
+    transaction_json,
+    trial_balance_json,
+)
+
+Limit = Annotated[int, typer.Option(help="Rows at most, up to 1,000.")]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option(help="Only with KEY=TEXT, or KEY:=JSON for an integer, true or false.", metavar="KEY=VALUE"),
+]
+
+_WIDE = 118
+"""Columns from which a transaction's id fits beside everything else."""
+
+
+@command
+def balance(
+    account: Annotated[str, typer.Argument(help="The account's id.", metavar="ACCOUNT", show_default=False)],
+    target: Target,
+    version: Annotated[int | None, typer.Option(help="As it was right after this version.")] = None,
+) -> int:
+    """Show an account's balance, now or at a version."""
+    with opened(target.settings) as ledger:
+        found = ledger.balance(account, version=version)
+    made = table("account", "version", "posted", "pending", "available", right=("version", *_AMOUNTS))
+    row(made, found.account, found.version, found.posted, found.pending, found.available)
+    answer(target.as_json, balance_json(found), made)
+    return 0
+
+
+@command
+def history(
+    account: Annotated[str, typer.Argument(help="The account's id.", metavar="ACCOUNT", show_default=False)],
+    target: Target,
+    after: Annotated[int, typer.Option(help="Forward from this version, oldest first.", metavar="VERSION")] = 0,
+    before: Annotated[
+        int | None, typer.Option(help="Backward from this version, newest first.", metavar="VERSION")
+    ] = None,
+    limit: Limit = 100,
+) -> int:
+    """Show the events of an account."""
+    if after and before is not None:
+        raise InvalidCommand("history", "--after and --before go in opposite directions; give one of them")
+    with opened(target.settings) as ledger:
+        events = ledger.history(account, after_version=after, before_version=before, limit=limit)
+        terms = _terms(ledger, account)
+    plain = {"account": account, **terms_json(terms), "events": [event_json(event, terms) for event in events]}
+    if target.as_json:
+        print_json(plain)
+    else:
+        _show_history(account, terms, events, more=len(events) == limit)
+    return 0
+
+
+@command
+def transaction(
+    target: Target,
+    transaction_id: Annotated[
+        str | None,
+        typer.Argument(help="Its id; or ACCOUNT#VERSION, the one behind that event.", metavar="[ID]"),
+    ] = None,
+    reference: Annotated[str | None, typer.Option(help="All with this reference.")] = None,
+    metadata: Metadata = None,
+    after: Annotated[str | None, typer.Option(help="With --reference: those after this id.", metavar="ID")] = None,
+    limit: Limit = 100,
+) -> int:
+    """Show a transaction with its events, or list those with a reference or metadata."""
+    wanted = pairs(metadata)
+    if (transaction_id is None) == (reference is None and not wanted):
+        raise InvalidCommand("transaction", "give an id, or --reference, or --metadata")
+    with opened(target.settings) as ledger:
+        if transaction_id is None:
+            found = ledger.transactions(reference=reference, metadata=wanted, after=after, limit=limit)
+            plain = {"transactions": [transaction_json(each) for each in found]}
+            answer(target.as_json, plain, _listed(found))
+            return 0
+        detail = ledger.transaction(_id_behind(ledger, transaction_id))
+        terms = {
+            event.stream: _terms(ledger, event.stream) for event in detail.events if event.numbers is not None
+        }
+    if target.as_json:
+        print_json(detail_json(detail, terms))
+    else:
+        _show_detail(detail, terms)
+    return 0
+
+
+@command
+def accounts(
+    target: Target,
+    asset: Annotated[str | None, typer.Option(help="Only those that hold this.")] = None,
+    metadata: Metadata = None,
+    after: Annotated[str, typer.Option(help="Those after this id.", metavar="ACCOUNT")] = "",
+    limit: Limit = 100,
+) -> int:
+    """List accounts with their balances, in order of their ids."""
+    with opened(target.settings) as ledger:
+        found = ledger.accounts(asset=asset, metadata=pairs(metadata), after=after, limit=limit)
+    made = table("account", "type", "version", "posted", "available", right=("version", *_AMOUNTS))
+    for line in found:
+        balance = line.balance
+        row(made, line.account, line.terms.account_type, balance.version, balance.posted, balance.available)
+    more = [f"[dim]more: --after {escape(found[-1].account)}[/]"] if len(found) == limit else []
+    answer(target.as_json, {"accounts": [account_json(line) for line in found]}, made, *more)
+    return 0
+
+
+@command
+def trial_balance(target: Target) -> int:
+    """Show debits and credits of all accounts, by asset and type; exit code 1 if they differ."""
+    with opened(target.settings) as ledger:
+        trial = ledger.trial_balance()
+    made = table("asset", "type", "accounts", "debits", "credits", right=("accounts", "debits", "credits"))
+    for line in trial.lines:
+        row(made, line.asset, line.account_type, line.accounts, line.debits, line.credits)
+    verdicts = [
+        f"{asset}: [green]balanced[/]" if net.minor == 0 else f"{asset}: [red]debits less credits are {net}[/]"
+        for asset, net in trial.difference.items()
+    ]
+    answer(target.as_json, trial_balance_json(trial), made, *(verdicts or ["no accounts yet"]))
+    return 0 if trial.balanced else 1
+
+
+_AMOUNTS = ("posted", "pending", "available")
+
+
+def _terms(ledger: Ledger, account: str) -> Terms:
+    """What an account was opened as: its first event says so."""
+    opening = event_from(ledger.history(account, limit=1)[0])
+    if not isinstance(opening, AccountOpened):
+        raise CorruptLog(account, 1, "its first event does not open the account")
+    return terms_of(opening)
+
+
+def _id_behind(ledger: Ledger, text: str) -> str:
+    """A transaction's id, given as such or as ACCOUNT#VERSION."""
+    account, mark, version = text.rpartition("#")
+    if not mark:
+        return text
+    if not version.isdecimal() or int(version) < 1:
+        raise InvalidCommand("transaction id", f"{text!r} is not ACCOUNT#VERSION")
+    events = ledger.history(account, after_version=int(version) - 1, limit=1)
+    if not events:
+        raise InvalidCommand("transaction id", f"account {account} has no version {version}")
+    return events[0].transaction_id
+
+
+def _show_history(account: str, terms: Terms, events: list[Recorded], *, more: bool) -> None:
+    out = console()
+    out.print(
+        f"[bold]{escape(account)}[/]  {terms.asset}, {terms.account_type.value}: grows by {terms.normal.value}s"
+        f"{_limits(terms)}"
+    )
+    columns = ["version", "recorded (UTC)", "debit", "credit", "balance"]
+    if wide := out.width >= _WIDE:
+        columns.append("transaction")
+    made = table(*columns, right=("version", "debit", "credit", "balance"))
+    for event in events:
+        cells: list[object] = [event.version, moment(event.recorded_at), *_sides(event, terms)]
+        if event.numbers is not None:
+            cells.append(Balance.from_numbers(account, terms, event.numbers, event.version).posted)
+        if wide:
+            cells.append(event.transaction_id)
+        row(made, *cells)
+    out.print(made)
+    if events:
+        last = events[-1].version
+        out.print(f"[dim]`ledger transaction {escape(account)}#{last}` shows what is behind version {last}[/]")
+    if more:
+        out.print("[dim]there may be more: --after or --before the last version[/]")
+
+
+def _sides(event: Recorded, terms: Terms) -> tuple[object, object]:
+    if event.amount is None:
+        return ("opened", "") if event.version == 1 else (event.type, "")
+    amount = terms.money(event.amount)
+    return (amount, "") if event.direction == Direction.DEBIT else ("", amount)
+
+
+def _limits(terms: Terms) -> str:
+    floor = "" if terms.min_balance is None else f", at least {terms.money(terms.min_balance)}"
+    ceiling = "" if terms.max_balance is None else f", at most {terms.money(terms.max_balance)}"
+    return floor + ceiling
+
+
+def _listed(found: Iterable[Transaction]) -> Table:
+    made = table("transaction", "kind", "effective (UTC)", "reference")
+    for each in found:
+        row(made, each.transaction_id, each.kind, moment(each.effective_at), each.reference or "")
+    return made
+
+
+def _show_detail(detail: TransactionDetail, terms: dict[str, Terms]) -> None:
+    out = console()
+    about = detail.transaction
+    out.print(f"[bold]{about.transaction_id}[/]  {about.kind}")
+    facts = {
+        "effective (UTC)": moment(about.effective_at),
+        "recorded (UTC)": moment(about.recorded_at),
+        "reference": about.reference,
+        "idempotency key": about.idempotency_key,
+        "actor": about.actor,
+        "correlation id": about.correlation_id,
+        "causation id": about.causation_id,
+    }
+    facts |= {f"metadata {key}": value for key, value in json.loads(about.metadata or "{}").items()}
+    for name, value in facts.items():
+        if value is not None:
+            out.print(f"  {escape(name):<16} {escape(str(value))}")
+    made = table("account", "version", "debit", "credit", "balance", right=("version", "debit", "credit", "balance"))
+    for event in detail.events:
+        held = terms.get(event.stream)
+        if held is None or event.numbers is None:
+            row(made, event.stream, event.version, event.type, "", "")
+            continue
+        after = Balance.from_numbers(event.stream, held, event.numbers, event.version)
+        row(made, event.stream, event.version, *_sides(event, held), after.posted)
+    out.print(made)

@@ -1,0 +1,220 @@
+"""
+The options that commands share, and the decorator that gives them to a command.
+
+A parameter whose type is one of the dataclasses here stands for all of its options, so that each is
+written once and can be given after the sub-command, where people type it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from datetime import datetime
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from ledger.application import Ledger
+from ledger.core.errors import InvalidCommand
+from ledger.settings import Settings
+
+_WHERE = "Where"
+_CONTEXT = "With it"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which ledger to work on, and how to answer."""
+
+    database_url: Annotated[
+        str | None,
+        typer.Option(
+            help="postgresql://user@host/database; or LEDGER_DATABASE_URL. Without: the embedded PostgreSQL.",
+            metavar="URL",
+            rich_help_panel=_WHERE,
+        ),
+    ] = None
+    schema: Annotated[
+        str | None,
+        typer.Option(help="The ledger's schema; or LEDGER_SCHEMA.", metavar="NAME", rich_help_panel=_WHERE),
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON, errors included.")] = False
+
+    def over(self, earlier: Target) -> Target:
+        """These options, and where one was not given, the one that stood before the sub-command."""
+        return Target(
+            self.database_url or earlier.database_url, self.schema or earlier.schema, self.as_json or earlier.as_json
+        )
+
+    @property
+    def settings(self) -> Settings:
+        """What was given here, over what the environment says."""
+        settings = Settings.read()
+        return replace(
+            settings,
+            database_url=self.database_url or settings.database_url,
+            schema=self.schema or settings.schema,
+        )
+
+
+@contextmanager
+def opened(settings: Settings, *, migrate_embedded: bool = True) -> Iterator[Ledger]:
+    """
+    The ledger to work on.
+
+    An embedded one is ours alone, so it is migrated on the way; a database that somebody named is theirs.
+    """
+    if settings.database_url is not None:
+        with Ledger.connect(settings.database_url, schema=settings.schema) as ledger:
+            yield ledger
+        return
+    with Ledger.embedded(settings.data_folder(), schema=settings.schema) as ledger:
+        if migrate_embedded:
+            ledger.migrate()
+        yield ledger
+
+
+@dataclass(frozen=True, slots=True)
+class CommandContext:
+    """What every write may carry beside its request."""
+
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(
+            "--idempotency-key", "--key", help="The same key again does nothing again.", rich_help_panel=_CONTEXT
+        ),
+    ] = None
+    reference: Annotated[
+        str | None, typer.Option(help="What it belongs to, such as an order.", rich_help_panel=_CONTEXT)
+    ] = None
+    effective_at: Annotated[
+        str | None,
+        typer.Option(
+            help="When it counts, if not now: 2026-01-02T03:04:05Z.", metavar="TIME", rich_help_panel=_CONTEXT
+        ),
+    ] = None
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=TEXT, or KEY:=JSON for an integer, true or false; repeatable.",
+            metavar="KEY=VALUE",
+            rich_help_panel=_CONTEXT,
+        ),
+    ] = None
+    actor: Annotated[str | None, typer.Option(help="Who asks for it.", rich_help_panel=_CONTEXT)] = None
+    correlation_id: Annotated[
+        str | None, typer.Option(help="The conversation that it is part of.", metavar="ID", rich_help_panel=_CONTEXT)
+    ] = None
+    causation_id: Annotated[
+        str | None, typer.Option(help="The message that caused it.", metavar="ID", rich_help_panel=_CONTEXT)
+    ] = None
+    expect: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Refuse unless the account is at this version; repeatable.",
+            metavar="ACCOUNT=VERSION",
+            rich_help_panel=_CONTEXT,
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would happen; write nothing.", rich_help_panel=_CONTEXT)
+    ] = False
+
+    def values(self) -> dict[str, Any]:
+        """As the fields of a command."""
+        return {
+            "idempotency_key": self.idempotency_key,
+            "reference": self.reference,
+            "effective_at": _moment(self.effective_at),
+            "metadata": pairs(self.metadata),
+            "actor": self.actor,
+            "correlation_id": self.correlation_id,
+            "causation_id": self.causation_id,
+            "expected_versions": dict(_expected(text) for text in self.expect or ()),
+        }
+
+
+def pairs(texts: Iterable[str] | None) -> dict[str, Any]:
+    """
+    Read KEY=TEXT and KEY:=JSON.
+
+    Raises:
+        InvalidCommand: A text is neither.
+    """
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not equals or key in ("", ":"):
+            raise InvalidCommand("metadata", f"{text!r} is not KEY=VALUE")
+        if key.endswith(":"):
+            try:
+                found[key[:-1]] = json.loads(value)
+            except ValueError:
+                raise InvalidCommand("metadata", f"{value!r} in {text!r} is not JSON; for a text write KEY=TEXT") from None
+        else:
+            found[key] = value
+    return found
+
+
+def _expected(text: str) -> tuple[str, int]:
+    account, _, version = text.rpartition("=")
+    if not account or not version.isdecimal():
+        raise InvalidCommand("expect", f"{text!r} is not ACCOUNT=VERSION")
+    return account, int(version)
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise InvalidCommand("effective_at", f"{text!r} is not a time with its zone, such as 2026-01-02T03:04:05Z")
+    return moment
+
+
+def command(function: Callable[..., int]) -> Callable[..., int]:
+    """Make a function a command: parameters that are dataclasses of options become those options."""
+    hints = get_type_hints(function, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if name != "return" and is_dataclass(hint)}
+    shown = [inspect.Parameter("context_", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in groups:
+            shown += _parameters_of(groups[parameter.name])
+        else:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            shown.append(parameter.replace(annotation=hints[parameter.name], kind=kind))
+
+    @wraps(function)
+    def run(*, context_: typer.Context, **values: Any) -> int:
+        for name, group in groups.items():
+            options = group(**{option.name: values.pop(option.name) for option in fields(group)})
+            values[name] = options.over(context_.obj) if isinstance(options, Target) else options
+        try:
+            return function(**values)
+        except BrokenPipeError:
+            # Caught before typer sees it, which would exit as if the command had been refused.
+            raise typer.Exit(READER_GONE) from None
+
+    run.__signature__ = inspect.Signature(shown, return_annotation=int)  # type: ignore[attr-defined]
+    return run
+
+
+READER_GONE = 141
+"""The exit code of a program whose reader went away, as a shell reports it: 128 + SIGPIPE."""
+
+
+def _parameters_of(group: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=hints[option.name]
+        )
+        for option in fields(group)
+    ]

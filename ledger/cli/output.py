@@ -1,0 +1,86 @@
+"""How answers look: JSON for programs, tables and short sentences for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from pydantic_core import to_json
+from rich import box
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ledger.core.errors import LedgerError
+from ledger.wire import Json, error_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def console() -> Console:
+    """Standard output.  Soft wrapping: an id or an amount is never cut by a line's end."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def answer(as_json: bool, plain: Json, *lines: RenderableType) -> None:
+    """Print an answer: the JSON, or the lines."""
+    if as_json:
+        print_json(plain)
+        return
+    out = console()
+    for line in lines:
+        out.print(line)
+
+
+def print_json(plain: Json) -> None:
+    """One JSON object; on one line, unless a person reads it."""
+    sys.stdout.write(to_json(plain, indent=2 if sys.stdout.isatty() else None).decode() + "\n")
+
+
+def print_error(error: LedgerError, *, as_json: bool) -> None:
+    """One line on standard error; for programs, one object on standard output in place of the answer."""
+    if as_json:
+        print_json({"error": error_json(error)})
+    else:
+        complain(str(error))
+
+
+def complain(problem: str) -> None:
+    """One line on standard error."""
+    sys.stderr.write(f"ledger: {' '.join(problem.split())}\n")
+
+
+def table(*headings: str, right: Sequence[str] = ()) -> Table:
+    """A table whose columns in `right` hold amounts and numbers."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for heading in headings:
+        # Folded where it must be: half an id is worse than a second line.
+        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+    return made
+
+
+def row(made: Table, *cells: object) -> None:
+    """Add a row; texts of users are not markup."""
+    made.add_row(*(escape(str(cell)) for cell in cells))
+
+
+def moment(at: datetime) -> str:
+    """A time in UTC, to the second."""
+    return f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+@contextmanager
+def progress(what: str, total: int | None, *, wanted: bool = True) -> Iterator[Callable[[int], None] | None]:
+    """A progress bar on standard error if that is a terminal; it is told how many are done so far."""
+    if not wanted or not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)

