@@ -3,16 +3,17 @@
 import os
 
 from alembic import context
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, create_engine
 
+from ledger.storage.database import quoted_name
 from ledger.storage.tables import DEFAULT_SCHEMA, VERSION_TABLE, metadata
 
 schema: str = context.config.attributes.get("schema") or os.environ.get("LEDGER_SCHEMA") or DEFAULT_SCHEMA
 
 
 def run(connection: Connection) -> None:
-    quoted = connection.dialect.identifier_preparer.quote(schema)
-    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {quoted}"))
+    quoted = quoted_name(schema)
+    connection.execution_options(no_parameters=True).exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {quoted}")
     context.configure(
         connection=connection,
         target_metadata=metadata,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Final, Self, TypeAlias, TypedDict, TypeVar, Unpack
 from uuid import UUID
 
 import psycopg
@@ -40,6 +40,13 @@ from ledger.writer import Done, Outcome, Writer, handle_as_guest
 Answer = TypeVar("Answer")
 
 
+Lender: TypeAlias = psycopg.Connection[Any] | sqlalchemy.Connection | sqlalchemy.orm.Session
+"""What a guest can work on."""
+
+MENDED_MAX: Final = 100
+"""Drifted accounts that one question mends on its way."""
+
+
 class Context(TypedDict, total=False):
     """
     What every command may carry beside its request.
@@ -70,9 +77,6 @@ class _Operations:
         A rejection rejects its command alone, or all of them with `atomic`.  `dry_run` answers what would
         happen and writes nothing.  `scope` keeps the idempotency keys of different senders apart.
         """
-        raise NotImplementedError
-
-    def _connection(self) -> AbstractContextManager[Connection]:
         raise NotImplementedError
 
     def _mend(self, account: str) -> None:
@@ -181,13 +185,15 @@ class _Operations:
         return self._ask(queries.trial_balance)
 
     def _ask(self, question: Callable[[Connection], Answer]) -> Answer:
-        try:
-            with self._connection() as connection:
-                return question(connection)
-        except queries.Drift as drift:
-            self._mend(drift.account)
-        with self._connection() as connection:
-            return question(connection)
+        for _ in range(MENDED_MAX):
+            try:
+                return self._answer(question)
+            except queries.Drift as drift:
+                self._mend(drift.account)
+        return self._answer(question)
+
+    def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
+        raise NotImplementedError
 
 
 class Ledger(_Operations):
@@ -308,7 +314,7 @@ class Ledger(_Operations):
     @contextmanager
     def join(
         self,
-        connection: psycopg.Connection[Any] | sqlalchemy.Connection | sqlalchemy.orm.Session,
+        connection: Lender,
         *,
         accounts: Iterable[str] = (),
     ) -> Iterator[Guest]:
@@ -322,17 +328,15 @@ class Ledger(_Operations):
             UnsupportedConnection: Not a psycopg 3 or SQLAlchemy connection in a transaction.
             ConcurrencyError: The caller's whole transaction has to be run again.
         """
-        guest = Guest(_lent(connection, self._database.schema), sorted(set(accounts)))
-        yield guest
+        yield Guest(connection, self._database.schema, sorted(set(accounts)))
 
     def _ledger_id(self) -> str:
         if self._id is None:
-            with self._database.connection() as connection:
-                self._id = queries.ledger_id(connection)
+            self._id = self._database.ask(queries.ledger_id)
         return self._id
 
-    def _connection(self) -> AbstractContextManager[Connection]:
-        return self._database.connection()
+    def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
+        return self._database.ask(question)
 
     def _mend(self, account: str) -> None:
         self.rebuild(account, noticed_by="read")
@@ -341,9 +345,10 @@ class Ledger(_Operations):
 class Guest(_Operations):
     """The ledger inside a caller's transaction; made by `Ledger.join`."""
 
-    def __init__(self, connection: Connection, accounts: Sequence[str]) -> None:
-        self._lent = connection
-        with self._connection():
+    def __init__(self, lender: Lender, schema: str, accounts: Sequence[str]) -> None:
+        self._lender = lender
+        self._schema = schema
+        with self._connection() as connection:
             results = connection.send(
                 [(queries.LEDGER_ID, ()), ("SHOW transaction_isolation", ()), projector.lock(accounts)]
             )
@@ -364,11 +369,19 @@ class Guest(_Operations):
                 dry_run=dry_run,
             )
 
+    def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
+        with self._connection() as connection:
+            return question(connection)
+
+    def _mend(self, account: str) -> None:
+        with self._connection() as connection:
+            projector.rebuild(connection, [account], noticed_by="read")
+
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
         try:
             with in_our_words():
-                yield self._lent
+                yield _lent(self._lender, self._schema)
         except ConcurrencyError as error:
             if isinstance(error.__cause__, psycopg.errors.DeadlockDetected):
                 raise ConcurrencyError(
@@ -377,12 +390,13 @@ class Guest(_Operations):
                 ) from error
             raise
 
-    def _mend(self, account: str) -> None:
-        projector.rebuild(self._lent, [account], noticed_by="read")
-
 
 def _lent(connection: object, schema: str) -> Connection:
-    """The psycopg connection behind what the caller lent, in a transaction of the caller's."""
+    """
+    The psycopg connection behind what the caller lent, in a transaction of the caller's.
+
+    Asked for anew each time: a session begins its transaction, and each of its savepoints, only when it is used.
+    """
     if isinstance(connection, sqlalchemy.orm.Session):
         connection = connection.connection()
     if isinstance(connection, sqlalchemy.Connection):
@@ -392,8 +406,9 @@ def _lent(connection: object, schema: str) -> Connection:
                 f"an SQLAlchemy connection through {connection.dialect.driver}",
                 "Create the engine with postgresql+psycopg://.",
             )
-        # Through SQLAlchemy, which would otherwise not know that a transaction has begun, nor commit it.
-        connection.exec_driver_sql("SELECT 1")
+        if not connection.in_transaction():
+            # Through SQLAlchemy, which would otherwise not know that a transaction has begun, nor commit it.
+            connection.exec_driver_sql("SELECT 1")
         connection = driver
     if not isinstance(connection, psycopg.Connection):
         raise UnsupportedConnection(_described(connection), _UNSUPPORTED_ADVICE)

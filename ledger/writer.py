@@ -353,18 +353,21 @@ def _load(connection: Connection, batch: _Batch, opening: list[Statement], ledge
         raise _Drifted(drifted)
     book.assets.update(next(results) if batch.assets else [])
     known = [store.transaction_from(row) for row in next(results, [])]
-    earlier = {transaction.transaction_id: _recalled(connection, transaction) for transaction in known}
+    earlier = _recalled(connection, known) if known else {}
     loaded = {name: stream.version for name, stream in book.streams.items()}
     return _Work(book, heads[0][0], earlier, loaded)
 
 
-def _recalled(connection: Connection, transaction: Transaction) -> Done:
-    """The answer that was given when the key was first used."""
-    events = store.events_of(connection, transaction)
+def _recalled(connection: Connection, transactions: Sequence[Transaction]) -> dict[str, Done]:
+    """The answers that were given when these transactions were made, by id."""
     book = Book("")
-    projector.load(book, connection.query(*projector.touch(transaction.streams)))
-    terms = [book.stream(event.stream).terms for event in events]
-    return Done(transaction, events, terms)
+    streams = sorted({stream for transaction in transactions for stream in transaction.streams})
+    projector.load(book, connection.query(*projector.touch(streams)))
+    answers = {}
+    for transaction, events in zip(transactions, store.events_of(connection, transactions), strict=True):
+        terms = [book.stream(event.stream).terms for event in events]
+        answers[transaction.transaction_id] = Done(transaction, events, terms)
+    return answers
 
 
 def _write(connection: Connection, batch: _Batch, work: _Work, frame: _Frame, locked: bool) -> None:

@@ -101,9 +101,7 @@ def transaction(
             answer(target.as_json, plain, _listed(found))
             return 0
         detail = ledger.transaction(_id_behind(ledger, transaction_id))
-        terms = {
-            event.stream: _terms(ledger, event.stream) for event in detail.events if event.numbers is not None
-        }
+        terms = {event.stream: _terms(ledger, event.stream) for event in detail.events if event.numbers is not None}
     if target.as_json:
         print_json(detail_json(detail, terms))
     else:

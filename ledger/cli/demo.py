@@ -12,9 +12,9 @@ from rich.rule import Rule
 from rich.table import Table
 
 from ledger.audit.verify import Report
-from ledger.cli.incident import ARRIVED, DELIVERED, RIGHT, SENT, Incident, Message, Refusal, Repair, Step
+from ledger.cli.incident import ARRIVED, DELIVERED, REPLAYED, RIGHT, SENT, Incident, Refusal, Repair, Step
 from ledger.cli.options import Target, command, opened
-from ledger.cli.output import print_json, row, table
+from ledger.cli.output import console, print_json, row, table
 from ledger.core.money import Money
 from ledger.wire import Json, balance_json, report_json
 
@@ -39,17 +39,16 @@ class Story:
     @property
     def claims(self) -> dict[str, bool]:
         """What the story says, and whether it came true."""
-        replayed = [step for step in self.kept if step.answer == "replayed"]
-        (noticed, *others) = self.repair.reported or [None]
+        replayed = [step for step in self.kept if step.answer == REPLAYED]
+        reported = self.repair.reported
         return {
             "the naive consumer is right when messages come in order": self.ordered[-1].balance == RIGHT,
             "the naive consumer is wrong when they come swapped": self.swapped[-1].balance != RIGHT,
             "the ledger is right when they come swapped": self.kept[-1].balance == RIGHT,
             "a second delivery changes nothing": len(replayed) == len(SENT)
             and {step.version for step in replayed} == {1 + len(SENT)},
-            "a changed balance is noticed, mended and reported by the next write": noticed is not None
-            and not others
-            and noticed["found"] != noticed["expected"]
+            "a changed balance is noticed, mended and reported by the next write": len(reported) == 1
+            and reported[0]["found"] != reported[0]["expected"]
             and self.repair.claimed != self.repair.before
             and self.repair.after.posted == self.repair.before + Money.parse("1.00 USD"),
             "the database refuses to change an event": all(refusal.said for refusal in self.refusals),
@@ -101,8 +100,8 @@ def _stage(incident: Incident) -> Story:
 
 
 def _tell(story: Story, *, named: bool) -> None:
-    out = Console(highlight=False)
-    out = Console(highlight=False, width=min(out.width, _WIDTH))
+    out = console(wrap=True)
+    out.width = min(out.width, _WIDTH)
     out.print(f"\n[dim]{escape(story.server)}, schema {escape(story.schema)}; everything below was read from it.[/]")
     _tell_incident(out, story)
     _tell_ledger(out, story)
@@ -119,13 +118,10 @@ def _tell_incident(out: Console, story: Story) -> None:
     out.print(sent)
     _heading(out, 2, "An ordinary consumer")
     out.print("[dim]UPDATE … SET balance = balance - 800 WHERE … AND balance >= 800[/]\n")
-    out.print(f"Sent in order, it is right: {_path(story.ordered)}\n")
+    out.print(f"In order it is right: {_path(story.ordered)}.\n")
     out.print(_steps(story.swapped, "as they arrive"))
     final = story.swapped[-1].balance
-    out.print(
-        f"\nNothing crashed, nothing was logged, and alice has [bold red]{final}[/]:"
-        f" {final - RIGHT} too much."
-    )
+    out.print(f"\nNothing crashed, nothing was logged: alice has [bold red]{final}[/], not {RIGHT}.")
 
 
 def _tell_ledger(out: Console, story: Story) -> None:
@@ -133,8 +129,8 @@ def _tell_ledger(out: Console, story: Story) -> None:
     out.print(_steps(story.kept, "as they arrive"))
     last = story.kept[-1]
     out.print(
-        f"\nalice has [bold green]{last.balance}[/] at version {last.version}. Each message says which version of the"
-        " account it follows: one that is early waits. Its key makes a second delivery the first one's answer."
+        f"\nalice has [bold green]{last.balance}[/]. A message says which version of the account it"
+        " expects, so one that is early waits; and it has a key, so its second delivery is answered like its first."
     )
 
 
@@ -160,8 +156,8 @@ def _tell_end(out: Console, story: Story, *, named: bool) -> None:
     _heading(out, 6, "Everything is derived again from the log, and compared")
     counts = ", ".join(f"{count} {what}" for what, count in story.report.checked.items() if count)
     out.print(f"{counts}: " + ("[green]sound[/]" if story.report.ok else f"[red]{story.report.findings[0]}[/]"))
-    for claim, held in story.claims.items():
-        if not held:
+    for claim, came_true in story.claims.items():
+        if not came_true:
             out.print(f"[bold red]did not come true:[/] {claim}")
     held = sum(story.claims.values())
     out.print(f"\n[bold]{held} of {len(story.claims)} claims came true[/] in {story.seconds:.1f} seconds.")
@@ -184,17 +180,14 @@ def _heading(out: Console, number: int | None, title: str) -> None:
 
 
 def _path(steps: Sequence[Step]) -> str:
-    return ", ".join(f"{step.message.does} → {step.balance}" for step in steps)
+    return ", ".join(f"{step.message.name} → {step.balance}" for step in steps)
 
 
 def _steps(steps: Sequence[Step], heading: str) -> Table:
     versioned = any(step.version is not None for step in steps)
     made = table(heading, "answer", *(["version"] if versioned else []), "balance", right=("balance", "version"))
-    seen: set[Message] = set()
     for step in steps:
-        again = step.message in seen and step.answer == "replayed"
-        seen.add(step.message)
-        cells = [f"{step.message.name}  {step.message.does}{' (again)' if again else ''}", step.answer]
+        cells = [f"{step.message.name}  {step.message.does}", step.answer]
         row(made, *cells, *([step.version] if versioned else []), step.balance)
     return made
 

@@ -58,6 +58,7 @@ ARRIVED: Final = (B, A)
 DELIVERED: Final = ARRIVED * 2
 """What the ledger gets: swapped, and all of it twice, as a broker does that delivers at least once."""
 
+REPLAYED: Final = "answered as before"
 RIGHT: Final = A.amount - B.amount
 
 
@@ -219,9 +220,9 @@ class Incident:
     def _step(self, message: Message, outcome: Done | Rejected) -> Step:
         now = self.ledger.balance(self.alice)
         if isinstance(outcome, Done):
-            answer = "replayed" if outcome.replayed else "done"
+            answer = REPLAYED if outcome.replayed else "done"
         elif isinstance(outcome, VersionConflict):
-            answer = f"held back: expects version {outcome.expected}, is at {outcome.actual}"
+            answer = f"held back: expects version {outcome.expected}"
         else:
             answer = f"rejected: {outcome}"
         return Step(message, answer, now.available, now.version)

@@ -38,7 +38,7 @@ def post_lines(ledger: Ledger, descriptor: int, *, dry_run: bool) -> int:
     answered with that error, and the rest is left unread: sent again with its idempotency keys, it happens once.
     """
     code = 0
-    watched = not sys.stdin.isatty() and not sys.stdout.isatty()
+    watched = not os.isatty(descriptor) and not sys.stdout.isatty()
     with progress("lines", None, wanted=watched) as report:
         for batch in _batches(descriptor):
             answers, failure = _answers(ledger, batch, dry_run)

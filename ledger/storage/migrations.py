@@ -110,11 +110,12 @@ def create_roles(database: Database, prefix: str = "ledger") -> tuple[str, str, 
             known = connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role})
             if known.first() is None:
                 connection.exec_driver_sql(f'CREATE ROLE "{role}" NOLOGIN')
+        unparsed = connection.execution_options(no_parameters=True)
         for statement in _grants(database.schema, owner, app, audit):
-            connection.exec_driver_sql(statement)
+            unparsed.exec_driver_sql(statement)
         for kind, name in _owned(connection, database.schema_name):
-            connection.exec_driver_sql(f'ALTER {kind} {database.schema}.{name} OWNER TO "{owner}"')
-        connection.exec_driver_sql(f'ALTER SCHEMA {database.schema} OWNER TO "{owner}"')
+            unparsed.exec_driver_sql(f'ALTER {kind} {database.schema}.{name} OWNER TO "{owner}"')
+        unparsed.exec_driver_sql(f'ALTER SCHEMA {database.schema} OWNER TO "{owner}"')
     return owner, app, audit
 
 

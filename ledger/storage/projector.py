@@ -19,7 +19,7 @@ from ledger.core.commands import AccountType, utc_text
 from ledger.core.errors import CorruptLog
 from ledger.core.events import Numbers
 from ledger.storage.database import Connection, Row, Statement
-from ledger.storage.store import bytes_array, plain_array, text_array
+from ledger.storage.store import bytes_array, plain_array, readable, text_array
 
 LOST: Final = "22012"
 """SQLSTATE of a compare-and-set that found another version."""
@@ -42,15 +42,31 @@ FROM (
 LEFT JOIN unnest(%s::text[], %s::bigint[]) AS read (stream, version) ON read.stream = held.stream
 """
 
+# The same text as `codec.head_checksum`, in SQL; a test holds the two against each other.
+_CHECKSUM: Final = """
+sha256(convert_to(
+    concat_ws('|', x.stream, x.version, x.posted_debits, x.posted_credits, x.pending_debits, x.pending_credits,
+              encode(x.head_hash, 'hex'), to_char(x.recorded_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+    || CASE WHEN x.account_type IS NULL THEN '' ELSE
+           '|' || concat_ws('|', x.account_type, x.asset, x.scale, coalesce(x.min_balance::text, ''),
+                            coalesce(x.max_balance::text, ''), x.state, x.account_metadata) END,
+    'UTF8'))
+"""
+
 # One row at least, for the clock.  The join is on the column that both tables are placed by; a second `= ANY`
-# beside it would be evaluated against the whole array for each row.
-LOAD: Final = """
-SELECT clock.now, b.stream, b.version, b.posted_debits::text, b.posted_credits::text, b.pending_debits::text,
-       b.pending_credits::text, b.head_hash, b.recorded_at, b.checksum,
-       a.account_type, a.asset, a.scale, a.min_balance::text, a.max_balance::text, a.state, a.metadata::text
+# beside it would be evaluated against the whole array for each row.  A row is compared with its checksum where it
+# is: what somebody else put there need not even be a number or a moment that we could read.
+LOAD: Final = f"""
+SELECT clock.now, x.stream, x.version, x.posted_debits::text, x.posted_credits::text, x.pending_debits::text,
+       x.pending_credits::text, x.head_hash, {readable("x.recorded_at")}, x.checksum = {_CHECKSUM},
+       x.account_type, x.asset, x.scale, x.min_balance::text, x.max_balance::text, x.state, x.account_metadata
 FROM (SELECT clock_timestamp() AS now) AS clock
-LEFT JOIN ({schema}.balances AS b LEFT JOIN {schema}.accounts AS a ON a.account = b.stream)
-  ON b.stream = ANY(%s::text[])
+LEFT JOIN (
+    SELECT b.stream, b.version, b.posted_debits, b.posted_credits, b.pending_debits, b.pending_credits, b.head_hash,
+           b.recorded_at, b.checksum, a.account_type, a.asset, a.scale, a.min_balance, a.max_balance, a.state,
+           a.metadata::text AS account_metadata
+    FROM {{schema}}.balances AS b LEFT JOIN {{schema}}.accounts AS a ON a.account = b.stream
+) AS x ON x.stream = ANY(%s::text[])
 """
 
 LOAD_ASSETS: Final = "SELECT asset, scale FROM {schema}.assets WHERE asset = ANY(%s::text[])"
@@ -121,15 +137,15 @@ def lock_at(streams: Iterable[str], versions: Mapping[str, int]) -> Statement:
 def load(book: Book, rows: Sequence[Row]) -> list[str]:
     """Fill the book from the rows of `touch`; returns the streams whose checksum does not match."""
     drifted = []
-    for _, name, version, debits, credits, pending_debits, pending_credits, head_hash, recorded_at, found, *its in rows:
+    for _, name, version, debits, credits, pending_debits, pending_credits, head_hash, recorded_at, sound, *its in rows:
         if name is None:
+            continue
+        if not sound:
+            drifted.append(name)
             continue
         numbers = Numbers(int(debits), int(credits), int(pending_debits), int(pending_credits))
         terms = None if its[0] is None else _terms(tuple(its))
-        stream = Stream(name, version, numbers, head_hash, recorded_at, terms)
-        if checksum(stream) != found:
-            drifted.append(name)
-        book.streams[name] = stream
+        book.streams[name] = Stream(name, version, numbers, head_hash, recorded_at, terms)
     return drifted
 
 
@@ -208,17 +224,6 @@ def _account_columns(streams: Sequence[Stream]) -> list[str]:
         text_array(its.metadata for its in terms),
     ]
 
-
-# The same text as `codec.head_checksum`, in SQL; a test holds the two against each other.
-_CHECKSUM: Final = """
-sha256(convert_to(
-    concat_ws('|', x.stream, x.version, x.posted_debits, x.posted_credits, x.pending_debits, x.pending_credits,
-              encode(x.head_hash, 'hex'), to_char(x.recorded_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
-    || CASE WHEN x.account_type IS NULL THEN '' ELSE
-           '|' || concat_ws('|', x.account_type, x.asset, x.scale, coalesce(x.min_balance::text, ''),
-                            coalesce(x.max_balance::text, ''), x.state, x.account_metadata) END,
-    'UTF8'))
-"""
 
 # What the projections of these streams must be, from the log alone.  The sums are made anew; `stated_` is what
 # the last event says of itself, and a difference between the two means that the log cannot be trusted.
@@ -343,6 +348,7 @@ LEFT JOIN LATERAL (
     SELECT version, event_hash FROM {schema}.events AS e WHERE e.stream = s.stream ORDER BY version DESC LIMIT 1
 ) AS head ON true
 WHERE (b.version, b.head_hash) IS DISTINCT FROM (head.version, head.event_hash)
+   OR head.version IS NULL AND EXISTS (SELECT FROM {schema}.accounts AS a WHERE a.account = s.stream)
 """
 
 STREAMS: Final = """
@@ -378,11 +384,11 @@ def rebuild(connection: Connection, streams: Iterable[str], noticed_by: str) -> 
         "missing": text_array(stream for (stream,) in missing),
         "noticed_by": noticed_by,
     }
-    rows = connection.driver.execute(connection.sql(REBUILD), parameters).fetchall()
+    rows = connection.query(REBUILD, parameters)
     for stream, version, contradicts in rows:
         if contradicts:
             raise CorruptLog(stream, version, "its events do not add up to the numbers that the last one states")
-    connection.execute(REBUILD_ASSETS)
+    connection.query(REBUILD_ASSETS)
     return [row[0] for row in rows]
 
 
@@ -390,7 +396,7 @@ def all_streams(connection: Connection, page_size: int = REBUILD_STREAMS_MAX) ->
     """Every stream that the log or a projection knows of, in pages."""
     after = ""
     while True:
-        rows = connection.driver.execute(connection.sql(STREAMS), {"after": after, "limit": page_size}).fetchall()
+        rows = connection.query(STREAMS, {"after": after, "limit": page_size})
         if rows:
             yield [stream for (stream,) in rows]
         if len(rows) < page_size:

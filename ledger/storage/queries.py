@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 from ledger.core.book import Balance, Book, Stream, Terms
 from ledger.core.commands import canonical_json
@@ -177,13 +178,10 @@ def transaction(connection: Connection, transaction_id: str) -> TransactionDetai
     Raises:
         InvalidCommand: There is none with this id.
     """
-    try:
-        found = store.recorded_transactions(connection, [store.canonical_id(transaction_id)])
-    except ValueError:
-        raise InvalidCommand("transaction id", f"{transaction_id!r} is not a UUID") from None
+    found = store.recorded_transactions(connection, [_canonical_id(transaction_id)])
     if not found:
         raise InvalidCommand("transaction id", f"there is no transaction {transaction_id}")
-    return TransactionDetail(found[0], store.events_of(connection, found[0]))
+    return TransactionDetail(found[0], *store.events_of(connection, found))
 
 
 def transactions(
@@ -195,7 +193,7 @@ def transactions(
     if not wanted:
         raise InvalidCommand("transactions", "ask by reference, by metadata, or by both")
     conditions = " ".join(condition for condition, _ in wanted)
-    parameters = (after or _FIRST_ID, *(value for _, value in wanted), limit)
+    parameters = (_FIRST_ID if after is None else _canonical_id(after), *(value for _, value in wanted), limit)
     rows = connection.query(TRANSACTIONS.replace("{wanted}", conditions), parameters)
     return [transaction_from(row) for row in rows]
 
@@ -212,6 +210,8 @@ def accounts(
     book = Book("")
     if drifted := projector.load(book, connection.query(*projector.touch(names))):
         raise Drift(drifted[0])
+    if missing := [name for name in names if name not in book.streams]:
+        raise Drift(missing[0])
     streams = [book.stream(name) for name in names]
     return [AccountLine(stream.stream, stream.terms, stream.balance) for stream in streams if stream.terms is not None]
 
@@ -233,6 +233,13 @@ def _wanted(*conditions: tuple[str, str | None]) -> list[tuple[str, str]]:
 
 def _pairs(metadata: Mapping[str, Any] | None) -> str | None:
     return canonical_json(dict(metadata)) if metadata else None
+
+
+def _canonical_id(transaction_id: str) -> str:
+    try:
+        return str(UUID(transaction_id))
+    except ValueError:
+        raise InvalidCommand("transaction id", f"{transaction_id!r} is not a UUID") from None
 
 
 def _check_limit(limit: int) -> None:

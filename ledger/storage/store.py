@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final
-from uuid import UUID
 
 from ledger.core.commands import utc_text
+from ledger.core.errors import CorruptLog
 from ledger.core.events import Numbers, Recorded, Transaction
 from ledger.storage.database import Connection, Row, Statement
 
@@ -47,16 +47,22 @@ AS e (stream, version, transaction_id, type, payload, schema, asset, direction, 
       effective_at, recorded_at, prev_hash, event_hash)
 """
 
-TRANSACTION_COLUMNS: Final = """
+
+def readable(moment: str) -> str:
+    """SQL for a moment that Python can read, or NULL: the database knows infinity, and years without number."""
+    return f"CASE WHEN {moment} BETWEEN '0001-01-02Z' AND '9999-12-30Z' THEN {moment} END"
+
+
+TRANSACTION_COLUMNS: Final = f"""
     t.transaction_id::text, t.kind, t.scope, t.idempotency_key, t.request::text, t.entry_count, t.announced,
-    t.reference, t.effective_at, t.recorded_at, t.actor, t.correlation_id, t.causation_id, t.metadata::text,
-    t.header_hash
+    t.reference, {readable("t.effective_at")}, {readable("t.recorded_at")}, t.actor, t.correlation_id, t.causation_id,
+    t.metadata::text, t.header_hash
 """
 
-EVENT_COLUMNS: Final = """
+EVENT_COLUMNS: Final = f"""
     e.stream, e.version, e.transaction_id::text, e.type, e.payload::text, e.schema, e.asset, e.direction,
     e.amount::text, e.posted_debits::text, e.posted_credits::text, e.pending_debits::text, e.pending_credits::text,
-    e.effective_at, e.recorded_at, e.prev_hash, e.event_hash
+    {readable("e.effective_at")}, {readable("e.recorded_at")}, e.prev_hash, e.event_hash
 """
 
 SELECT_TRANSACTIONS: Final = f"""
@@ -65,9 +71,8 @@ SELECT {TRANSACTION_COLUMNS} FROM {{schema}}.transactions AS t WHERE t.transacti
 
 SELECT_ANNOUNCED_EVENTS: Final = f"""
 SELECT {EVENT_COLUMNS}
-FROM unnest(%s::text[], %s::bigint[]) WITH ORDINALITY AS a (stream, version, place)
-JOIN {{schema}}.events AS e ON e.stream = a.stream AND e.version = a.version AND e.stream = ANY(%s::text[])
-ORDER BY a.place
+FROM unnest(%s::text[], %s::bigint[]) AS a (stream, version)
+JOIN {{schema}}.events AS e ON e.stream = a.stream AND e.version = a.version
 """
 
 SELECT_STREAM: Final = f"""
@@ -92,12 +97,16 @@ def recorded_transactions(connection: Connection, ids: Sequence[str]) -> list[Tr
     return [transaction_from(row) for row in connection.query(SELECT_TRANSACTIONS, (plain_array(ids),))]
 
 
-def events_of(connection: Connection, transaction: Transaction) -> list[Recorded]:
-    """The events that a transaction announces, in its order."""
-    streams = text_array(transaction.streams)
-    versions = plain_array(str(version) for version in transaction.versions)
-    rows = connection.query(SELECT_ANNOUNCED_EVENTS, (streams, versions, streams))
-    return [recorded_from(row) for row in rows]
+def events_of(connection: Connection, transactions: Sequence[Transaction]) -> list[list[Recorded]]:
+    """The events that each of these transactions announces, in its order."""
+    streams = [stream for transaction in transactions for stream in transaction.streams]
+    versions = plain_array(str(version) for transaction in transactions for version in transaction.versions)
+    names = text_array(streams)
+    found = {row[:2]: recorded_from(row) for row in connection.query(SELECT_ANNOUNCED_EVENTS, (names, versions))}
+    return [
+        [found[place] for place in zip(transaction.streams, transaction.versions, strict=True) if place in found]
+        for transaction in transactions
+    ]
 
 
 def read_stream(connection: Connection, stream: str, after: int = 0, page_size: int = 1000) -> Iterator[Recorded]:
@@ -112,18 +121,34 @@ def read_stream(connection: Connection, stream: str, after: int = 0, page_size: 
 
 
 def transaction_from(row: Row) -> Transaction:
-    """A row of TRANSACTION_COLUMNS."""
+    """
+    A row of TRANSACTION_COLUMNS.
+
+    Raises:
+        CorruptLog: It holds what no transaction of ours holds.
+    """
     places = [place.rpartition(" ") for place in row[6]]
-    streams = tuple([stream for stream, _, _ in places])
-    versions = tuple([int(version) for _, _, version in places])
-    return Transaction._make((*row[:6], streams, versions, row[7], in_utc(row[8]), in_utc(row[9]), *row[10:]))
+    try:
+        streams = tuple([stream for stream, _, _ in places])
+        versions = tuple([int(version) for _, _, version in places])
+        return Transaction._make((*row[:6], streams, versions, row[7], in_utc(row[8]), in_utc(row[9]), *row[10:]))
+    except (ValueError, AttributeError) as error:
+        raise CorruptLog(places[0][0], 0, f"transaction {row[0]} cannot be read ({error})") from error
 
 
 def recorded_from(row: Row) -> Recorded:
-    """A row of EVENT_COLUMNS."""
-    numbers = None if row[9] is None else Numbers(int(row[9]), int(row[10]), int(row[11]), int(row[12]))
-    amount = None if row[8] is None else int(row[8])
-    return Recorded._make((*row[:8], amount, numbers, in_utc(row[13]), in_utc(row[14]), *row[15:]))
+    """
+    A row of EVENT_COLUMNS.
+
+    Raises:
+        CorruptLog: It holds what no event of ours holds.
+    """
+    try:
+        numbers = None if row[9] is None else Numbers(int(row[9]), int(row[10]), int(row[11]), int(row[12]))
+        amount = None if row[8] is None else int(row[8])
+        return Recorded._make((*row[:8], amount, numbers, in_utc(row[13]), in_utc(row[14]), *row[15:]))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CorruptLog(row[0], row[1], f"it cannot be read ({error})") from error
 
 
 def in_utc(moment: datetime) -> datetime:
@@ -197,8 +222,3 @@ def _event_columns(events: Sequence[Recorded]) -> list[str]:
 
 
 _NO_NUMBERS: Final = ("NULL", "NULL", "NULL", "NULL")
-
-
-def canonical_id(text: str) -> str:
-    """A transaction id in its one spelling; raises ValueError for anything that is not a UUID."""
-    return str(UUID(text))

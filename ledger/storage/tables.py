@@ -25,9 +25,9 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
-    text,
+    cast,
 )
-from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 
 DEFAULT_SCHEMA: Final = "ledger"
 VERSION_TABLE: Final = "schema_version"
@@ -102,10 +102,10 @@ Index(
 )
 Index(
     "transactions_metadata",
-    text("(metadata::jsonb) jsonb_path_ops"),
+    cast(transactions.c.metadata, JSONB).label("contained"),
     postgresql_using="gin",
+    postgresql_ops={"contained": "jsonb_path_ops"},
     postgresql_where=transactions.c.metadata.is_not(None),
-    _table=transactions,
 )
 
 events: Final = Table(

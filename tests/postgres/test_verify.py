@@ -1,0 +1,347 @@
+"""Verification: a sound ledger is found sound, and every way to tamper with one is found, and named."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from ledger import Finding, Ledger, OpenAccount, Transfer
+from ledger.core.commands import build
+
+Psql = psycopg.Connection[Any]
+Tamper = Callable[..., None]
+
+RENT = "transaction_id = (SELECT transaction_id FROM transactions WHERE idempotency_key = 'rent')"
+ALICE_3 = "WHERE stream = 'alice' AND version = 3"
+
+# What is done to a ledger in which alice's event 3 and bob's event 2 are the transaction under the key "rent"
+# → where verification must say that it is: stream, version, and the column or columns one would look at.
+TAMPERING: dict[str, tuple[list[str], str, int, set[str]]] = {
+    # Events, column by column.
+    "stream": (["UPDATE events SET stream = 'mallory' " + ALICE_3], "alice", 3, {"version"}),
+    "version": (["UPDATE events SET version = 4 " + ALICE_3], "alice", 4, {"version"}),
+    "transaction_id": (
+        ["UPDATE events SET transaction_id = gen_random_uuid() " + ALICE_3],
+        "alice",
+        3,
+        {"transaction_id"},
+    ),
+    "transaction_id of another": (
+        [
+            "UPDATE events SET transaction_id = (SELECT transaction_id FROM transactions"
+            " WHERE idempotency_key = 'salary') " + ALICE_3
+        ],
+        "alice",
+        3,
+        {"event_hash"},
+    ),
+    "type": (["UPDATE events SET type = 'gift' " + ALICE_3], "alice", 3, {"payload", "type"}),
+    "payload": (["""UPDATE events SET payload = '{"entry":1}' """ + ALICE_3], "alice", 3, {"event_hash"}),
+    "payload by a space": (["""UPDATE events SET payload = '{"entry": 0}' """ + ALICE_3], "alice", 3, {"event_hash"}),
+    "payload unreadable": (["UPDATE events SET payload = '[]' " + ALICE_3], "alice", 3, {"payload"}),
+    "schema": (["UPDATE events SET schema = 2 " + ALICE_3], "alice", 3, {"payload", "schema"}),
+    "asset": (["UPDATE events SET asset = 'EUR' " + ALICE_3], "alice", 3, {"event_hash", "asset"}),
+    "direction": (["UPDATE events SET direction = 'credit' " + ALICE_3], "alice", 3, {"posted_debits", "direction"}),
+    "amount": (["UPDATE events SET amount = 2999 " + ALICE_3], "alice", 3, {"posted_debits", "amount"}),
+    "amount not a number": (["UPDATE events SET amount = 'NaN' " + ALICE_3], "alice", 3, {"amount", "posted_debits"}),
+    "amount and numbers": (
+        ["UPDATE events SET amount = 2999, posted_debits = 2999 " + ALICE_3],
+        "alice",
+        3,
+        {"event_hash"},
+    ),
+    "posted_debits": (["UPDATE events SET posted_debits = 1 " + ALICE_3], "alice", 3, {"posted_debits"}),
+    "posted_credits": (["UPDATE events SET posted_credits = 1 " + ALICE_3], "alice", 3, {"posted_credits"}),
+    "pending_debits": (["UPDATE events SET pending_debits = 1 " + ALICE_3], "alice", 3, {"pending_debits"}),
+    "pending_credits": (["UPDATE events SET pending_credits = 1 " + ALICE_3], "alice", 3, {"pending_credits"}),
+    "numbers not a number": (["UPDATE events SET posted_debits = 'NaN' " + ALICE_3], "alice", 3, {"posted_debits"}),
+    "numbers removed": (
+        [
+            "UPDATE events SET posted_debits = NULL, posted_credits = NULL, pending_debits = NULL,"
+            " pending_credits = NULL " + ALICE_3
+        ],
+        "alice",
+        3,
+        {"posted_debits"},
+    ),
+    "effective_at": (
+        ["UPDATE events SET effective_at = effective_at - interval '1 us' " + ALICE_3],
+        "alice",
+        3,
+        {"event_hash"},
+    ),
+    "recorded_at": (
+        ["UPDATE events SET recorded_at = recorded_at + interval '1 us' " + ALICE_3],
+        "alice",
+        3,
+        {"event_hash"},
+    ),
+    "recorded_at turned back": (
+        ["UPDATE events SET recorded_at = '2000-01-01' " + ALICE_3],
+        "alice",
+        3,
+        {"recorded_at"},
+    ),
+    "recorded_at endless": (["UPDATE events SET recorded_at = 'infinity' " + ALICE_3], "alice", 3, {"recorded_at"}),
+    "prev_hash": (["UPDATE events SET prev_hash = sha256('') " + ALICE_3], "alice", 3, {"event_hash", "prev_hash"}),
+    "event_hash": (["UPDATE events SET event_hash = sha256('') " + ALICE_3], "alice", 3, {"event_hash"}),
+    "first event": (
+        [
+            """UPDATE events SET payload = replace(payload::text, '"0"', 'null')::json WHERE stream = 'alice' AND version = 1"""
+        ],
+        "alice",
+        1,
+        {"event_hash"},
+    ),
+    "asset's scale": (
+        ["""UPDATE events SET payload = '{"asset":"USD","scale":3}' WHERE stream = '$ledger'"""],
+        "$ledger",
+        1,
+        {"event_hash"},
+    ),
+    # Events, as rows.
+    "two events exchanged": (
+        [
+            "UPDATE events SET version = 1000 WHERE stream = 'alice' AND version = 2",
+            "UPDATE events SET version = 2 WHERE stream = 'alice' AND version = 3",
+            "UPDATE events SET version = 3 WHERE stream = 'alice' AND version = 1000",
+        ],
+        "alice",
+        2,
+        {"posted_debits", "posted_credits"},
+    ),
+    "tail cut off": (["DELETE FROM events " + ALICE_3], "alice", 3, {"version"}),
+    "event cut out": (["DELETE FROM events WHERE stream = 'alice' AND version = 2"], "alice", 3, {"version"}),
+    "first event removed": (["DELETE FROM events WHERE stream = 'alice' AND version = 1"], "alice", 2, {"version"}),
+    "account removed": (
+        [
+            "DELETE FROM events WHERE stream = 'alice'",
+            "DELETE FROM balances WHERE stream = 'alice'",
+            "DELETE FROM accounts WHERE account = 'alice'",
+        ],
+        "alice",
+        3,
+        {"version"},
+    ),
+    "event doubled": (
+        [
+            "INSERT INTO events SELECT stream, 4, transaction_id, type, payload, schema, asset, direction, amount,"
+            " posted_debits + amount, posted_credits, 0, 0, effective_at, recorded_at, event_hash, event_hash"
+            " FROM events " + ALICE_3
+        ],
+        "alice",
+        4,
+        {"event_hash"},
+    ),
+    "balanced pair added": (
+        [
+            "INSERT INTO events SELECT stream, version + 1, transaction_id, type, payload, schema, asset, 'debit', 1,"
+            " posted_debits + 1, posted_credits, 0, 0, effective_at, recorded_at, event_hash, sha256('')"
+            " FROM events " + ALICE_3,
+            "INSERT INTO events SELECT stream, version + 1, transaction_id, type, payload, schema, asset, 'credit', 1,"
+            " posted_debits, posted_credits + 1, 0, 0, effective_at, recorded_at, event_hash, sha256('')"
+            " FROM events WHERE stream = 'bob' AND version = 2",
+        ],
+        "alice",
+        4,
+        {"event_hash"},
+    ),
+    # Transactions.
+    "transaction and its events removed": (
+        [f"DELETE FROM events WHERE {RENT}", f"DELETE FROM transactions WHERE {RENT}"],
+        "alice",
+        2,
+        {"version"},
+    ),
+    "transaction removed": ([f"DELETE FROM transactions WHERE {RENT}"], "alice", 3, {"transaction_id"}),
+    "transaction without its events": ([f"DELETE FROM events WHERE {RENT}"], "alice", 3, {"version"}),
+    "transaction invented": (
+        [
+            "INSERT INTO transactions SELECT gen_random_uuid(), kind, scope, 'mine', request, entry_count, announced,"
+            " reference, effective_at, recorded_at, actor, correlation_id, causation_id, metadata, header_hash"
+            " FROM transactions WHERE idempotency_key = 'rent'"
+        ],
+        "alice",
+        3,
+        {"version", "header_hash"},
+    ),
+}
+# Transactions, column by column: their header hash covers them all.
+TAMPERING |= {
+    f"transaction's {column}": (
+        [f"UPDATE transactions SET {column} = {value} WHERE idempotency_key = 'rent'"],
+        "alice",
+        3,
+        {"header_hash", "event_hash", "version", "entry_count"},
+    )
+    for column, value in {
+        "kind": "'post'",
+        "scope": "'other'",
+        "idempotency_key": "'other'",
+        "idempotency_key ": "NULL",
+        "request": "replace(request::text, '30.00', '31.00')::json",
+        "request ": "(request::text || ' ')::json",
+        "entry_count": "1",
+        "announced": "ARRAY[announced[1], 'bob 3']",
+        "reference": "'other'",
+        "reference ": "''",
+        "effective_at": "effective_at + interval '1 us'",
+        "effective_at ": "'-infinity'",
+        "recorded_at": "recorded_at - interval '1 us'",
+        "actor": "'somebody'",
+        "correlation_id": "'x'",
+        "causation_id": "'x'",
+        "metadata": """'{"month":"June"}'""",
+        "metadata ": "NULL",
+        "header_hash": "sha256('')",
+    }.items()
+}
+
+
+@pytest.fixture
+def watched(funded: Ledger) -> Ledger:
+    """A ledger that went on after the transaction which is tampered with nowhere else than at its end."""
+    funded.open_account("mallory", asset="USD", type="liability")
+    return funded
+
+
+def test_sound_ledger(funded: Ledger) -> None:
+    """A report counts what was checked: an empty list of findings about nothing would say nothing."""
+    report = funded.verify()
+    assert report.ok
+    assert report.findings == []
+    assert report.checked == {"transactions": 5, "streams": 4, "events": 8, "projections": 4, "assets": 1}
+
+
+def test_empty_ledger(ledger: Ledger) -> None:
+    """A new ledger is sound."""
+    report = ledger.verify()
+    assert report.ok
+    assert set(report.checked.values()) == {0}
+
+
+@pytest.mark.parametrize("kind", TAMPERING)
+def test_tampering_is_found(watched: Ledger, tamper: Tamper, kind: str) -> None:
+    """Whatever a superuser changes with all guards off is found; the finding says where."""
+    statements, stream, version, columns = TAMPERING[kind]
+    tamper(*statements)
+    report = watched.verify()
+    assert not report.ok
+    at_place = {finding.column for finding in report.findings if (finding.stream, finding.version) == (stream, version)}
+    assert at_place & columns, [str(finding) for finding in report.findings]
+    assert report.findings_total == len(report.findings)
+
+
+@pytest.mark.parametrize("kind", ["amount", "tail cut off", "transaction's actor", "transaction removed"])
+def test_verification_of_one_account_finds_what_is_its_own(watched: Ledger, tamper: Tamper, kind: str) -> None:
+    """An account is verified with its transactions; what was done to another is not its matter."""
+    statements, *_ = TAMPERING[kind]
+    tamper(*statements)
+    assert not watched.verify("alice").ok
+    assert watched.verify("mallory").ok
+    assert watched.verify("mallory").checked == {
+        "transactions": 1,
+        "streams": 1,
+        "events": 1,
+        "projections": 1,
+        "assets": 0,
+    }
+
+
+def test_counterparty_shows_a_transaction_cut_short(watched: Ledger, tamper: Tamper) -> None:
+    """The tail of alice's log is gone without a trace in her own rows: bob's half of the transaction tells."""
+    tamper(
+        "DELETE FROM events WHERE stream = 'alice' AND version = 3",
+        "UPDATE balances b SET version = 2, posted_debits = 0, head_hash = e.event_hash, recorded_at = e.recorded_at"
+        " FROM events e WHERE e.stream = 'alice' AND e.version = 2 AND b.stream = 'alice'",
+    )
+    watched.rebuild("alice")
+    assert any((f.stream, f.version) == ("alice", 3) for f in watched.verify("bob").findings)
+    assert any((f.stream, f.version) == ("alice", 3) for f in watched.verify().findings)
+
+
+def test_unknown_account_cannot_be_verified(funded: Ledger) -> None:
+    """A name that nobody has heard of checks nothing, and says so by its counts."""
+    assert set(funded.verify("nobody").checked.values()) == {0}
+
+
+def test_forged_projection_with_its_checksum(funded: Ledger, psql: Psql) -> None:
+    """A row whose checksum was made to match is still not what the log makes."""
+    other = funded.transfer("5 USD", debit="alice", credit="bob")
+    psql.execute("CREATE TEMPORARY TABLE old AS SELECT * FROM balances WHERE stream = 'alice'")
+    funded.transfer("5 USD", debit="alice", credit="bob")
+    psql.execute(
+        "UPDATE balances b SET version = o.version, posted_debits = o.posted_debits, head_hash = o.head_hash,"
+        " recorded_at = o.recorded_at, checksum = o.checksum FROM old o WHERE b.stream = o.stream"
+    )
+    (finding,) = funded.verify().findings
+    assert (finding.kind, finding.stream, finding.column) == ("projection", "alice", "version")
+    assert funded.balance("alice").version == other.versions["alice"]
+
+
+def test_every_kind_of_finding_reads_as_a_line(watched: Ledger, tamper: Tamper) -> None:
+    """A finding prints as one line that names stream, version and column."""
+    tamper("UPDATE events SET amount = 2999 " + ALICE_3)
+    (finding, *_) = watched.verify().findings
+    assert isinstance(finding, Finding)
+    assert str(finding).startswith("alice version 3, posted_debits: ")
+    assert "\n" not in str(finding)
+
+
+def test_findings_are_bounded(funded: Ledger, tamper: Tamper) -> None:
+    """A thousand findings are kept; all are counted."""
+    funded.handle([build(Transfer, amount="0.01 USD", debit="alice", credit="bob") for _ in range(1_200)])
+    tamper("UPDATE transactions SET actor = 'mallory'")
+    report = funded.verify()
+    assert len(report.findings) == 1_000
+    assert report.findings_total == 1_205
+    assert not report.ok
+
+
+def test_verification_changes_nothing(funded: Ledger, psql: Psql, tamper: Tamper) -> None:
+    """It reads in a read-only snapshot: not one row version differs afterwards, whatever was found."""
+    tamper("UPDATE events SET amount = 2999 " + ALICE_3, "UPDATE balances SET posted_debits = 5 WHERE stream = 'bob'")
+    tables = ("transactions", "events", "accounts", "balances", "assets", "outbox", "projection_repairs")
+
+    def state() -> list[Any]:
+        return [
+            psql.execute(f"SELECT xmin, ctid, t::text FROM {t} AS t ORDER BY ctid".encode()).fetchall() for t in tables
+        ]
+
+    before = state()
+    assert not funded.verify().ok
+    assert state() == before
+
+
+def test_progress_is_told(ledger: Ledger) -> None:
+    """The number of events checked is told as it grows."""
+    ledger.handle(
+        [build(OpenAccount, account=f"account-{number}", asset="USD", account_type="asset") for number in range(1_200)]
+    )
+    seen: list[int] = []
+    assert ledger.verify(progress=seen.append).ok
+    assert seen
+    assert seen == sorted(seen)
+
+
+def test_memory_is_flat(funded: Ledger) -> None:
+    """Ten times the log takes no more memory to verify: rows are streamed."""
+    command = build(Transfer, amount="0.01 USD", debit="world", credit="bob")
+
+    def peak(transactions: int) -> int:
+        for _ in range(transactions // 1_000):
+            funded.handle([command] * 1_000)
+        tracemalloc.start()
+        try:
+            assert funded.verify().ok
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    few, many = peak(1_000), peak(9_000)
+    # 18,000 more rows, kept, would be 20 MB at least; caches of a fixed size account for a few.
+    assert many - few < 6_000_000
