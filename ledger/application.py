@@ -13,7 +13,7 @@ from uuid import UUID
 import psycopg
 import sqlalchemy
 import sqlalchemy.orm
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 
 from ledger.audit.verify import Report, verify
 from ledger.core.book import Balance
@@ -412,6 +412,8 @@ def _lent(connection: object, schema: str) -> Connection:
         connection = driver
     if not isinstance(connection, psycopg.Connection):
         raise UnsupportedConnection(_described(connection), _UNSUPPORTED_ADVICE)
+    if connection.info.pipeline_status is not PipelineStatus.OFF:
+        raise UnsupportedConnection("a connection in pipeline mode", "Leave the pipeline before you join.")
     if connection.autocommit and connection.info.transaction_status is TransactionStatus.IDLE:
         raise UnsupportedConnection(
             "an autocommit connection outside of a transaction",

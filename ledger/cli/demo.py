@@ -67,7 +67,7 @@ def demo(target: Target) -> int:
     settings = replace(settings, schema=f"{settings.schema}_demo")
     with opened(settings) as ledger:
         ledger.migrate()
-        story = _stage(Incident(ledger))
+        story = stage(Incident(ledger))
     held = all(story.claims.values())
     if target.as_json:
         print_json(_facts(story))
@@ -76,7 +76,8 @@ def demo(target: Target) -> int:
     return 0 if held else 1
 
 
-def _stage(incident: Incident) -> Story:
+def stage(incident: Incident) -> Story:
+    """Let the incident happen, once, and note what was seen."""
     began = time.perf_counter()
     ordered = incident.naive(SENT)
     swapped = incident.naive(ARRIVED)

@@ -76,7 +76,7 @@ def event_from(recorded: Recorded) -> Event:
         if recorded.schema != SCHEMA:
             raise ValueError(f"schema version {recorded.schema} is not known to this release")
         event = _decode(recorded, payload)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptLog(recorded.stream, recorded.version, f"it cannot be read: {error}") from error
     if stream_of(event) != recorded.stream:
         raise CorruptLog(recorded.stream, recorded.version, f"a {recorded.type} does not belong in this stream")
@@ -134,7 +134,9 @@ def event_record(
     Raises:
         CorruptLog: The record is larger than 65,535 bytes.
     """
-    entry = "" if amount is None else f'"amount":"{amount}","asset":"{asset}","direction":"{direction}",'
+    entry = ""
+    if not (amount is None and asset is None and direction is None):
+        entry = f'"amount":"{amount}","asset":"{asset}","direction":"{direction}",'
     pending = posted = ""
     if numbers is not None:
         debits, credits, pending_debits, pending_credits = numbers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias, TypeVar
@@ -13,11 +12,14 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     StringConstraints,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import to_json
@@ -62,15 +64,35 @@ def _storable(text: str) -> str:
     return text
 
 
+def _moment(value: object) -> object:
+    """Seconds or milliseconds since when, and of which clock, is a guess: only times are times."""
+    if isinstance(value, datetime) or (isinstance(value, str) and not value.strip().lstrip("+-").isdigit()):
+        return value
+    raise ValueError(f"{value!r} is not a time; write it with its zone: 2026-01-02T03:04:05Z")
+
+
 def _utc(moment: datetime) -> datetime:
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("a time lies in the years 1 to 9999 of UTC") from None
+
+
+def _metadata_value(value: object) -> str | int | bool:
+    if isinstance(value, str):
+        value.encode()  # Refuses a lone surrogate, which is half a character.
+        return _storable(value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if abs(value) > INTEGER_MAX:
+            raise ValueError(f"{value} is beyond 2^53-1; write it as a text")
+        return value
+    raise ValueError(f"{value!r} is neither a text, an integer nor a boolean")
 
 
 def _metadata(metadata: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
-    for value in metadata.values():
-        if isinstance(value, str):
-            _storable(value)
-    if len(canonical_json(metadata)) > METADATA_BYTES_MAX:
+    if len(canonical_json(metadata).encode()) > METADATA_BYTES_MAX:
         raise ValueError(f"metadata is larger than {METADATA_BYTES_MAX} bytes")
     return metadata
 
@@ -80,12 +102,15 @@ AccountId = Annotated[str, StringConstraints(min_length=1, max_length=128, patte
 
 AssetCode = Annotated[str, StringConstraints(max_length=32, pattern=rf"^{ASSET_PATTERN}$")]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_storable)]
-Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_moment), AfterValidator(_utc)]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[ -~]+$")]
-MetadataInt = Annotated[int, Field(strict=True, ge=-INTEGER_MAX, le=INTEGER_MAX)]
-MetadataBool = Annotated[bool, Field(strict=True)]
-MetadataText = Annotated[str, Field(strict=True)]
-Metadata = Annotated[dict[MetadataKey, MetadataText | MetadataBool | MetadataInt], AfterValidator(_metadata)]
+MetadataValue = Annotated[str | int | bool, PlainValidator(_metadata_value, json_schema_input_type=str | int | bool)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], AfterValidator(_metadata)]
+
+
+ExpectedVersions = Annotated[
+    dict[AccountId, Annotated[int, Field(strict=True, ge=0, le=INTEGER_MAX)]], Field(max_length=ENTRIES_MAX)
+]
 
 
 def _positive(amount: Money) -> Money:
@@ -142,7 +167,7 @@ class _Command(_Frozen):
     actor: Label | None = None
     correlation_id: Label | None = None
     causation_id: Label | None = None
-    expected_versions: dict[AccountId, Annotated[int, Field(ge=0, le=INTEGER_MAX)]] = Field(default_factory=dict)
+    expected_versions: ExpectedVersions = Field(default_factory=dict)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -170,6 +195,17 @@ class DefineAsset(_Command):
         return self.expected_versions
 
 
+def _limit(value: object, info: ValidationInfo) -> object:
+    """A limit may be written without repeating the asset: 0, "-500", Decimal("-500.00")."""
+    asset = info.data.get("asset")
+    if asset is None or value is None or isinstance(value, Money) or (isinstance(value, str) and " " in value):
+        return value
+    return Money.of(value, asset)  # type: ignore[arg-type]  # It refuses what is not a number.
+
+
+Limit = Annotated[Money | None, BeforeValidator(_limit)]
+
+
 class OpenAccount(_Command):
     """
     Open an account of one asset.
@@ -183,21 +219,8 @@ class OpenAccount(_Command):
     account: AccountId
     asset: AssetCode
     account_type: AccountType
-    min_balance: Money | None = None
-    max_balance: Money | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _limits_in_asset(cls, values: Any) -> Any:
-        """Let a limit be written without repeating the asset: 0, "-500", Decimal("-500.00")."""
-        if not isinstance(values, Mapping) or not isinstance(values.get("asset"), str):
-            return values
-        values = dict(values)
-        for name in ("min_balance", "max_balance"):
-            limit = values.get(name)
-            if isinstance(limit, Decimal | int) or (isinstance(limit, str) and " " not in limit):
-                values[name] = Money.of(limit, values["asset"])
-        return values
+    min_balance: Limit = None
+    max_balance: Limit = None
 
     @model_validator(mode="after")
     def _limits_agree(self) -> OpenAccount:
@@ -369,7 +392,8 @@ def _request(command: _Command) -> str:
 def _explained(error: ValidationError) -> InvalidAmount | InvalidCommand:
     """The first thing that pydantic found, in the ledger's own words."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "command"
+    path = [str(part).encode("unicode_escape").decode() for part in first["loc"] if part != "[key]"]
+    where = ".".join(path) or "command"
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InvalidAmount):
         return InvalidAmount(cause.amount, cause.problem, where)

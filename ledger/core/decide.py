@@ -110,15 +110,21 @@ def _transfer(command: Transfer, book: Book) -> list[Event]:
 
 
 def _deposit(command: Deposit, book: Book) -> list[Event]:
-    grows_by_debit = _open_terms(book.stream(command.account)).normal is DEBIT
+    grows_by_debit = _normal(command, book) is DEBIT
     sides = (command.account, command.against) if grows_by_debit else (command.against, command.account)
     return _two_entries(command, *sides, book)
 
 
 def _withdraw(command: Withdraw, book: Book) -> list[Event]:
-    grows_by_debit = _open_terms(book.stream(command.account)).normal is DEBIT
+    grows_by_debit = _normal(command, book) is DEBIT
     sides = (command.against, command.account) if grows_by_debit else (command.account, command.against)
     return _two_entries(command, *sides, book)
+
+
+def _normal(command: Deposit | Withdraw, book: Book) -> Direction:
+    """The side on which the account grows, of two accounts that can be posted to."""
+    terms, _ = _terms_of([book.stream(command.account), book.stream(command.against)])
+    return terms.normal
 
 
 def _two_entries(command: Transfer | Deposit | Withdraw, debited: str, credited: str, book: Book) -> list[Event]:
@@ -127,34 +133,41 @@ def _two_entries(command: Transfer | Deposit | Withdraw, debited: str, credited:
 
 
 def _entries(command: Command, legs: Sequence[tuple[str, Direction, Money]], book: Book) -> list[Event]:
-    """Check a set of entries as a whole: rules about balances see only the state after all of them."""
-    streams = [book.stream(account) for account, _, _ in legs]
-    terms = [_open_terms(stream) for stream in streams]
+    """Check a set of entries as a whole, one rule after the other: balances are judged by what all of them do."""
+    terms = _terms_of([book.stream(account) for account, _, _ in legs])
     if command.expected_versions:
         _check_expected_versions(command, book)
     amounts = [_minor_units(amount, its) for (_, _, amount), its in zip(legs, terms, strict=True)]
-    events: list[Event] = []
-    sides: dict[str, list[int]] = {}
-    for (account, direction, money), its, amount in zip(legs, terms, amounts, strict=True):
+    moved: dict[str, list[int]] = {}
+    for (account, direction, _), amount in zip(legs, amounts, strict=True):
+        moved.setdefault(account, [0, 0])[direction is CREDIT] += amount
+    for account, (debits, credits) in moved.items():
+        _check_turnover(book.streams[account], debits, credits)
+    for (account, _, money), its in zip(legs, terms, strict=True):
         if money.asset != its.asset:
             raise AssetMismatch(account, its.asset, money.asset)
-        events.append(EntryPosted(account, direction, its.asset, amount, len(events)))
-        side = sides.setdefault(account, [0, 0])
-        side[direction is CREDIT] += amount
     if isinstance(command, Post):
         _check_balanced(command, amounts, terms)
-    # Each account once, by what the whole transaction does to it.
-    for account, (debits, credits) in sides.items():
-        _check_limits(book.streams[account], debits, credits)
-    return events
+    for account, (debits, credits) in moved.items():
+        _check_minimum(book.streams[account], debits, credits)
+    for account, (debits, credits) in moved.items():
+        _check_maximum(book.streams[account], debits, credits)
+    return [
+        EntryPosted(account, direction, its.asset, amount, entry)
+        for entry, ((account, direction, _), its, amount) in enumerate(zip(legs, terms, amounts, strict=True))
+    ]
 
 
-def _open_terms(stream: Stream) -> Terms:
-    terms = stream.terms
-    if terms is None:
-        raise UnknownAccount(stream.stream)
-    if terms.state != "open":
-        raise AccountNotOpen(stream.stream, terms.state)
+def _terms_of(streams: Sequence[Stream]) -> list[Terms]:
+    """The terms of accounts that all exist and are all open."""
+    terms = []
+    for stream in streams:
+        if stream.terms is None:
+            raise UnknownAccount(stream.stream)
+        terms.append(stream.terms)
+    for stream, its in zip(streams, terms, strict=True):
+        if its.state != "open":
+            raise AccountNotOpen(stream.stream, its.state)
     return terms
 
 
@@ -183,34 +196,46 @@ def _check_balanced(command: Post, amounts: Sequence[int], terms: Sequence[Terms
             raise UnbalancedTransaction(asset, str(Money(debits, asset, scale)), str(Money(credits, asset, scale)))
 
 
-def _check_limits(stream: Stream, debits: int, credits: int) -> None:
-    terms = stream.terms
-    assert terms is not None  # Checked to be open.
+def _check_turnover(stream: Stream, debits: int, credits: int) -> None:
     numbers = stream.numbers
     if numbers.posted_debits + debits > MINOR_MAX or numbers.posted_credits + credits > MINOR_MAX:
+        terms = stream.terms
+        assert terms is not None  # Checked to be open.
         amount = terms.money(max(debits, credits))
         raise InvalidAmount(str(amount), f"the turnover of {stream.stream} would have more than {DIGITS_MAX} digits")
-    if terms.min_balance is None and terms.max_balance is None:
+
+
+# A limit stands in the way of moving towards it only: an account that is beyond it may always come back.
+
+
+def _check_minimum(stream: Stream, debits: int, credits: int) -> None:
+    terms = stream.terms
+    if terms is None or terms.min_balance is None:
         return
     change = credits - debits if terms.normal is CREDIT else debits - credits
-    posted_in, posted_out, pending_in, pending_out = in_normal_direction(terms.normal, numbers)
-    # A limit stands in the way of moving towards it only: an account beyond it may always come back.
-    if change < 0 and terms.min_balance is not None:
-        free = posted_in - posted_out - pending_out - terms.min_balance
-        if free + change < 0:
-            raise InsufficientFunds(
-                stream.stream,
-                available=str(terms.money(free)),
-                required=str(terms.money(-change)),
-                minimum=str(terms.money(terms.min_balance)),
-            )
-    if change > 0 and terms.max_balance is not None:
-        # Money that is held for coming in counts as if it had come: a capture can then never break the limit.
-        balance = posted_in - posted_out + pending_in + change
-        if balance > terms.max_balance:
-            raise LimitExceeded(
-                stream.stream, balance=str(terms.money(balance)), maximum=str(terms.money(terms.max_balance))
-            )
+    posted_in, posted_out, _, pending_out = in_normal_direction(terms.normal, stream.numbers)
+    free = posted_in - posted_out - pending_out - terms.min_balance
+    if change < 0 and free + change < 0:
+        raise InsufficientFunds(
+            stream.stream,
+            available=str(terms.money(free)),
+            required=str(terms.money(-change)),
+            minimum=str(terms.money(terms.min_balance)),
+        )
+
+
+def _check_maximum(stream: Stream, debits: int, credits: int) -> None:
+    terms = stream.terms
+    if terms is None or terms.max_balance is None:
+        return
+    change = credits - debits if terms.normal is CREDIT else debits - credits
+    posted_in, posted_out, pending_in, _ = in_normal_direction(terms.normal, stream.numbers)
+    # Money that is held for coming in counts as if it had come: a capture can then never break the limit.
+    balance = posted_in - posted_out + pending_in + change
+    if change > 0 and balance > terms.max_balance:
+        raise LimitExceeded(
+            stream.stream, balance=str(terms.money(balance)), maximum=str(terms.money(terms.max_balance))
+        )
 
 
 _RULES: Final[dict[type, Callable[..., list[Event]]]] = {

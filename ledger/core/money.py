@@ -82,7 +82,9 @@ class Money:
             InvalidAmount: Anything else, floats above all.
         """
         if isinstance(value, Money):
-            return value
+            usual = value.scale == CURRENCIES.get(value.asset) and abs(value.minor) <= MINOR_MAX
+            # One made by hand is read like a text: an asset of any form, or another number of decimals, may be in it.
+            return value if usual else cls.parse(str(value))
         if isinstance(value, str):
             return cls.parse(value)
         raise InvalidAmount(repr(value), _NOT_EXACT)
@@ -175,6 +177,14 @@ class Money:
     def __le__(self, other: Money) -> bool:
         left, right, _ = self._common(other)
         return left <= right
+
+    def __gt__(self, other: Money) -> bool:
+        left, right, _ = self._common(other)
+        return left > right
+
+    def __ge__(self, other: Money) -> bool:
+        left, right, _ = self._common(other)
+        return left >= right
 
     def __str__(self) -> str:
         digits = str(abs(self.minor)).rjust(self.scale + 1, "0")

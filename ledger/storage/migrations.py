@@ -16,12 +16,11 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-import ledger
 from ledger.core.errors import InvalidCommand, SchemaMismatch
 from ledger.storage.database import Database, in_our_words
 from ledger.storage.tables import APPEND_ONLY, VERSION_TABLE
 
-_PACKAGE: Final = Path(ledger.__file__).parent
+_PACKAGE: Final = Path(__file__).parent.parent
 _PREFIX_MAX: Final = 50
 _LOCK: Final = 0x6C6564676572  # "ledger": two processes that migrate at once do so one after the other.
 

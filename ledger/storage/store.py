@@ -144,7 +144,7 @@ def recorded_from(row: Row) -> Recorded:
         CorruptLog: It holds what no event of ours holds.
     """
     try:
-        numbers = None if row[9] is None else Numbers(int(row[9]), int(row[10]), int(row[11]), int(row[12]))
+        numbers = None if row[9:13] == _NONE else Numbers(int(row[9]), int(row[10]), int(row[11]), int(row[12]))
         amount = None if row[8] is None else int(row[8])
         return Recorded._make((*row[:8], amount, numbers, in_utc(row[13]), in_utc(row[14]), *row[15:]))
     except (ValueError, TypeError, AttributeError) as error:
@@ -221,4 +221,5 @@ def _event_columns(events: Sequence[Recorded]) -> list[str]:
     ]
 
 
+_NONE: Final = (None, None, None, None)
 _NO_NUMBERS: Final = ("NULL", "NULL", "NULL", "NULL")

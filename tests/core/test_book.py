@@ -157,7 +157,7 @@ def test_balances_are_seen_from_the_normal_side(
     stream = book.stream("a")
     stream.numbers = Numbers(100_00, 40_00, 5_00, 3_00)
 
-    assert stream.balance == Balance("a", *map(Money.parse, (posted, pending, available)), version=1)
+    assert stream.balance == Balance("a", Money.parse(posted), Money.parse(pending), Money.parse(available), 1)
 
 
 @given(st.sampled_from(Direction), st.lists(st.integers(0, 10**38 - 1), min_size=4, max_size=4))

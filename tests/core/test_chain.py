@@ -14,7 +14,7 @@ from samples import LEDGER_ID, account_ids, record, recorded_events, transaction
 from ledger import AccountType, CorruptLog, Direction, Numbers, Recorded, Transaction
 from ledger.core.book import Book, replay
 from ledger.core.chain import check_link, check_seal, genesis, leaf_hash, place
-from ledger.core.events import AccountOpened, AssetDefined, EntryPosted
+from ledger.core.events import AccountOpened, AssetDefined, EntryPosted, Event
 
 OPENING = AccountOpened("alice", AccountType.LIABILITY, "USD", 2, None, None, {})
 DEPOSIT = EntryPosted("alice", Direction.CREDIT, "USD", 500, 0)
@@ -48,9 +48,8 @@ def test_any_change_of_an_event_breaks_the_chain(
     of, event = recorded
     check_link(event, of.header_hash, event.prev_hash)
     value = getattr(event, field)
-    changed = event._replace(
-        **{field: Numbers(0, 0, 0, 1) if value is None and field == "numbers" else flip(data, value)}
-    )
+    other: Any = Numbers(0, 0, 0, 1) if field == "numbers" and value is None else flip(data, value)
+    changed = event._replace(**{field: other})
     assume(changed != event)
 
     with pytest.raises(CorruptLog) as corruption:
@@ -72,7 +71,8 @@ def test_any_change_of_a_transaction_breaks_its_seal(of: Transaction, field: str
 @pytest.mark.parametrize("field", ["idempotency_key", "reference", "actor", "correlation_id", "causation_id"])
 def test_nothing_is_not_an_empty_text(field: str) -> None:
     """A text that was removed is not one that was never there."""
-    changed = transaction()._replace(**{field: None})
+    nothing: Any = None
+    changed = transaction()._replace(**{field: nothing})
 
     assert not check_seal(changed)
     assert transaction(**{field: None}).header_hash != transaction(**{field: ""}).header_hash
@@ -141,7 +141,7 @@ def test_events_carry_the_numbers_after_them() -> None:
 def test_places_are_those_of_a_replay() -> None:
     """Placing events moves the book as replaying them does."""
     placed, replayed = Book(LEDGER_ID), Book(LEDGER_ID)
-    events = [AssetDefined("USD", 2), OPENING, DEPOSIT, DEPOSIT]
+    events: list[Event] = [AssetDefined("USD", 2), OPENING, DEPOSIT, DEPOSIT]
 
     places = place(events, placed)
 

@@ -215,7 +215,7 @@ def test_unknown_fields_are_refused(command: Command) -> None:
 def test_commands_are_frozen(command: Command) -> None:
     """What was validated stays as it was."""
     with pytest.raises(ValidationError, match="frozen"):
-        command.reference = "other"
+        setattr(command, "reference", "other")  # noqa: B010 - mypy knows it is frozen, too.
 
 
 @pytest.mark.parametrize(
@@ -435,9 +435,8 @@ def test_order_of_entries_is_part_of_the_request() -> None:
         ('{"type":"transfer","amount":NaN,"debit":"a","credit":"b"}', "transfer.amount", "not exact"),
         ('{"type":"transfer","amount":"5 USD","debit":"a","credit":"$x"}', "transfer.credit", "'$x' is not allowed"),
         (
-            '{"type":"post","entries":[{"account":"a","amount":"5 USD","direction":"debit"},'
-            '{"account":"b","amount":"5.001 USD","direction":"credit"}]}',
-            "post.entries.1.amount",
+            '{"type":"post","entries":[{"account":"b","amount":"5.001 USD","direction":"credit"}]}',
+            "post.entries.0.amount",
             "USD has 2 decimal places",
         ),
         (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -176,7 +178,7 @@ def test_only_texts_and_money_are_taken(value: object) -> None:
     "money",
     [
         Money(1.5, "USD", 2),  # type: ignore[arg-type]
-        Money(True, "USD", 2),  # noqa: FBT003
+        Money(True, "USD", 2),
         Money(5001, "USD", 3),
         Money(10**38, "USD", 2),
         Money(5, 'x","y', 2),
@@ -289,14 +291,14 @@ def test_assets_do_not_mix() -> None:
 
 
 @pytest.mark.parametrize("other", [1, 0.5, "1 USD", Decimal(1), None], ids=type)
-def test_numbers_do_not_mix_with_money(other: object) -> None:
+def test_numbers_do_not_mix_with_money(other: Any) -> None:
     """A bare number is no amount: it is not equal to one, and not added to one."""
     dollar = Money.parse("1 USD")
 
     assert dollar != other
-    for combine in (Money.__add__, Money.__sub__, Money.__lt__, Money.__le__):
-        with pytest.raises(TypeError, match="cannot combine money with"):
-            combine(dollar, other)  # type: ignore[arg-type]
+    for combine in (operator.add, operator.sub, operator.lt, operator.le, operator.gt, operator.ge):
+        with pytest.raises(TypeError, match=r"cannot combine money with|unsupported operand"):
+            combine(dollar, other)
 
 
 def test_refusals_are_ledger_errors() -> None:

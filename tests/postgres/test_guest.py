@@ -40,7 +40,7 @@ class Caller:
         self._kind = kind
         self._ledger = ledger
         self._url = url
-        self._level = level
+        self.level = level
         self.lent: Any = None
 
     @contextmanager
@@ -48,14 +48,14 @@ class Caller:
         """Begin, and commit at the end, or roll back where an error comes out."""
         if self._kind.startswith("psycopg"):
             with psycopg.connect(self._url, autocommit=self._kind.endswith("autocommit")) as self.lent:
-                self.lent.isolation_level = IsolationLevel[self._level.replace(" ", "_")]
+                self.lent.isolation_level = IsolationLevel[self.level.replace(" ", "_")]
                 with self.lent.transaction():
                     yield
             return
-        engine = self._ledger.engine.execution_options(isolation_level=self._level)
-        with sqlalchemy.orm.Session(engine) if self._kind == "session" else engine.connect() as self.lent:
-            with self.lent.begin():
-                yield
+        engine = self._ledger.engine.execution_options(isolation_level=self.level)
+        lend = sqlalchemy.orm.Session(engine) if self._kind == "session" else engine.connect()
+        with lend as self.lent, self.lent.begin():
+            yield
 
     def savepoint(self) -> Any:
         """A transaction inside the transaction."""
@@ -79,7 +79,7 @@ def orders(psql: Psql) -> Callable[[], list[str]]:
 
 
 @pytest.fixture(params=[(kind, level) for kind in KINDS for level in LEVELS], ids=" ".join)
-def caller(request: pytest.FixtureRequest, funded: Ledger, ledger_url: str, orders: object) -> Caller:
+def caller(request: pytest.FixtureRequest, funded: Ledger, ledger_url: str) -> Caller:
     """An application that lends its connection, under every isolation level."""
     kind, level = request.param
     return Caller(kind, funded, ledger_url, level)
@@ -120,7 +120,7 @@ def test_savepoint_takes_along_what_was_done_in_it(
     with caller.transaction(), funded.join(caller.lent) as guest:
         pay(guest, "outer")
         caller.order("outer")
-        with pytest.raises(Undo), caller.savepoint():
+        with pytest.raises(Undo), caller.savepoint():  # noqa: PT012  (what comes before the change of mind)
             # Before the caller's own business: a session begins its savepoint only when it is first used.
             pay(guest, "inner")
             caller.order("inner")
@@ -181,7 +181,7 @@ def test_conflict_by_isolation_level(caller: Caller, funded: Ledger, orders: Cal
                 pay(guest)
 
     interfered: list[object] = []
-    if caller._level == "READ COMMITTED":
+    if caller.level == "READ COMMITTED":
         work()
     else:
         with pytest.raises(ConcurrencyError, match="whole transaction again") as conflict:
@@ -309,13 +309,15 @@ def _in_opposite_orders(funded: Ledger, url: str, accounts: list[str]) -> list[B
 
     def call(me: int, pairs: list[tuple[str, str]]) -> None:
         try:
-            with psycopg.connect(url, options="-c deadlock_timeout=50ms") as lent:
-                with funded.join(lent, accounts=accounts) as guest:
-                    for debited, credited in pairs:
-                        guest.transfer("1 USD", debit=debited, credit=credited)
-                        first_done[me].set()
-                        if not accounts:
-                            assert first_done[1 - me].wait(JOIN_SECONDS)
+            with (
+                psycopg.connect(url, options="-c deadlock_timeout=50ms") as lent,
+                funded.join(lent, accounts=accounts) as guest,
+            ):
+                for debited, credited in pairs:
+                    guest.transfer("1 USD", debit=debited, credit=credited)
+                    first_done[me].set()
+                    if not accounts:
+                        assert first_done[1 - me].wait(JOIN_SECONDS)
         except ConcurrencyError as error:
             came_out.append(error)
 
@@ -392,18 +394,24 @@ def test_autocommit_outside_of_a_transaction_is_refused(funded: Ledger, ledger_u
             pay(guest)
         lent.execute("COMMIT")
     engine = funded.engine.execution_options(isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        with pytest.raises(UnsupportedConnection, match="autocommit"), funded.join(connection):
-            pass
+    with (
+        engine.connect() as connection,
+        pytest.raises(UnsupportedConnection, match="autocommit"),
+        funded.join(connection),
+    ):
+        pass
     assert funded.balance("alice").version == 4
 
 
 def test_other_drivers_are_refused(funded: Ledger) -> None:
     """SQLAlchemy over another driver is refused by the driver's name."""
     engine = sqlalchemy.create_engine("sqlite://")
-    with engine.connect() as lent:
-        with pytest.raises(UnsupportedConnection, match=r"pysqlite.*postgresql\+psycopg"), funded.join(lent):
-            pass
+    with (
+        engine.connect() as lent,
+        pytest.raises(UnsupportedConnection, match=r"pysqlite.*postgresql\+psycopg"),
+        funded.join(lent),
+    ):
+        pass
     engine.dispose()
 
 

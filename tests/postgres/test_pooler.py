@@ -44,7 +44,7 @@ admin_users = pgbouncer
 
 
 @pytest.fixture
-def pooled_url(funded: Ledger, ledger_url: str) -> Iterator[str]:
+def pooled_url(ledger_url: str) -> Iterator[str]:
     """The URL of the test's database behind a PgBouncer with two server connections."""
     program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
     if program is None:
@@ -97,6 +97,7 @@ def pooled(pooled_url: str) -> Iterator[Ledger]:
         yield ledger
 
 
+@pytest.mark.usefixtures("funded")
 def test_everything_works_through_the_pooler(pooled: Ledger, psql: Psql, pooled_url: str) -> None:
     """Every kind of command and question works, keys are replayed, drift is mended, a guest is welcome."""
     assert pooled.migrate().applied == ()
@@ -172,11 +173,13 @@ def test_timeouts_apply_through_the_pooler(pooled_url: str, psql: Psql, funded: 
             with pytest.raises(LedgerError, match="lock"):
                 hasty.transfer("1 USD", debit="alice", credit="bob")
         hasty.transfer("1 USD", debit="alice", credit="bob")
-    with Ledger.connect(pooled_url, timeouts=Timeouts(statement_seconds=0.2, lock_seconds=30)) as hasty:
-        with psql.transaction():
-            psql.execute("SELECT 1 FROM balances WHERE stream = 'alice' FOR UPDATE")
-            with pytest.raises(DatabaseUnavailable, match="statement_seconds"):
-                hasty.transfer("1 USD", debit="alice", credit="bob")
+    with (
+        Ledger.connect(pooled_url, timeouts=Timeouts(statement_seconds=0.2, lock_seconds=30)) as hasty,
+        psql.transaction(),
+    ):
+        psql.execute("SELECT 1 FROM balances WHERE stream = 'alice' FOR UPDATE")
+        with pytest.raises(DatabaseUnavailable, match="statement_seconds"):
+            hasty.transfer("1 USD", debit="alice", credit="bob")
     with psycopg.connect(pooled_url, prepare_threshold=None, autocommit=True) as anybody:
         for setting in ("statement_timeout", "lock_timeout"):
             assert anybody.execute(f"SHOW {setting}".encode()).fetchone() == ("0",)
@@ -184,6 +187,7 @@ def test_timeouts_apply_through_the_pooler(pooled_url: str, psql: Psql, funded: 
     assert funded.verify().ok
 
 
+@pytest.mark.usefixtures("funded")
 def test_no_session_keeps_anything(pooled: Ledger, pooled_url: str) -> None:
     """What a server session could keep for somebody else is empty after work: statements, cursors, locks, settings."""
     pooled.handle([build(Transfer, amount="0.01 USD", debit="alice", credit="bob")] * 50)

@@ -13,7 +13,6 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from psycopg import errors
 from sqlalchemy import URL, make_url
 
 from ledger import DatabaseUnavailable, InvalidCommand, Ledger, Rejected, Transfer
@@ -41,8 +40,8 @@ ATTACKS = {
     "delete": "DELETE FROM {table}",
     "truncate": "TRUNCATE {table}",
     "truncate cascade": "TRUNCATE {table} CASCADE",
-    "merge update": "MERGE INTO {table} AS t USING (SELECT 1) AS s ON true WHEN MATCHED THEN UPDATE SET {column} = NULL",
-    "merge delete": "MERGE INTO {table} AS t USING (SELECT 1) AS s ON true WHEN MATCHED THEN DELETE",
+    "merge update": "MERGE INTO {table} USING (SELECT 1) AS s ON true WHEN MATCHED THEN UPDATE SET {column} = NULL",
+    "merge delete": "MERGE INTO {table} USING (SELECT 1) AS s ON true WHEN MATCHED THEN DELETE",
     "upsert": "INSERT INTO {table} SELECT * FROM {table} ON CONFLICT ({key}) DO UPDATE SET {column} = NULL",
     "common table expression": "WITH gone AS (DELETE FROM {table} RETURNING 1) SELECT count(*) FROM gone",
 }
@@ -67,7 +66,8 @@ def repaired(funded: Ledger, psql: Psql) -> Ledger:
 
 @pytest.mark.parametrize("replication_role", ["origin", "replica"])
 @pytest.mark.parametrize("table", APPEND_ONLY)
-def test_history_cannot_be_changed(repaired: Ledger, psql: Psql, table: str, replication_role: str) -> None:
+@pytest.mark.usefixtures("repaired")
+def test_history_cannot_be_changed(psql: Psql, table: str, replication_role: str) -> None:
     """Every way to change or remove rows of an append-only table is refused, for its owner and in a replica's role."""
     psql.execute(f"SET session_replication_role = {replication_role}".encode())
     select = f"SELECT * FROM {table} ORDER BY {KEYS[table]}".encode()
@@ -81,7 +81,8 @@ def test_history_cannot_be_changed(repaired: Ledger, psql: Psql, table: str, rep
     assert psql.execute(select).fetchall() == before
 
 
-def test_refusal_says_what_to_do(funded: Ledger, psql: Psql) -> None:
+@pytest.mark.usefixtures("funded")
+def test_refusal_says_what_to_do(psql: Psql) -> None:
     """The message names the table and the operation; the hint says how a mistake is corrected."""
     with pytest.raises(psycopg.Error) as refused:
         psql.execute("DELETE FROM events")
@@ -89,7 +90,8 @@ def test_refusal_says_what_to_do(funded: Ledger, psql: Psql) -> None:
     assert refused.value.diag.message_hint == "Correct a transaction by posting another one."
 
 
-def test_guards_stand_always(ledger: Ledger, psql: Psql) -> None:
+@pytest.mark.usefixtures("ledger")
+def test_guards_stand_always(psql: Psql) -> None:
     """The guards of append-only tables fire always; that of appends does not stand in the way of a restore."""
     found = psql.execute(
         "SELECT tgrelid::regclass::text, tgname, tgenabled FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid"
@@ -141,7 +143,8 @@ def attack(psql: Psql, lines: Sequence[Line], places: Sequence[str] | None = Non
 SOUND: list[Line] = [("alice", 4, "debit", 10, "USD"), ("bob", 3, "credit", 10, "USD")]
 
 
-def test_append_by_hand_is_possible(funded: Ledger, psql: Psql) -> None:
+@pytest.mark.usefixtures("funded")
+def test_append_by_hand_is_possible(psql: Psql) -> None:
     """The attacks below fail for their own reason: the same append without a fault is accepted."""
     attack(psql, SOUND)
     assert psql.execute("SELECT count(*) FROM events WHERE stream IN ('alice', 'bob')").fetchone() == (7,)
@@ -206,7 +209,8 @@ def test_unlawful_append_is_refused(
     assert funded.verify().ok
 
 
-def test_balanced_pair_cannot_be_added_to_an_old_transaction(funded: Ledger, psql: Psql) -> None:
+@pytest.mark.usefixtures("funded")
+def test_balanced_pair_cannot_be_added_to_an_old_transaction(psql: Psql) -> None:
     """What a transaction is was said when it was made: two more entries that cancel out are refused."""
     row = psql.execute("SELECT transaction_id FROM transactions WHERE idempotency_key = 'rent'").fetchone()
     assert row is not None
@@ -215,31 +219,32 @@ def test_balanced_pair_cannot_be_added_to_an_old_transaction(funded: Ledger, psq
     assert refused.value.sqlstate == "LD003"
 
 
-def test_event_without_a_transaction_is_refused(funded: Ledger, psql: Psql) -> None:
+@pytest.mark.usefixtures("funded")
+def test_event_without_a_transaction_is_refused(psql: Psql) -> None:
     """Nothing happens without a transaction that says why."""
     with pytest.raises(psycopg.Error) as refused:
         append(psql, uuid4(), SOUND)
     assert refused.value.sqlstate == "LD003"
 
 
-def test_entries_cannot_come_one_by_one(funded: Ledger, psql: Psql) -> None:
+@pytest.mark.usefixtures("funded")
+def test_entries_cannot_come_one_by_one(psql: Psql) -> None:
     """The legs of a transaction come in one statement, or somebody could stop between them."""
-    with pytest.raises(psycopg.Error) as refused, psql.transaction():
-        transaction_id = announce(psql, ["alice 4", "alice 5", "bob 3", "bob 4"])
+    transaction_id = announce(psql, ["alice 4", "alice 5", "bob 3", "bob 4"])
+    with pytest.raises(psycopg.Error) as refused:
         append(psql, transaction_id, SOUND)
-        append(psql, transaction_id, [("alice", 5, "debit", 1, "USD"), ("bob", 4, "credit", 1, "USD")])
     assert refused.value.sqlstate == "LD003"
 
 
-def test_one_unlawful_transaction_among_many_is_found(funded: Ledger, psql: Psql) -> None:
+@pytest.mark.usefixtures("funded")
+def test_one_unlawful_transaction_among_many_is_found(psql: Psql) -> None:
     """A statement that appends many transactions is refused for one bad one."""
-    with pytest.raises(psycopg.Error) as refused, psql.transaction():
-        for number in range(200):
-            psql.execute(
-                "INSERT INTO transactions SELECT gen_random_uuid(), 'post', '', NULL, '{}', 2, ARRAY[%s, %s], NULL,"
-                " now(), now(), NULL, NULL, NULL, NULL, sha256('')",
-                (f"alice {4 + number}", f"bob {3 + number}"),
-            )
+    psql.execute(
+        "INSERT INTO transactions SELECT gen_random_uuid(), 'post', '', NULL, '{}', 2,"
+        " ARRAY['alice ' || 4 + n, 'bob ' || 3 + n], NULL, now(), now(), NULL, NULL, NULL, NULL, sha256('')"
+        " FROM generate_series(0, 199) AS n"
+    )
+    with pytest.raises(psycopg.Error) as refused:
         psql.execute(
             "INSERT INTO events SELECT split_part(p.place, ' ', 1), split_part(p.place, ' ', 2)::bigint,"
             " t.transaction_id, 'entry_posted', '{}', 1, 'USD', CASE p.side WHEN 1 THEN 'debit' ELSE 'credit' END,"
@@ -309,8 +314,9 @@ def test_full_dump_restores_with_guards(
         assert sqlstate(there, "DELETE FROM ledger.events") == "LD001"
 
 
+@pytest.mark.usefixtures("repaired")
 def test_data_only_dump_restores_beside_standing_guards(
-    repaired: Ledger, psql: Psql, ledger_url: str, programs: Path, make_database: Callable[[], str]
+    psql: Psql, ledger_url: str, programs: Path, make_database: Callable[[], str]
 ) -> None:
     """Data alone goes into a schema whose guards stand, with the ordinary triggers resting as in any restore."""
     target = make_database()
@@ -325,8 +331,9 @@ def test_data_only_dump_restores_beside_standing_guards(
         assert sqlstate(there, "DELETE FROM ledger.events") == "LD001"
 
 
+@pytest.mark.usefixtures("repaired")
 def test_data_goes_in_under_full_guard(
-    repaired: Ledger, psql: Psql, ledger_url: str, programs: Path, make_database: Callable[[], str]
+    psql: Psql, ledger_url: str, programs: Path, make_database: Callable[[], str]
 ) -> None:
     """With its transactions first, a log restores even while every guard checks it, whatever the search path."""
     target = make_database()
@@ -497,5 +504,4 @@ def test_public_gets_nothing(funded: Ledger, ledger_url: str, psql: Psql, prefix
     funded.create_roles(prefix)
     psql.execute(f"CREATE ROLE {prefix}_login LOGIN".encode())
     with psycopg.connect(as_role(ledger_url, f"{prefix}_login"), autocommit=True) as session:
-        with pytest.raises(errors.InsufficientPrivilege):
-            session.execute("SELECT * FROM ledger.balances")
+        assert sqlstate(session, "SELECT * FROM ledger.balances") == "42501"

@@ -225,7 +225,10 @@ def test_largest_page(funded: Ledger) -> None:
     assert len(funded.accounts(limit=1_000)) == 1_000
 
 
-def test_answers_are_the_same_for_a_guest(busy: Ledger, ledger_url: str) -> None:
+@pytest.mark.usefixtures("ledger_url")
+def test_answers_are_the_same_for_a_guest(
+    busy: Ledger,
+) -> None:
     """Inside a caller's transaction every question has the same answer."""
     with busy.engine.connect() as lent, busy.join(lent) as guest:
         assert guest.balance("alice") == busy.balance("alice")

@@ -160,7 +160,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.asked: list[Request] = []
         self.done: list[Done] = []
         self.clients = [Ledger.connect(self.url, pool_size=1) for _ in range(2)]
-        self.owner = psycopg.connect(self.url, autocommit=True, options="-c search_path=ledger")
+        self.owner = psycopg.connect(self.url, autocommit=True, options="-c search_path=ledger -c lock_timeout=5s")
 
     @initialize()
     def open_some_accounts(self) -> None:

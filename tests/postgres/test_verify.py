@@ -91,7 +91,8 @@ TAMPERING: dict[str, tuple[list[str], str, int, set[str]]] = {
     "event_hash": (["UPDATE events SET event_hash = sha256('') " + ALICE_3], "alice", 3, {"event_hash"}),
     "first event": (
         [
-            """UPDATE events SET payload = replace(payload::text, '"0"', 'null')::json WHERE stream = 'alice' AND version = 1"""
+            """UPDATE events SET payload = replace(payload::text, '"0"', 'null')::json"""
+            " WHERE stream = 'alice' AND version = 1"
         ],
         "alice",
         1,
@@ -142,9 +143,11 @@ TAMPERING: dict[str, tuple[list[str], str, int, set[str]]] = {
             "INSERT INTO events SELECT stream, version + 1, transaction_id, type, payload, schema, asset, 'debit', 1,"
             " posted_debits + 1, posted_credits, 0, 0, effective_at, recorded_at, event_hash, sha256('')"
             " FROM events " + ALICE_3,
-            "INSERT INTO events SELECT stream, version + 1, transaction_id, type, payload, schema, asset, 'credit', 1,"
-            " posted_debits, posted_credits + 1, 0, 0, effective_at, recorded_at, event_hash, sha256('')"
-            " FROM events WHERE stream = 'bob' AND version = 2",
+            (
+                "INSERT INTO events SELECT stream, version + 1, transaction_id, type, payload, schema, asset, 'credit',"
+                " 1, posted_debits, posted_credits + 1, 0, 0, effective_at, recorded_at, event_hash, sha256('')"
+                " FROM events WHERE stream = 'bob' AND version = 2"
+            ),
         ],
         "alice",
         4,
@@ -161,9 +164,11 @@ TAMPERING: dict[str, tuple[list[str], str, int, set[str]]] = {
     "transaction without its events": ([f"DELETE FROM events WHERE {RENT}"], "alice", 3, {"version"}),
     "transaction invented": (
         [
-            "INSERT INTO transactions SELECT gen_random_uuid(), kind, scope, 'mine', request, entry_count, announced,"
-            " reference, effective_at, recorded_at, actor, correlation_id, causation_id, metadata, header_hash"
-            " FROM transactions WHERE idempotency_key = 'rent'"
+            (
+                "INSERT INTO transactions SELECT gen_random_uuid(), kind, scope, 'mine', request, entry_count,"
+                " announced, reference, effective_at, recorded_at, actor, correlation_id, causation_id, metadata, header_hash"
+                " FROM transactions WHERE idempotency_key = 'rent'"
+            )
         ],
         "alice",
         3,

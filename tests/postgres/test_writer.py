@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid5
@@ -360,7 +361,7 @@ def test_recorded_time_grows_within_a_stream_though_the_clock_stands(funded: Led
     """
     outcomes = funded.handle([transfer("0.01 USD", "alice", "bob")] * 3_000)
     times = [done(outcome).transaction.recorded_at for outcome in outcomes]
-    assert all(earlier < later for earlier, later in zip(times, times[1:], strict=False))
+    assert all(earlier < later for earlier, later in itertools.pairwise(times))
     after = funded.transfer("0.01 USD", debit="alice", credit="bob").transaction.recorded_at
     assert after > times[-1]
 
@@ -531,7 +532,8 @@ def test_round_trips_of_a_single_command(funded: Ledger, ledger_url: str) -> Non
     assert funded.balance("alice").version == 8
 
 
-def test_round_trips_do_not_grow_with_the_batch(funded: Ledger, ledger_url: str) -> None:
+@pytest.mark.usefixtures("funded")
+def test_round_trips_do_not_grow_with_the_batch(ledger_url: str) -> None:
     """A thousand commands cost no more round trips than two."""
     with Proxy(make_url(ledger_url)) as proxy, Ledger.connect(proxy.url()) as ledger:
         counts = []
@@ -544,7 +546,8 @@ def test_round_trips_do_not_grow_with_the_batch(funded: Ledger, ledger_url: str)
     assert 0 < counts[2] <= counts[1] <= ROUND_TRIPS_MAX
 
 
-def test_round_trips_of_a_replayed_batch_do_not_grow_with_it(funded: Ledger, ledger_url: str) -> None:
+@pytest.mark.usefixtures("funded")
+def test_round_trips_of_a_replayed_batch_do_not_grow_with_it(ledger_url: str) -> None:
     """Answering a thousand commands again costs no more round trips than answering two."""
     batches = [
         [transfer("0.01 USD", "alice", "bob", idempotency_key=f"{size}-{n}") for n in range(size)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, Self
 
 from sqlalchemy import URL
@@ -144,8 +144,6 @@ def _send(peer: socket.socket, data: bytes) -> bool:
 
 
 def _hang_up(peer: socket.socket) -> None:
-    try:
+    # The other side may have been faster.
+    with suppress(OSError):
         peer.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        # The other side was faster.
-        pass

