@@ -78,7 +78,8 @@ def event_from(recorded: Recorded) -> Event:
         event = _decode(recorded, payload)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptLog(recorded.stream, recorded.version, f"it cannot be read: {error}") from error
-    if stream_of(event) != recorded.stream:
+    of_account = not isinstance(event, AssetDefined)
+    if stream_of(event) != recorded.stream or of_account == recorded.stream.startswith("$"):
         raise CorruptLog(recorded.stream, recorded.version, f"a {recorded.type} does not belong in this stream")
     return event
 

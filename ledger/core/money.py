@@ -64,7 +64,9 @@ class Money:
             InvalidAmount: A float, NaN, infinity, or anything `parse` would refuse.
         """
         if isinstance(number, bool) or not isinstance(number, Decimal | int | str):
-            raise InvalidAmount(repr(number), _NOT_EXACT)
+            raise InvalidAmount(_shown(number), _NOT_EXACT)
+        if isinstance(number, int) and abs(number) > MINOR_MAX:
+            raise InvalidAmount(_shown(number), f"it has more than {DIGITS_MAX} digits")
         if isinstance(number, Decimal):
             if not number.is_finite():
                 raise InvalidAmount(str(number), "it is not a finite number")
@@ -82,12 +84,13 @@ class Money:
             InvalidAmount: Anything else, floats above all.
         """
         if isinstance(value, Money):
-            usual = value.scale == CURRENCIES.get(value.asset) and abs(value.minor) <= MINOR_MAX
+            if type(value.minor) is not int or abs(value.minor) > MINOR_MAX or not 0 <= value.scale <= SCALE_MAX:
+                raise InvalidAmount(_shown(value.minor), "it is not an integer of minor units in a scale of 0 to 18")
             # One made by hand is read like a text: an asset of any form, or another number of decimals, may be in it.
-            return value if usual else cls.parse(str(value))
+            return value if value.scale == CURRENCIES.get(value.asset) else cls.parse(str(value))
         if isinstance(value, str):
             return cls.parse(value)
-        raise InvalidAmount(repr(value), _NOT_EXACT)
+        raise InvalidAmount(_shown(value), _NOT_EXACT)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -198,6 +201,13 @@ class Money:
 
 
 _NOT_EXACT: Final = 'an amount is a text such as "12.50 USD" or a Money; binary floats are not exact'
+
+
+def _shown(value: object) -> str:
+    """A wrong value as an error shows it; an integer of many digits has no text."""
+    if isinstance(value, int) and abs(value) > MINOR_MAX:
+        return f"an integer of more than {DIGITS_MAX} digits"
+    return repr(value)[:_TEXT_MAX]
 
 
 def _what_is_wrong(text: str) -> str:

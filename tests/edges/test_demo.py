@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -13,11 +15,13 @@ from ledger import Ledger
 from ledger.cli.demo import Story, stage
 from ledger.cli.incident import ARRIVED, RIGHT, SENT, Incident
 
+Demo: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+
 TIMEOUT_SECONDS = 60
 
 
 @pytest.fixture
-def demo(ledger_url):
+def demo(ledger_url: str) -> Demo:
     """Run `ledger demo` on the test's database."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -35,14 +39,14 @@ def demo(ledger_url):
 
 
 @pytest.fixture
-def stage_ledger(ledger_url):
+def stage_ledger(ledger_url: str) -> Iterator[Ledger]:
     """A ledger as the demo uses one: in a schema of its own."""
     with Ledger.connect(ledger_url, schema="ledger_demo") as ledger:
         ledger.migrate()
         yield ledger
 
 
-def test_facts_of_the_incident(demo):
+def test_facts_of_the_incident(demo: Demo) -> None:
     """The naive consumer ends at 1000, the ledger at 200, and every claim holds."""
     done = demo("--json")
 
@@ -64,7 +68,7 @@ def test_facts_of_the_incident(demo):
     assert facts["seconds"] < 20
 
 
-def test_facts_are_in_the_database(demo, stage_ledger, ledger_url):
+def test_facts_are_in_the_database(demo: Demo, stage_ledger: Ledger, ledger_url: str) -> None:
     """What the demo says about its accounts, the database says too; the application's ledger is untouched."""
     facts = json.loads(demo("--json").stdout)
 
@@ -79,7 +83,7 @@ def test_facts_are_in_the_database(demo, stage_ledger, ledger_url):
         assert ledger.accounts() == []
 
 
-def test_the_story_fits_a_terminal(demo):
+def test_the_story_fits_a_terminal(demo: Demo) -> None:
     """It can be run again and again, is at most 80 columns wide and a few screens long, and ends with what to try."""
     assert demo().returncode == 0
     done = demo()
@@ -94,7 +98,7 @@ def test_the_story_fits_a_terminal(demo):
     assert "append-only: UPDATE is refused" in done.stdout
 
 
-def test_a_naive_consumer_depends_on_order(stage_ledger):
+def test_a_naive_consumer_depends_on_order(stage_ledger: Ledger) -> None:
     """The same consumer is right on ordered input and wrong on swapped input: it is ordinary, not rigged."""
     incident = Incident(stage_ledger)
 
@@ -102,7 +106,7 @@ def test_a_naive_consumer_depends_on_order(stage_ledger):
     assert str(incident.naive(ARRIVED)[-1].balance) == "1000.00 USD"
 
 
-def test_without_guards_the_claim_fails_and_nothing_is_harmed(stage_ledger):
+def test_without_guards_the_claim_fails_and_nothing_is_harmed(stage_ledger: Ledger) -> None:
     """Where the database lets an event be edited, the demo says so, and takes the edit back."""
     with stage_ledger.engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE ledger_demo.events DISABLE TRIGGER USER")
@@ -121,16 +125,16 @@ def test_without_guards_the_claim_fails_and_nothing_is_harmed(stage_ledger):
         ("kept", "the ledger is right when they come swapped"),
     ],
 )
-def test_claims_follow_from_what_was_seen(stage_ledger, field, claim):
+def test_claims_follow_from_what_was_seen(stage_ledger: Ledger, field: str, claim: str) -> None:
     """Given what another consumer did, the claim about this one does not hold."""
     story = stage(Incident(stage_ledger))
     assert failed(story) == []
-    other = story.ordered if field == "swapped" else story.swapped
+    other: dict[str, Any] = {field: story.ordered if field == "swapped" else story.swapped}
 
-    assert claim in failed(replace(story, **{field: other}))
+    assert claim in failed(replace(story, **other))
 
 
-def test_a_repair_that_is_not_reported_fails_its_claim(stage_ledger):
+def test_a_repair_that_is_not_reported_fails_its_claim(stage_ledger: Ledger) -> None:
     """Silent self-healing would not pass."""
     story = stage(Incident(stage_ledger))
 

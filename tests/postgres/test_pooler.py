@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,31 +64,29 @@ def pooled_url(ledger_url: str) -> Iterator[str]:
             size=SERVER_CONNECTIONS,
         )
         (folder / "pgbouncer.ini").write_text(settings)
-        # It refuses to run as root.
-        running = subprocess.Popen(
-            [program, str(folder / "pgbouncer.ini")],
-            user="nobody" if os.geteuid() == 0 else None,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert running.stderr is not None
-            # It logs "process up" once it listens.
-            said = []
-            for line in running.stderr:
-                said.append(line)
-                if "process up" in line:
-                    break
-            assert running.poll() is None, "".join(said)
-            drain = threading.Thread(target=running.stderr.read, daemon=True)
-            drain.start()
+        with running([program, str(folder / "pgbouncer.ini")]):
             yield f"postgresql://anybody@127.0.0.1:{port}/{url.database}?sslmode=disable"
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[None]:
+    """A PgBouncer that listens, stopped at the end."""
+    # It refuses to run as root.
+    user = "nobody" if os.geteuid() == 0 else None
+    with subprocess.Popen(command, user=user, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            said: list[str] = []
+            # What it logs once it listens.
+            while not said or "process up" not in said[-1]:
+                said.append(process.stderr.readline())
+                assert said[-1], "".join(said)
+            # Read on, or it would block when the pipe is full.
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            yield
         finally:
-            running.terminate()
-            running.wait(10)
-            drain.join(10)
-            running.stderr.close()
+            process.terminate()
+            process.wait(10)
 
 
 @pytest.fixture
@@ -137,10 +136,9 @@ def test_eight_threads_over_two_server_connections(pooled: Ledger, funded: Ledge
     def work(number: int) -> None:
         try:
             for turn in range(15):
-                pair = (
-                    {"debit": "alice", "credit": "bob"} if (number + turn) % 2 else {"debit": "bob", "credit": "alice"}
-                )
-                done.append(pooled.transfer("0.01 USD", **pair, idempotency_key=f"{number}-{turn}"))  # type: ignore[misc]
+                debited, credited = ("alice", "bob") if (number + turn) % 2 else ("bob", "alice")
+                key = f"{number}-{turn}"
+                done.append(pooled.transfer("0.01 USD", debit=debited, credit=credited, idempotency_key=key))
                 pooled.balance("alice")
                 pooled.history("bob", limit=3)
                 outcomes = pooled.handle([build(Transfer, amount="0.01 USD", debit="world", credit="bob")] * 3)

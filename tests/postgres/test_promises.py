@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import URL, make_url
 
 from ledger import DatabaseUnavailable, InvalidCommand, Ledger, Rejected, Transfer
+from ledger.core.commands import build
 from ledger.storage.tables import APPEND_ONLY
 
 Psql = psycopg.Connection[Any]
@@ -396,7 +397,7 @@ def test_app_role_can_do_everything_the_library_needs(funded: Ledger, ledger_url
         ledger.open_account("carl", asset="EUR", type="liability", min_balance=0)
         ledger.transfer("5 USD", debit="alice", credit="bob", idempotency_key="tip")
         assert ledger.transfer("5 USD", debit="alice", credit="bob", idempotency_key="tip").replayed
-        batch = [Transfer(amount="1 USD", debit="alice", credit="bob") for _ in range(20)]  # type: ignore[arg-type]
+        batch = [build(Transfer, amount="1 USD", debit="alice", credit="bob")] * 20
         assert not any(isinstance(outcome, Rejected) for outcome in ledger.handle(batch))
         psql.execute("UPDATE balances SET posted_credits = 1 WHERE stream = 'alice'")
         assert str(ledger.balance("alice").posted) == "45.00 USD"

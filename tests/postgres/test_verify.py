@@ -91,8 +91,10 @@ TAMPERING: dict[str, tuple[list[str], str, int, set[str]]] = {
     "event_hash": (["UPDATE events SET event_hash = sha256('') " + ALICE_3], "alice", 3, {"event_hash"}),
     "first event": (
         [
-            """UPDATE events SET payload = replace(payload::text, '"0"', 'null')::json"""
-            " WHERE stream = 'alice' AND version = 1"
+            (
+                """UPDATE events SET payload = replace(payload::text, '"0"', 'null')::json"""
+                " WHERE stream = 'alice' AND version = 1"
+            )
         ],
         "alice",
         1,
@@ -166,7 +168,8 @@ TAMPERING: dict[str, tuple[list[str], str, int, set[str]]] = {
         [
             (
                 "INSERT INTO transactions SELECT gen_random_uuid(), kind, scope, 'mine', request, entry_count,"
-                " announced, reference, effective_at, recorded_at, actor, correlation_id, causation_id, metadata, header_hash"
+                " announced, reference, effective_at, recorded_at, actor, correlation_id, causation_id, metadata,"
+                " header_hash"
                 " FROM transactions WHERE idempotency_key = 'rent'"
             )
         ],
