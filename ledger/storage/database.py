@@ -67,7 +67,7 @@ class Connection:
         """`timeouts` are set in each transaction; without them the session's own hold."""
         self.driver = driver
         self._schema = schema.replace("%", "%%")
-        self._begin = ["BEGIN"] if timeouts is None else ["BEGIN", *_set_local(timeouts)]
+        self._set = [] if timeouts is None else _set_local(timeouts)
 
     def query(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Run one statement and fetch all of its rows."""
@@ -97,9 +97,14 @@ class Connection:
             cursor.execute(self.sql(sql), parameters, binary=True)
             yield cursor
 
-    def begin(self) -> list[Statement]:
-        """The statements that open a transaction, to be sent along with the first of it."""
-        return [(sql, ()) for sql in self._begin]
+    def begin(self, mode: str = "READ COMMITTED") -> list[Statement]:
+        """
+        The statements that open a transaction, to be sent along with the first of it.
+
+        Whatever the session's own isolation level: compare-and-set is right at every level, and only at this
+        one does a statement that has waited for a lock see what the other left, instead of failing.
+        """
+        return [(f"BEGIN ISOLATION LEVEL {mode}", ()), *((setting, ()) for setting in self._set)]
 
     def rollback(self) -> None:
         """Roll back, if there is anything to roll back and anyone to tell."""
@@ -119,14 +124,9 @@ class Connection:
 
     @contextmanager
     def transaction(self, *, read_only: bool = False) -> Iterator[None]:
-        """
-        A transaction of our own, whatever the session's isolation level.
-
-        Each statement sees what was committed before it; in a read-only one all see the same snapshot.
-        """
-        mode = "REPEATABLE READ, READ ONLY" if read_only else "READ COMMITTED"
+        """A transaction of our own; in a read-only one all statements see the same snapshot."""
         try:
-            self.send([(f"BEGIN ISOLATION LEVEL {mode}", ()), *self.begin()[1:]])
+            self.send(self.begin("REPEATABLE READ, READ ONLY") if read_only else self.begin())
             yield
             self.query("COMMIT")
         except BaseException:

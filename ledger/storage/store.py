@@ -133,7 +133,9 @@ def transaction_from(row: Row) -> Transaction:
         versions = tuple([int(version) for _, _, version in places])
         return Transaction._make((*row[:6], streams, versions, row[7], in_utc(row[8]), in_utc(row[9]), *row[10:]))
     except (ValueError, AttributeError) as error:
-        raise CorruptLog(places[0][0], 0, f"transaction {row[0]} cannot be read ({error})") from error
+        stream, _, version = places[0]
+        place = int(version) if version.isdecimal() else 0
+        raise CorruptLog(stream, place, f"transaction {row[0]} cannot be read ({error})") from error
 
 
 def recorded_from(row: Row) -> Recorded:
@@ -148,7 +150,7 @@ def recorded_from(row: Row) -> Recorded:
         amount = None if row[8] is None else int(row[8])
         return Recorded._make((*row[:8], amount, numbers, in_utc(row[13]), in_utc(row[14]), *row[15:]))
     except (ValueError, TypeError, AttributeError) as error:
-        raise CorruptLog(row[0], row[1], f"it cannot be read ({error})") from error
+        raise CorruptLog(row[0], row[1], f"row: it cannot be read ({error})") from error
 
 
 def in_utc(moment: datetime) -> datetime:

@@ -683,6 +683,7 @@ def test_many_lines_take_no_more_memory_than_some(ledger_url: str, tmp_path: Pat
         assert answered == count
         peaks.append(int(done.stderr))
 
+    print(peaks)
     assert peaks[1] < peaks[0] * 1.1, peaks
 
 
