@@ -1,0 +1,238 @@
+"""Who is measured: each does transfers between random pairs of accounts for some seconds and says how many a second."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID, uuid5
+
+from sqlalchemy import URL
+
+from benchmarks.server import execute, pgbench_program, text
+from ledger import Done, Ledger, OpenAccount, Transfer
+
+ACCOUNTS: Final = 10_000
+BATCH: Final = 1_000
+
+_HAND_WRITTEN: Final = """
+CREATE SCHEMA hand;
+CREATE TABLE hand.balances (
+    account integer PRIMARY KEY, version bigint NOT NULL, balance numeric(38, 0) NOT NULL) WITH (fillfactor = 50);
+CREATE TABLE hand.transactions (
+    transaction_id uuid PRIMARY KEY, request json NOT NULL, recorded_at timestamptz NOT NULL);
+CREATE TABLE hand.entries (
+    account integer NOT NULL, version bigint NOT NULL, transaction_id uuid NOT NULL, amount numeric(38, 0) NOT NULL,
+    balance numeric(38, 0) NOT NULL, recorded_at timestamptz NOT NULL, PRIMARY KEY (account, version));
+INSERT INTO hand.balances SELECT account, 0, 0 FROM generate_series(0, {last}) AS account;
+CREATE FUNCTION hand.transfer(source integer, target integer, amount numeric) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    source_row hand.balances;
+    target_row hand.balances;
+    id uuid := gen_random_uuid();
+BEGIN
+    IF source < target THEN
+        UPDATE hand.balances SET balance = balance - transfer.amount, version = version + 1
+            WHERE account = source RETURNING * INTO source_row;
+    END IF;
+    UPDATE hand.balances SET balance = balance + transfer.amount, version = version + 1
+        WHERE account = target RETURNING * INTO target_row;
+    IF source > target THEN
+        UPDATE hand.balances SET balance = balance - transfer.amount, version = version + 1
+            WHERE account = source RETURNING * INTO source_row;
+    END IF;
+    INSERT INTO hand.transactions VALUES (id, '{{"amount": "1.00 USD", "kind": "transfer"}}', now());
+    INSERT INTO hand.entries VALUES
+        (source, source_row.version, id, -transfer.amount, source_row.balance, now()),
+        (target, target_row.version, id, transfer.amount, target_row.balance, now());
+END $$;
+"""
+
+_PAIR: Final = r"""
+\set source random(0, {last})
+\set target (:source + random(1, {last})) % {accounts}
+"""
+
+_PLAIN: Final = (
+    _PAIR
+    + r"""
+\set low least(:source, :target)
+\set high greatest(:source, :target)
+BEGIN;
+UPDATE hand.balances SET balance = balance - 100, version = version + 1 WHERE account = :low
+    RETURNING version AS low_version, balance AS low_balance \gset
+UPDATE hand.balances SET balance = balance + 100, version = version + 1 WHERE account = :high
+    RETURNING version AS high_version, balance AS high_balance \gset
+WITH made AS (
+    INSERT INTO hand.transactions VALUES (gen_random_uuid(), '{{"amount": "1.00 USD", "kind": "transfer"}}', now())
+    RETURNING transaction_id
+)
+INSERT INTO hand.entries
+SELECT :low::integer, :low_version::bigint, transaction_id, -100, :low_balance::numeric, now() FROM made
+UNION ALL
+SELECT :high::integer, :high_version::bigint, transaction_id, 100, :high_balance::numeric, now() FROM made;
+COMMIT;
+"""
+)
+
+_FUNCTION: Final = _PAIR + "SELECT hand.transfer(:source, :target, 100);\n"
+
+
+class Ours:
+    """The ledger, with an idempotency key on every command."""
+
+    def __init__(self, url: URL) -> None:
+        self._ledger = Ledger.connect(text(url))
+        self._ledger.migrate()
+        names = [_account(number) for number in range(ACCOUNTS)]
+        for start in range(0, ACCOUNTS, BATCH):
+            self._ledger.handle(
+                [OpenAccount(account=name, asset="USD", account_type="liability") for name in names[start : start + BATCH]]
+            )
+
+    def single(self, threads: int, seconds: float) -> float:
+        """One command a call."""
+        return _rate(threads, seconds, lambda: self._do(1))
+
+    def batches(self, seconds: float) -> float:
+        """A thousand commands a call, from one thread; making the commands counts."""
+        return _rate(1, seconds, lambda: self._do(BATCH))
+
+    def _do(self, commands: int) -> int:
+        outcomes = self._ledger.handle([_transfer() for _ in range(commands)])
+        assert all(isinstance(outcome, Done) for outcome in outcomes)
+        return commands
+
+    def check(self) -> None:
+        """What was measured was also done right."""
+        assert self._ledger.trial_balance().balanced
+        self._ledger.close()
+
+
+class HandWritten:
+    """What a competent engineer would write into an application: rows of the same kind, and no more promises."""
+
+    def __init__(self, url: URL) -> None:
+        self._url = url
+        execute(url, _HAND_WRITTEN.format(last=ACCOUNTS - 1))
+        self._folder = Path(tempfile.mkdtemp(prefix="ledger-bench-"))
+        for name, script in (("plain", _PLAIN), ("function", _FUNCTION)):
+            filled = script.format(last=ACCOUNTS - 1, accounts=ACCOUNTS)
+            (self._folder / name).write_text(filled, encoding="ascii")
+
+    def run(self, script: str, clients: int, seconds: float) -> float:
+        """Transfers a second by pgbench, one a transaction: `plain` statements, or one call of a `function`."""
+        program = pgbench_program()
+        if program is None:
+            raise SystemExit("pgbench is not installed: it comes with ledger[embedded], or with PostgreSQL")
+        options = ["-n", "-M", "prepared", "-c", str(clients), "-j", str(min(clients, 2)), "-T", str(max(1, round(seconds)))]
+        done = subprocess.run(
+            [program, *options, "-f", str(self._folder / script), text(self._url)],
+            capture_output=True,
+            text=True,
+            timeout=60 + seconds,
+            check=True,
+        )
+        found = re.search(r"^tps = ([0-9.]+)", done.stdout, re.MULTILINE)
+        assert found is not None, done.stdout
+        return float(found[1])
+
+
+class Peer:
+    """PyPI's eventsourcing with its PostgreSQL recorder: two aggregates loaded, changed and saved together."""
+
+    def __init__(self, url: URL) -> None:
+        from eventsourcing.application import Application
+        from eventsourcing.domain import Aggregate, event
+
+        class Account(Aggregate):
+            def __init__(self, name: str) -> None:
+                self.balance = Decimal(0)
+
+            @staticmethod
+            def create_id(name: str) -> UUID:
+                return uuid5(UUID(int=0), name)
+
+            @event("Moved")
+            def move(self, amount: Decimal) -> None:
+                self.balance += amount
+
+        host = url.query.get("host") or url.host or "localhost"
+        self._app: Any = Application(
+            env={
+                "PERSISTENCE_MODULE": "eventsourcing.postgres",
+                "POSTGRES_DBNAME": str(url.database),
+                "POSTGRES_HOST": str(host),
+                "POSTGRES_PORT": str(url.port or 5432),
+                "POSTGRES_USER": str(url.username or "postgres"),
+                "POSTGRES_PASSWORD": str(url.password or "-"),
+            }
+        )
+        self._accounts = [Account(_account(number)) for number in range(ACCOUNTS)]
+        for start in range(0, ACCOUNTS, BATCH):
+            self._app.save(*self._accounts[start : start + BATCH])
+
+    def single(self, threads: int, seconds: float) -> float:
+        """Load, decide, save: one transfer at a time, tried again where another thread was faster."""
+        return _rate(threads, seconds, self._transfer)
+
+    def _transfer(self) -> int:
+        from eventsourcing.persistence import IntegrityError
+
+        source, target = random.sample(self._accounts, 2)
+        while True:
+            debited, credited = self._app.repository.get(source.id), self._app.repository.get(target.id)
+            debited.move(Decimal("-1.00"))
+            credited.move(Decimal("1.00"))
+            try:
+                self._app.save(debited, credited)
+            except IntegrityError:
+                continue
+            return 1
+
+    def close(self) -> None:
+        """Give its connections back."""
+        self._app.close()
+
+
+def _account(number: int) -> str:
+    return f"account-{number:05}"
+
+
+def _transfer() -> Transfer:
+    source, target = random.sample(range(ACCOUNTS), 2)
+    key = os.urandom(12).hex()
+    return Transfer(amount="1.00 USD", debit=_account(source), credit=_account(target), idempotency_key=key)
+
+
+def _rate(threads: int, seconds: float, work: Callable[[], int]) -> float:
+    """Do `work` in some threads for some seconds; what it returns is counted."""
+    work()
+    counts = [0] * threads
+    faults: list[BaseException] = []
+    end = time.perf_counter() + seconds
+
+    def run(thread: int) -> None:
+        try:
+            while time.perf_counter() < end:
+                counts[thread] += work()
+        except BaseException as fault:  # noqa: BLE001  (a thread's fault is raised in the caller)
+            faults.append(fault)
+
+    start = time.perf_counter()
+    running = [threading.Thread(target=run, args=(thread,)) for thread in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    if faults:
+        raise faults[0]
+    return sum(counts) / (time.perf_counter() - start)
