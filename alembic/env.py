@@ -13,7 +13,10 @@ schema: str = context.config.attributes.get("schema") or os.environ.get("LEDGER_
 
 def run(connection: Connection) -> None:
     quoted = quoted_name(schema)
-    connection.execution_options(no_parameters=True).exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {quoted}")
+    # Without parameters a percent sign in a name is only a percent sign.
+    connection.execution_options(no_parameters=True)
+    connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {quoted}")
+    connection.execution_options(no_parameters=False)
     context.configure(
         connection=connection,
         target_metadata=metadata,

@@ -355,7 +355,7 @@ def _load(connection: Connection, batch: _Batch, opening: list[Statement], ledge
     known = [store.transaction_from(row) for row in next(results, [])]
     earlier = _recalled(connection, known) if known else {}
     loaded = {name: stream.version for name, stream in book.streams.items()}
-    return _Work(book, heads[0][0], earlier, loaded)
+    return _Work(book, store.in_utc(heads[0][0]), earlier, loaded)
 
 
 def _recalled(connection: Connection, transactions: Sequence[Transaction]) -> dict[str, Done]:

@@ -235,12 +235,14 @@ ALTER TABLE {schema}.{table} ENABLE ALWAYS TRIGGER append_only;
 
 
 def upgrade(schema: str) -> None:
+    connection = op.get_bind()
     # Without parameters a percent sign in the text is only a percent sign.
-    connection = op.get_bind().execution_options(no_parameters=True)
+    connection.execution_options(no_parameters=True)
     connection.exec_driver_sql(TABLES.replace("{schema}", schema))
     connection.exec_driver_sql(GUARDS.replace("{schema}", schema))
     for table in ("identity", "transactions", "events", "assets", "projection_repairs"):
         connection.exec_driver_sql(APPEND_ONLY.replace("{schema}", schema).replace("{table}", table))
+    connection.execution_options(no_parameters=False)
 
 
 def downgrade(schema: str) -> None:

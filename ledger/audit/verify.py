@@ -249,7 +249,12 @@ def _verify_projections(connection: Connection, replayed: Sequence[Stream], repo
             report.add("projection", stream.stream, stream.version, "stream", "its balances row is missing")
             continue
         terms = stream.terms
-        expected: list[object] = [stream.version, *map(str, stream.numbers), stream.head_hash, stream.recorded_at]
+        expected: list[object] = [
+            stream.version,
+            *map(str, stream.numbers),
+            stream.head_hash,
+            stream.recorded_at.replace(tzinfo=None),
+        ]
         expected.append(True)
         if terms is None:
             expected += [None] * 7

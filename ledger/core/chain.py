@@ -83,7 +83,9 @@ def leaf_hash(record: bytes) -> bytes:
 
 
 def check_seal(transaction: Transaction) -> bool:
-    """Whether a transaction is what its header hash covers."""
+    """Whether a transaction is what its header hash covers; no metadata has one form only."""
+    if transaction.metadata == "{}":
+        return False
     fields: tuple[Any, ...] = transaction[:-1]
     return sha256(transaction_header(*fields)).digest() == transaction.header_hash
 

@@ -362,10 +362,16 @@ def _sorted(value: object) -> object:
     return value
 
 
-@lru_cache(maxsize=8192)
 def utc_text(moment: datetime) -> str:
-    """A moment in UTC, as `2026-01-02T03:04:05.123456Z`.  Cached: a batch writes each of its few moments many times."""
-    return f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+    """A moment in UTC, as `2026-01-02T03:04:05.123456Z`."""
+    # Within one zone, two moments that differ by the fold of a clock set back compare equal: not so in UTC.
+    return _utc_text(moment if moment.tzinfo is UTC else moment.astimezone(UTC))
+
+
+@lru_cache(maxsize=8192)
+def _utc_text(moment: datetime) -> str:
+    """Cached: a batch writes each of its few moments many times."""
+    return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def _request(command: _Command) -> str:

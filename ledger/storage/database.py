@@ -232,6 +232,8 @@ def engine_for(url: str, timeouts: Timeouts, pool_size: int) -> sqlalchemy.Engin
         address = sqlalchemy.make_url(url)
         if address.drivername in ("postgres", "postgresql"):
             address = address.set(drivername="postgresql+psycopg")
+        if address.drivername != "postgresql+psycopg":
+            raise ValueError(f"{address.drivername} is not PostgreSQL through psycopg 3")
         engine = sqlalchemy.create_engine(
             address,
             pool_size=pool_size,
@@ -345,6 +347,6 @@ _ADVICE: Final = (
 
 
 _UNREACHED: Final = (
-    "Check that the server runs and that host, user and password are right; a command sent again with the same"
-    " idempotency key happens once."
+    "Check that the server runs, and that host, database, user and password are right; a command sent again"
+    " with the same idempotency key happens once."
 )

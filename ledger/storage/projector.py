@@ -19,7 +19,7 @@ from ledger.core.commands import AccountType, utc_text
 from ledger.core.errors import CorruptLog
 from ledger.core.events import Numbers
 from ledger.storage.database import Connection, Row, Statement
-from ledger.storage.store import bytes_array, plain_array, readable, text_array
+from ledger.storage.store import bytes_array, in_utc, plain_array, readable, text_array
 
 LOST: Final = "22012"
 """SQLSTATE of a compare-and-set that found another version."""
@@ -60,7 +60,7 @@ LOAD: Final = f"""
 SELECT clock.now, x.stream, x.version, x.posted_debits::text, x.posted_credits::text, x.pending_debits::text,
        x.pending_credits::text, x.head_hash, {readable("x.recorded_at")}, x.checksum = {_CHECKSUM},
        x.account_type, x.asset, x.scale, x.min_balance::text, x.max_balance::text, x.state, x.account_metadata
-FROM (SELECT clock_timestamp() AS now) AS clock
+FROM (SELECT clock_timestamp() AT TIME ZONE 'UTC' AS now) AS clock
 LEFT JOIN (
     SELECT b.stream, b.version, b.posted_debits, b.posted_credits, b.pending_debits, b.pending_credits, b.head_hash,
            b.recorded_at, b.checksum, a.account_type, a.asset, a.scale, a.min_balance, a.max_balance, a.state,
@@ -145,7 +145,7 @@ def load(book: Book, rows: Sequence[Row]) -> list[str]:
             continue
         numbers = Numbers(int(debits), int(credits), int(pending_debits), int(pending_credits))
         terms = None if its[0] is None else _terms(tuple(its))
-        book.streams[name] = Stream(name, version, numbers, head_hash, recorded_at, terms)
+        book.streams[name] = Stream(name, version, numbers, head_hash, in_utc(recorded_at), terms)
     return drifted
 
 

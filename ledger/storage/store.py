@@ -49,8 +49,14 @@ AS e (stream, version, transaction_id, type, payload, schema, asset, direction, 
 
 
 def readable(moment: str) -> str:
-    """SQL for a moment that Python can read, or NULL: the database knows infinity, and years without number."""
-    return f"CASE WHEN {moment} BETWEEN '0001-01-02Z' AND '9999-12-30Z' THEN {moment} END"
+    """
+    SQL for a moment that Python can read, without its zone, which is UTC; or NULL.
+
+    The database knows infinity, and years that Python does not; and what is still the year 9999 in UTC may be
+    the year 10000 in the session's zone.
+    """
+    first, last = "'0001-01-01 00:00:00Z'", "'9999-12-31 23:59:59.999999Z'"
+    return f"CASE WHEN {moment} BETWEEN {first} AND {last} THEN {moment} AT TIME ZONE 'UTC' END"
 
 
 TRANSACTION_COLUMNS: Final = f"""
@@ -132,7 +138,7 @@ def transaction_from(row: Row) -> Transaction:
         streams = tuple([stream for stream, _, _ in places])
         versions = tuple([int(version) for _, _, version in places])
         return Transaction._make((*row[:6], streams, versions, row[7], in_utc(row[8]), in_utc(row[9]), *row[10:]))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         stream, _, version = places[0]
         place = int(version) if version.isdecimal() else 0
         raise CorruptLog(stream, place, f"transaction {row[0]} cannot be read ({error})") from error
@@ -154,8 +160,8 @@ def recorded_from(row: Row) -> Recorded:
 
 
 def in_utc(moment: datetime) -> datetime:
-    """The same moment in UTC: the driver gives it in whatever zone the session happens to have."""
-    return moment.astimezone(UTC)
+    """A moment as `readable` returns it, with its zone."""
+    return moment.replace(tzinfo=UTC)
 
 
 def plain_array(values: Iterable[str]) -> str:

@@ -79,7 +79,7 @@ class Model:
     ) -> list[Answer | Rejection]:
         """Carry out commands in order; each sees what the ones before it did."""
         tried = copy.deepcopy(self)
-        outcomes = [tried._outcome(request, scope) for request in requests]
+        outcomes = [tried.outcome(request, scope) for request in requests]
         failed = next((index for index, outcome in enumerate(outcomes) if isinstance(outcome, Rejection)), None)
         if atomic and failed is not None:
             together = Rejection("atomic_batch", index=failed)
@@ -99,17 +99,14 @@ class Model:
         lines: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for account in self.accounts.values():
             lines.setdefault((account.asset, account.type), []).append(account.gross[-1])
-        return {
-            (
-                asset,
-                kind,
-                len(gross),
-                *(printed(sum(side), asset, self.assets[asset]) for side in zip(*gross, strict=True)),
-            )
-            for (asset, kind), gross in lines.items()
-        }
+        trial = set()
+        for (asset, kind), gross in lines.items():
+            debits, credits = (printed(sum(side), asset, self.assets[asset]) for side in zip(*gross, strict=True))
+            trial.add((asset, kind, len(gross), debits, credits))
+        return trial
 
-    def _outcome(self, request: Request, scope: str) -> Answer | Rejection:
+    def outcome(self, request: Request, scope: str) -> Answer | Rejection:
+        """Carry out one command, or say why not."""
         key = request.get("idempotency_key")
         try:
             if key is not None and (scope, key) in self.known:
@@ -179,16 +176,17 @@ class Model:
         self._check_known(name for name, _, _ in legs)
         self._check_versions(request)
         amounts = [self._minor(name, amount) for name, _, amount in legs]
+        after = self._after(legs, amounts)
+        if any(gross > MINOR_MAX for both in after.values() for gross in both):
+            raise Rejection("invalid_amount")
         for name, _, amount in legs:
             expected = self.accounts[name].asset
             if asset_of(amount) != expected:
                 raise Rejection("asset_mismatch", account=name, expected=expected, actual=asset_of(amount))
         self._check_balanced(legs, amounts)
-        self._check_limits(legs, amounts)
-        for (name, direction, _), amount in zip(legs, amounts, strict=True):
-            debits, credits = self.accounts[name].gross[-1]
-            after = (debits + amount, credits) if direction == "debit" else (debits, credits + amount)
-            self.accounts[name].gross.append(after)
+        self._check_limits(after)
+        for leg, minor in zip(legs, amounts, strict=True):
+            self.accounts[leg[0]].gross.append(self._after([leg], [minor])[leg[0]])
         touched = {name: self.accounts[name] for name, _, _ in legs}
         return Answer(
             {name: account.version for name, account in touched.items()},
@@ -218,16 +216,16 @@ class Model:
                 sides = {f"{side}s": printed(amount, asset, self.assets[asset]) for side, amount in sums.items()}
                 raise Rejection("unbalanced_transaction", asset=asset, **sides)
 
-    def _check_limits(self, legs: Sequence[tuple[str, str, str]], amounts: Sequence[int]) -> None:
-        """Each rule for all accounts before the next rule, by what the whole transaction does to each."""
-        changes: dict[str, list[int]] = {}
+    def _after(self, legs: Sequence[tuple[str, str, str]], amounts: Sequence[int]) -> dict[str, tuple[int, int]]:
+        """What the gross debits and credits of each account would be."""
+        after: dict[str, tuple[int, int]] = {}
         for (name, direction, _), amount in zip(legs, amounts, strict=True):
-            changes.setdefault(name, [0, 0])[direction == "credit"] += amount
-        after = {
-            name: [sum(s) for s in zip(self.accounts[name].gross[-1], c, strict=True)] for name, c in changes.items()
-        }
-        if any(gross > MINOR_MAX for both in after.values() for gross in both):
-            raise Rejection("invalid_amount")
+            debits, credits = after.get(name, self.accounts[name].gross[-1])
+            after[name] = (debits + amount, credits) if direction == "debit" else (debits, credits + amount)
+        return after
+
+    def _check_limits(self, after: Mapping[str, tuple[int, int]]) -> None:
+        """The first rule for all accounts before the second, by what the whole transaction does to each."""
         for name, (debits, credits) in after.items():
             its = self.accounts[name]
             before, balance = its.net(*its.gross[-1]), its.net(debits, credits)
@@ -256,7 +254,7 @@ def minor_units(amount: str, scale: int) -> int:
     """An amount in minor units; one that is not whole in them, or has more than 38 digits, is not valid."""
     number, _ = amount.split(" ")
     whole, _, decimals = number.partition(".")
-    minor, rest = divmod(int(whole + decimals) * 10**scale, 10 ** len(decimals))
+    minor, rest = divmod(int(whole + decimals) * int(10**scale), int(10 ** len(decimals)))
     if rest or abs(minor) > MINOR_MAX:
         raise Rejection("invalid_amount")
     return minor
@@ -281,4 +279,5 @@ def fingerprint(request: Request) -> dict[str, Any]:
 
 
 def _exact(amount: str) -> tuple[Fraction, str]:
-    return Fraction(amount.split(" ")[0]), asset_of(amount)
+    number, asset = amount.split(" ")
+    return Fraction(number), asset

@@ -11,6 +11,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Self, TypeAlias
@@ -205,8 +206,6 @@ def _send(peer: socket.socket, message: bytes) -> bool:
 
 
 def _hang_up(peer: socket.socket) -> None:
-    try:
+    # Whoever is at the other end may have been faster.
+    with suppress(OSError):
         peer.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        # The other side was faster.
-        pass

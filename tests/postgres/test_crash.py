@@ -24,7 +24,7 @@ import pytest
 from invariants import assert_sound, repairs
 from journal import Journal
 from proxy import Fault, FaultyProxy, Point, Session, Strike
-from sqlalchemy import URL, make_url
+from sqlalchemy import make_url
 
 from ledger import Command, Done, Ledger, parse_command
 from ledger.storage import embedded
@@ -380,7 +380,7 @@ def test_server_killed_under_load(mortal_server: tuple[str, Path], tmp_path: Pat
                 client.ready()
             for client in clients:
                 client.go()
-            _until(lambda notes=notes: all(len(note.acknowledged) > 30 for note in notes))
+            _wait_for(notes, acknowledged=30)
             _restart(url, folder)
             assert [client.end() for client in clients] == [0, 0, 0]
             for note in notes:
@@ -389,12 +389,14 @@ def test_server_killed_under_load(mortal_server: tuple[str, Path], tmp_path: Pat
         assert_sound(ledger, url)
 
 
-def _until(reached: Callable[[], bool]) -> None:
-    for _ in range(10_000):
-        if reached():
+def _wait_for(notes: Sequence[Journal], *, acknowledged: int) -> None:
+    """Wait until every client is well under way."""
+    tick = threading.Event()
+    for _ in range(100 * WAIT_SECONDS):
+        if all(len(note.acknowledged) > acknowledged for note in notes):
             return
-        threading.Event().wait(0.01)
-    pytest.fail("it did not happen")
+        tick.wait(0.01)
+    pytest.fail(f"the clients did not get {acknowledged} acknowledgements in {WAIT_SECONDS} seconds")
 
 
 def _restart(url: str, folder: Path) -> None:

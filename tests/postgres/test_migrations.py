@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 import pytest
@@ -25,7 +26,8 @@ from ledger.storage import tables
 Psql = psycopg.Connection[Any]
 MakeDatabase = Callable[[], str]
 
-CHECKOUT = Path(package.__file__).parent.parent
+WAIT_SECONDS: Final = 60
+CHECKOUT: Final = Path(package.__file__).parent.parent
 
 CATALOG = {
     "columns": """
@@ -193,24 +195,25 @@ def test_alembic_command_takes_the_url_that_the_library_takes(make_database: Mak
     assert done.returncode == 0, done.stderr
 
 
-def test_two_processes_may_migrate_at_once(make_database: MakeDatabase) -> None:
+def test_several_processes_may_migrate_at_once(make_database: MakeDatabase) -> None:
     """Several that start together migrate one after the other; exactly one applies, the others find it done."""
     target = make_database()
-    script = (
-        "import sys; from ledger import Ledger\n"
-        "ledger = Ledger.connect(sys.argv[1]); sys.stdin.readline(); print(len(ledger.migrate().applied))"
-    )
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    script = "import sys; from ledger import Ledger; print(len(Ledger.connect(sys.argv[1]).migrate().applied))"
+    with psycopg.connect(target) as in_the_way, psycopg.connect(target, autocommit=True) as watch:
+        # A schema that is being made, and then is not: all of them stand before it at the same moment.
+        in_the_way.execute("CREATE SCHEMA ledger")
+        running = [
+            subprocess.Popen([sys.executable, "-c", script, target], stdout=subprocess.PIPE, text=True)
+            for _ in range(3)
+        ]
+        deadline = time.monotonic() + WAIT_SECONDS
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
-        for _ in range(3)
-    ]
-    for process in running:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    applied = [int(process.communicate(timeout=60)[0]) for process in running]
+        while watch.execute(waiting).fetchone() != (3,):
+            assert time.monotonic() < deadline, "they never came to wait"
+        in_the_way.rollback()
+        applied = [int(process.communicate(timeout=WAIT_SECONDS)[0]) for process in running]
     assert [process.returncode for process in running] == [0, 0, 0]
     assert sorted(applied)[:2] == [0, 0]
     assert sorted(applied)[2] >= 1

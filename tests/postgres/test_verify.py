@@ -47,7 +47,12 @@ TAMPERING: dict[str, tuple[list[str], str, int, set[str]]] = {
     "asset": (["UPDATE events SET asset = 'EUR' " + ALICE_3], "alice", 3, {"event_hash", "asset"}),
     "direction": (["UPDATE events SET direction = 'credit' " + ALICE_3], "alice", 3, {"posted_debits", "direction"}),
     "amount": (["UPDATE events SET amount = 2999 " + ALICE_3], "alice", 3, {"posted_debits", "amount"}),
-    "amount not a number": (["UPDATE events SET amount = 'NaN' " + ALICE_3], "alice", 3, {"amount", "posted_debits", "row"}),
+    "amount not a number": (
+        ["UPDATE events SET amount = 'NaN' " + ALICE_3],
+        "alice",
+        3,
+        {"amount", "posted_debits", "row"},
+    ),
     "amount and numbers": (
         ["UPDATE events SET amount = 2999, posted_debits = 2999 " + ALICE_3],
         "alice",
@@ -58,7 +63,12 @@ TAMPERING: dict[str, tuple[list[str], str, int, set[str]]] = {
     "posted_credits": (["UPDATE events SET posted_credits = 1 " + ALICE_3], "alice", 3, {"posted_credits"}),
     "pending_debits": (["UPDATE events SET pending_debits = 1 " + ALICE_3], "alice", 3, {"pending_debits"}),
     "pending_credits": (["UPDATE events SET pending_credits = 1 " + ALICE_3], "alice", 3, {"pending_credits"}),
-    "numbers not a number": (["UPDATE events SET posted_debits = 'NaN' " + ALICE_3], "alice", 3, {"posted_debits", "row"}),
+    "numbers not a number": (
+        ["UPDATE events SET posted_debits = 'NaN' " + ALICE_3],
+        "alice",
+        3,
+        {"posted_debits", "row"},
+    ),
     "numbers removed": (
         [
             "UPDATE events SET posted_debits = NULL, posted_credits = NULL, pending_debits = NULL,"
@@ -86,7 +96,12 @@ TAMPERING: dict[str, tuple[list[str], str, int, set[str]]] = {
         3,
         {"recorded_at"},
     ),
-    "recorded_at endless": (["UPDATE events SET recorded_at = 'infinity' " + ALICE_3], "alice", 3, {"recorded_at", "row"}),
+    "recorded_at endless": (
+        ["UPDATE events SET recorded_at = 'infinity' " + ALICE_3],
+        "alice",
+        3,
+        {"recorded_at", "row"},
+    ),
     "prev_hash": (["UPDATE events SET prev_hash = sha256('') " + ALICE_3], "alice", 3, {"event_hash", "prev_hash"}),
     "event_hash": (["UPDATE events SET event_hash = sha256('') " + ALICE_3], "alice", 3, {"event_hash"}),
     "first event": (
