@@ -97,7 +97,9 @@ def _measure(
     return figures
 
 
-def _results(figures: dict[str, list[float]], facts: dict[str, object], rounds: int, seconds: float) -> dict[str, object]:
+def _results(
+    figures: dict[str, list[float]], facts: dict[str, object], rounds: int, seconds: float
+) -> dict[str, object]:
     ratios = []
     for name, left, right, target in RATIOS:
         best = [max(figures[contestant][number] for contestant in right) for number in range(rounds)]

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
-from uuid import UUID, uuid5
 
+from eventsourcing.application import Application
+from eventsourcing.domain import Aggregate, event
+from eventsourcing.persistence import IntegrityError
 from sqlalchemy import URL
 
 from benchmarks.server import execute, pgbench_program, text
@@ -95,7 +97,10 @@ class Ours:
         names = [_account(number) for number in range(ACCOUNTS)]
         for start in range(0, ACCOUNTS, BATCH):
             self._ledger.handle(
-                [OpenAccount(account=name, asset="USD", account_type="liability") for name in names[start : start + BATCH]]
+                [
+                    OpenAccount(account=name, asset="USD", account_type="liability")
+                    for name in names[start : start + BATCH]
+                ]
             )
 
     def single(self, threads: int, seconds: float) -> float:
@@ -133,7 +138,17 @@ class HandWritten:
         program = pgbench_program()
         if program is None:
             raise SystemExit("pgbench is not installed: it comes with ledger[embedded], or with PostgreSQL")
-        options = ["-n", "-M", "prepared", "-c", str(clients), "-j", str(min(clients, 2)), "-T", str(max(1, round(seconds)))]
+        options = [
+            "-n",
+            "-M",
+            "prepared",
+            "-c",
+            str(clients),
+            "-j",
+            str(min(clients, 2)),
+            "-T",
+            str(max(1, round(seconds))),
+        ]
         done = subprocess.run(
             [program, *options, "-f", str(self._folder / script), text(self._url)],
             capture_output=True,
@@ -146,25 +161,22 @@ class HandWritten:
         return float(found[1])
 
 
+class Account(Aggregate):
+    """An ordinary aggregate of eventsourcing."""
+
+    def __init__(self) -> None:
+        self.balance = Decimal(0)
+
+    @event("Moved")
+    def move(self, amount: Decimal) -> None:
+        """Change the balance."""
+        self.balance += amount
+
+
 class Peer:
     """PyPI's eventsourcing with its PostgreSQL recorder: two aggregates loaded, changed and saved together."""
 
     def __init__(self, url: URL) -> None:
-        from eventsourcing.application import Application
-        from eventsourcing.domain import Aggregate, event
-
-        class Account(Aggregate):
-            def __init__(self, name: str) -> None:
-                self.balance = Decimal(0)
-
-            @staticmethod
-            def create_id(name: str) -> UUID:
-                return uuid5(UUID(int=0), name)
-
-            @event("Moved")
-            def move(self, amount: Decimal) -> None:
-                self.balance += amount
-
         host = url.query.get("host") or url.host or "localhost"
         self._app: Any = Application(
             env={
@@ -176,7 +188,7 @@ class Peer:
                 "POSTGRES_PASSWORD": str(url.password or "-"),
             }
         )
-        self._accounts = [Account(_account(number)) for number in range(ACCOUNTS)]
+        self._accounts = [Account() for _ in range(ACCOUNTS)]
         for start in range(0, ACCOUNTS, BATCH):
             self._app.save(*self._accounts[start : start + BATCH])
 
@@ -185,8 +197,6 @@ class Peer:
         return _rate(threads, seconds, self._transfer)
 
     def _transfer(self) -> int:
-        from eventsourcing.persistence import IntegrityError
-
         source, target = random.sample(self._accounts, 2)
         while True:
             debited, credited = self._app.repository.get(source.id), self._app.repository.get(target.id)

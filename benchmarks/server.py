@@ -17,7 +17,14 @@ from sqlalchemy import URL, make_url
 
 from ledger.storage import embedded
 
-_SETTINGS: Final = ("server_version", "fsync", "synchronous_commit", "shared_buffers", "full_page_writes", "max_wal_size")
+_SETTINGS: Final = (
+    "server_version",
+    "fsync",
+    "synchronous_commit",
+    "shared_buffers",
+    "full_page_writes",
+    "max_wal_size",
+)
 
 
 @contextmanager

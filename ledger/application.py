@@ -298,7 +298,7 @@ class Ledger(_Operations):
                 done += len(page)
                 if progress is not None:
                     progress(done)
-        for account in accounts:
+        for account in set(accounts) - set(mended):
             self.balance(account)
         return mended
 
@@ -307,6 +307,9 @@ class Ledger(_Operations):
         Re-derive everything, or these accounts, from the log and compare; changes nothing.
 
         Returns a report: `.ok`, `.checked`, `.findings`.  Memory stays flat.
+
+        Raises:
+            UnknownAccount: Neither the log nor a projection knows one of `accounts`.
         """
         with self._database.connection() as connection:
             return verify(connection, self._ledger_id(), accounts, progress)

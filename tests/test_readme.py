@@ -5,12 +5,15 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
+
+from ledger.cli.program import app
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 
 
-def test_examples_run(ledger_url):
+def test_examples_run(ledger_url: str) -> None:
     """Every example of the README prints what it says."""
     results = doctest.testfile(
         str(README),
@@ -23,7 +26,7 @@ def test_examples_run(ledger_url):
     assert results.failed == 0
 
 
-def test_map_names_every_module():
+def test_map_names_every_module() -> None:
     """Each module of the package stands in the map."""
     text = README.read_text(encoding="utf-8")
     drawing = text[text.index("### The map") : text.index("### The record hash")]
@@ -37,20 +40,19 @@ def test_map_names_every_module():
 
 
 @pytest.mark.parametrize("marker", ["main", "tests"])
-def test_newcomers_commands_are_marked(marker):
+def test_newcomers_commands_are_marked(marker: str) -> None:
     """The two commands of a newcomer are fenced blocks right after their marker."""
     text = README.read_text(encoding="utf-8")
 
     assert re.search(rf"^<!-- fresh: {marker} -->\n```\n(.+\n)+```$", text, re.MULTILINE)
 
 
-def test_every_command_is_in_the_readme():
+def test_every_command_is_in_the_readme() -> None:
     """Each command of the command line has its line."""
-    typer = pytest.importorskip("typer", reason="the command line is an extra")
-    from ledger.cli import app
-
     text = README.read_text(encoding="utf-8")
-    names = typer.main.get_command(app).commands
+    command = typer.main.get_command(app)
+    assert isinstance(command, typer.core.TyperGroup)
+    names = list(command.commands)
 
     assert len(names) > 10
     assert [name for name in names if f"\nledger {name}" not in text] == []

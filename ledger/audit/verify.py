@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from ledger.core import chain
 from ledger.core.book import EPOCH, Book, Stream, evolve
 from ledger.core.codec import event_from
-from ledger.core.errors import CorruptLog
+from ledger.core.errors import CorruptLog, UnknownAccount
 from ledger.core.events import LEDGER_STREAM, Numbers, Recorded
 from ledger.core.money import Money
 from ledger.storage import projector
@@ -127,6 +127,7 @@ class _Scope:
     def __init__(self, connection: Connection, accounts: Sequence[str]) -> None:
         self._connection = connection
         self._streams = text_array(accounts)
+        self.accounts = frozenset(accounts)
         self.whole = not accounts
 
     def stream(self, sql: str) -> Iterator[Row]:
@@ -164,10 +165,12 @@ def _verify_streams(
     book = Book(ledger_id)
     totals: dict[str, Money] = {}
     replayed: list[Stream] = []
+    unseen = set(scope.accounts)
     for name, rows in groupby(scope.stream(_EVENTS), key=itemgetter(0)):
         stream = _verify_stream(name, rows, book, report)
         book.streams.pop(name)
         _add_to_trial_balance(totals, stream)
+        unseen.discard(name)
         report.checked["streams"] += 1
         replayed.append(stream)
         if len(replayed) == _PAGE_STREAMS:
@@ -182,7 +185,10 @@ def _verify_streams(
             if net.minor:
                 report.add("trial balance", asset, 0, "amount", f"debits less credits over all accounts are {net}")
     for (name,) in scope.stream(_WITHOUT_LOG):
+        unseen.discard(name)
         report.add("projection", name, 0, "stream", "a projected row has no event behind it")
+    if unseen:
+        raise UnknownAccount(min(unseen))
 
 
 def _verify_stream(name: str, rows: Iterator[Row], book: Book, report: Report) -> Stream:

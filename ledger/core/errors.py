@@ -56,7 +56,8 @@ class LedgerError(Exception):
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __str__(self) -> str:
-        return " ".join((type(self).__doc__ or "").split()).format(**self.fields)
+        facts = {name: ", ".join(fact) if isinstance(fact, list) else fact for name, fact in self.fields.items()}
+        return " ".join((type(self).__doc__ or "").split()).format(**facts)
 
     def __reduce__(self) -> tuple[Callable[..., LedgerError], tuple[object, ...]]:
         # Exceptions travel between processes; the default would lose fields given by name.
@@ -76,7 +77,7 @@ class Rejected(LedgerError):
 
 @dataclass(eq=False)
 class IdempotencyConflict(Rejected, reason=Reason.IDEMPOTENCY_CONFLICT):
-    """Idempotency key {key!r} was used before with another request; these fields differ: {differing}.
+    """Idempotency key {key!r} was used before with another request; these differ: {differing}.
     Use a new key for a new request.
     """
 
