@@ -43,7 +43,11 @@ def ledger_server() -> Iterator[URL]:
         yield make_url(named).set(drivername="postgresql")
         return
     folder = Path(tempfile.mkdtemp(prefix="ledger-test-"))
-    yield make_url(embedded.start(folder / "data")).set(drivername="postgresql")
+    url = make_url(embedded.start(folder / "data")).set(drivername="postgresql")
+    # Nothing here outlives the machine, and nobody pulls its plug: cloning takes a quarter of the time.
+    _run(url, "ALTER SYSTEM SET fsync = off")
+    _run(url, "SELECT pg_reload_conf()")
+    yield url
     embedded.stop(folder / "data")
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -63,7 +67,8 @@ def ledger_template(ledger_server: URL) -> Iterator[str]:
 def ledger_url(ledger_server: URL, ledger_template: str) -> Iterator[str]:
     """The URL of a database with a migrated, empty ledger; dropped after the test."""
     name = f"ledger_test_{os.getpid()}_{next(_numbers)}"
-    _run(ledger_server, f"CREATE DATABASE {name} TEMPLATE {ledger_template}")
+    strategy = "wal_log" if os.environ.get("LEDGER_TEST_DATABASE_URL") else "file_copy"
+    _run(ledger_server, f"CREATE DATABASE {name} TEMPLATE {ledger_template} STRATEGY {strategy}")
     yield _text(ledger_server.set(database=name))
     _run(ledger_server, f"DROP DATABASE {name} WITH (FORCE)")
 

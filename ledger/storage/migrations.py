@@ -94,7 +94,7 @@ def create_roles(database: Database, prefix: str = "ledger") -> tuple[str, str, 
     """
     Create the roles `PREFIX_owner`, `PREFIX_app` and `PREFIX_audit`, and grant each what it needs.
 
-    The owner owns schema, tables and guards and cannot log in; the application appends and projects; the
+    The owner owns tables and guards and cannot log in; the application appends and projects; the
     auditor reads.  Safe to run again, and to be run after each migration.  Roles belong to the whole
     cluster, so this happens only on request and needs CREATEROLE.
 
@@ -114,7 +114,6 @@ def create_roles(database: Database, prefix: str = "ledger") -> tuple[str, str, 
             unparsed.exec_driver_sql(statement)
         for kind, name in _owned(connection, database.schema_name):
             unparsed.exec_driver_sql(f'ALTER {kind} {database.schema}.{name} OWNER TO "{owner}"')
-        unparsed.exec_driver_sql(f'ALTER SCHEMA {database.schema} OWNER TO "{owner}"')
     return owner, app, audit
 
 
@@ -124,6 +123,9 @@ def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
     yield f"REVOKE ALL ON SCHEMA {schema} FROM PUBLIC"
     yield f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM PUBLIC"
     yield f"REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC"
+    # To own a table one must be able to create it.  The schema stays with whoever migrates: to give it away
+    # would take CREATE on the whole database.
+    yield f'GRANT USAGE, CREATE ON SCHEMA {schema} TO "{owner}"'
     yield f'GRANT USAGE ON SCHEMA {schema} TO "{app}", "{audit}"'
     yield f'GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO "{app}", "{audit}"'
     for table in (*(name for name in APPEND_ONLY if name != "identity"), "outbox", *projections):

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from ledger import Finding, Ledger, OpenAccount, Transfer
+from ledger import Finding, Ledger, OpenAccount, Transfer, UnknownAccount
 from ledger.core.commands import build
 
 Psql = psycopg.Connection[Any]
@@ -288,8 +288,9 @@ def test_counterparty_shows_a_transaction_cut_short(watched: Ledger, tamper: Tam
 
 
 def test_unknown_account_cannot_be_verified(funded: Ledger) -> None:
-    """A name that nobody has heard of checks nothing, and says so by its counts."""
-    assert set(funded.verify("nobody").checked.values()) == {0}
+    """A name that nobody has heard of is not sound but unknown."""
+    with pytest.raises(UnknownAccount, match="nobody"):
+        funded.verify("nobody")
 
 
 def test_forged_projection_with_its_checksum(funded: Ledger, psql: Psql) -> None:
