@@ -311,8 +311,9 @@ class Ledger(_Operations):
         Raises:
             UnknownAccount: Neither the log nor a projection knows one of `accounts`.
         """
+        ledger_id = self._ledger_id()
         with self._database.connection() as connection:
-            return verify(connection, self._ledger_id(), accounts, progress)
+            return verify(connection, ledger_id, accounts, progress)
 
     @contextmanager
     def join(
