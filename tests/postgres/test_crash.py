@@ -105,7 +105,7 @@ def strike_everywhere(ledger: Ledger, proxy: FaultyProxy, point: Point, strike: 
     """Ask once per statement or flight, struck there; each must be answered, and have happened once."""
     with Ledger.connect(proxy.url, pool_size=1) as client:
         for number in range(1, POINTS_MAX):
-            reference = f"{point}-{number}"
+            reference = f"{strike.__name__}-{point}-{number}"
             # Connected, and the ledger's id is known: the first thing counted is the write path's.
             assert client.ledger_id
             before = ledger.balance("alice").version
@@ -317,10 +317,14 @@ def test_many_connections_lost_under_load(
     chance = random.Random(20260102)  # noqa: S311  (a campaign that can be run again)
     references = count(1)
     over = threading.Event()
+    connected = threading.Semaphore(0)
     failures: list[BaseException] = []
 
     def write() -> None:
         with Ledger.connect(proxy.url, pool_size=1) as client:
+            # A connection that cannot be made is an error of its own: nothing was asked yet.
+            assert client.ledger_id
+            connected.release()
             while not over.is_set():
                 reference = f"load-{next(references)}"
                 answers = chance.choice([_one, _keyed, _batch])(client, reference)
@@ -336,6 +340,7 @@ def test_many_connections_lost_under_load(
     threads = [threading.Thread(target=guarded, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
+    assert all(connected.acquire(timeout=WAIT_SECONDS) for _ in threads)
     for _ in range(CAMPAIGN_ROUNDS * 4):
         struck = threading.Event()
 
@@ -349,7 +354,8 @@ def test_many_connections_lost_under_load(
     over.set()
     for thread in threads:
         thread.join(WAIT_SECONDS)
-    assert failures == []
+    if failures:
+        raise BaseExceptionGroup(f"{len(failures)} of {len(threads)} threads failed", failures)
     assert not any(thread.is_alive() for thread in threads)
     assert_sound(ledger, ledger_url)
 
