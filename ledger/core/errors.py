@@ -77,7 +77,7 @@ class Rejected(LedgerError):
 
 @dataclass(eq=False)
 class IdempotencyConflict(Rejected, reason=Reason.IDEMPOTENCY_CONFLICT):
-    """Idempotency key {key!r} was used before with another request; these differ: {differing}.
+    """Idempotency key {key!r} was used before with another request; these fields differ: {differing}.
     Use a new key for a new request.
     """
 
