@@ -284,7 +284,7 @@ def test_a_dry_run_writes_nothing(program: Program, funded: Ledger) -> None:
     ("arguments", "said"),
     [
         (("withdraw", "alice", "5000 USD", "--against", "world"), "alice has 1000.00 USD available"),
-        (("deposit", "alice", "1001 USD", "--against", "world", "--key", "dep-1"), "these fields differ: ['amount'"),
+        (("deposit", "alice", "1001 USD", "--against", "world", "--key", "dep-1"), "these fields differ: amount"),
         (("deposit", "alice", "1 USD", "--against", "world", "--expect", "alice=7"), "at version 2, expected 7"),
         (("deposit", "bob", "1 USD", "--against", "world"), "Account bob does not exist"),
         (("balance", "bob"), "Account bob does not exist"),
