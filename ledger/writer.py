@@ -37,7 +37,6 @@ from ledger.core.errors import (
     IdempotencyConflict,
     InvalidCommand,
     Rejected,
-    UnknownAccount,
 )
 from ledger.core.events import (
     LEDGER_STREAM,
@@ -145,6 +144,9 @@ class _Work:
     ids: list[str] = field(default_factory=list)
     """The transactions that are being written, in order."""
 
+    begun: set[str] = field(default_factory=set)
+    """The streams that are being written from their first version on."""
+
     closed: bool = False
     """Whether the end of the transaction went out with the writes."""
 
@@ -154,10 +156,20 @@ class _Work:
         found = (index for index, outcome in enumerate(self.outcomes) if isinstance(outcome, Rejected))
         return next(found, None)
 
-    @property
-    def unknown(self) -> set[str]:
-        """Accounts that commands named in vain."""
-        return {outcome.account for outcome in self.outcomes if isinstance(outcome, UnknownAccount)}
+    def suspects(self, batch: _Batch) -> set[str]:
+        """
+        Accounts whose projection has to be compared with the log before an answer is given.
+
+        A row that is missing, or an old one that was put back, may be why a command was rejected; and one that
+        was not found and is not written is not checked by any write.
+        """
+        suspects = {stream for stream in batch.locks if stream not in self.loaded}
+        if not batch.dry_run:
+            suspects -= self.begun
+        for command, outcome in zip(batch.commands, self.outcomes, strict=True):
+            if isinstance(outcome, Rejected) and not isinstance(outcome, IdempotencyConflict):
+                suspects.update(command.accounts)
+        return suspects
 
 
 class _Part(NamedTuple):
@@ -380,10 +392,9 @@ def _write(connection: Connection, batch: _Batch, work: _Work, frame: _Frame, lo
     connection.send(_statements(batch, work, frame, locked))
     if work.closed:
         return
-    unknown = work.unknown
-    if unknown and (missing := projector.out_of_step(connection, unknown)):
-        # Not unknown: its projection is gone.
-        raise _Drifted(missing)
+    suspects = work.suspects(batch)
+    if suspects and (drifted := projector.out_of_step(connection, suspects)):
+        raise _Drifted(drifted)
     failed = batch.atomic and work.rejected is not None
     if failed:
         _reject_together(work)
@@ -407,11 +418,12 @@ def _statements(batch: _Batch, work: _Work, frame: _Frame, locked: bool) -> Iter
         if part.transactions:
             work.ids.extend([transaction.transaction_id for transaction in part.transactions])
             latest = part.transactions[-1].recorded_at
+            work.begun.update([event.stream for event in part.events if event.version == 1])
             yield store.append(part.transactions, part.events)
         yield from projector.project(before, work.book, part.opened, part.defined)
         yield projector.move(before, work.book, work.ids if part.last else [], latest)
         projected.update({stream: work.book.streams[stream].version for stream in before})
-    if work.ids and not work.unknown and not (batch.atomic and work.rejected is not None):
+    if work.ids and not work.suspects(batch) and not (batch.atomic and work.rejected is not None):
         work.closed = True
         yield from frame.closing
 

@@ -139,8 +139,10 @@ def _entries(command: Command, legs: Sequence[tuple[str, Direction, Money]], boo
         _check_expected_versions(command, book)
     amounts = [_minor_units(amount, its) for (_, _, amount), its in zip(legs, terms, strict=True)]
     moved: dict[str, list[int]] = {}
-    for (account, direction, _), amount in zip(legs, amounts, strict=True):
-        moved.setdefault(account, [0, 0])[direction is CREDIT] += amount
+    for (account, direction, money), its, amount in zip(legs, terms, amounts, strict=True):
+        # An amount of another asset is refused below; it is no turnover of this account.
+        if money.asset == its.asset:
+            moved.setdefault(account, [0, 0])[direction is CREDIT] += amount
     for account, (debits, credits) in moved.items():
         _check_turnover(book.streams[account], debits, credits)
     for (account, _, money), its in zip(legs, terms, strict=True):

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import psycopg
 import psycopg.errors
 import sqlalchemy
-from psycopg.pq import ExecStatus, Format, TransactionStatus
+from psycopg.pq import ExecStatus, Format, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -111,6 +111,23 @@ class Connection:
         if not self.driver.closed and self.driver.info.transaction_status is not TransactionStatus.IDLE:
             self.undo("ROLLBACK")
 
+    def restored(self) -> bool:
+        """
+        Whether the connection is idle again, after a rollback if need be.
+
+        One that broke inside a pipeline need not say that it is closed: it never becomes idle.
+        """
+        try:
+            self.rollback()
+        except psycopg.Error:
+            return False
+        info = self.driver.info
+        return (
+            not self.driver.closed
+            and info.pipeline_status is PipelineStatus.OFF
+            and info.transaction_status is TransactionStatus.IDLE
+        )
+
     def undo(self, sql: str) -> None:
         """
         Run one or more statements that roll back.
@@ -189,8 +206,7 @@ class Database:
             try:
                 yield connection
             except BaseException as error:
-                if not driver.closed:
-                    connection.rollback()
+                if connection.restored():
                     raise
                 pooled.invalidate()
                 # The rest of the pool went to the same server: what is idle there is as dead.
