@@ -8,20 +8,26 @@ those the median.  Absolute figures say more about the machine than about anyone
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from sqlalchemy import URL
 
 from benchmarks.contestants import HandWritten, Ours, Peer
-from benchmarks.server import conditions, server, settle, stolen
+from benchmarks.noise import Noise, listen
+from benchmarks.server import conditions, server, settle
 
 SINGLE: Final = "ledger, single, 1 thread"
+UNKEYED: Final = "ledger, single, 1 thread, no key"
 SINGLE_8: Final = "ledger, single, 8 threads"
 BATCHES: Final = "ledger, batches of 1,000, 1 thread"
 PLAIN: Final = "pgbench, statements, 1 client"
@@ -31,14 +37,30 @@ FUNCTION_8: Final = "pgbench, PL/pgSQL function, 8 clients"
 PEER: Final = "eventsourcing, 1 thread"
 PEER_8: Final = "eventsourcing, 8 threads"
 
+_PGBENCH: Final = (PLAIN, PLAIN_8, FUNCTION, FUNCTION_8)
+
+# What is said, of whom, against the best of whom, and what is aimed at.
 RATIOS: Final = (
-    ("single / pgbench statements, one client", SINGLE, (PLAIN,), 0.6),
-    ("single / eventsourcing, one thread", SINGLE, (PEER,), 2.0),
+    ("single / pgbench statements, 1 client", SINGLE, (PLAIN,), 0.6),
+    ("single, no key / pgbench statements, 1 client", UNKEYED, (PLAIN,), None),
+    ("single / pgbench function, 1 client", SINGLE, (FUNCTION,), None),
+    ("single / pgbench statements, 8 of each", SINGLE_8, (PLAIN_8,), None),
+    ("single / eventsourcing, 1 thread", SINGLE, (PEER,), 2.0),
     ("single / eventsourcing, 8 threads", SINGLE_8, (PEER_8,), 2.0),
-    ("batches / pgbench statements, its best", BATCHES, (PLAIN, PLAIN_8), 3.0),
-    ("batches / pgbench, its best of all", BATCHES, (PLAIN, PLAIN_8, FUNCTION, FUNCTION_8), None),
-    ("single, 8 threads / pgbench statements, 8 clients", SINGLE_8, (PLAIN_8,), None),
+    ("batches / pgbench, best of all", BATCHES, _PGBENCH, 3.0),
+    ("batches / pgbench, best with statements", BATCHES, (PLAIN, PLAIN_8), None),
 )
+
+Turns = Mapping[str, Callable[[float], float]]
+
+
+class Run(NamedTuple):
+    """One figure of one round, and the machine right before it."""
+
+    round: int
+    name: str
+    transfers_per_second: float
+    noise: Noise
 
 
 def main() -> None:
@@ -52,12 +74,8 @@ def main() -> None:
     rounds, seconds = (1, 1.0) if arguments.quick else (arguments.rounds, arguments.seconds)
     console = Console()
     with server() as url:
-        stolen_before, all_before = stolen()
-        figures = _measure(Ours(url), HandWritten(url), Peer(url), lambda: settle(url), rounds, seconds, console)
-        stolen_after, all_after = stolen()
-        facts = conditions(url)
-    facts["stolen"] = round((stolen_after - stolen_before) / max(1.0, all_after - all_before), 3)
-    results = _results(figures, facts, rounds, seconds)
+        runs = _measure(url, rounds, seconds, console)
+        results = _results(runs, rounds) | {"seconds": seconds, "conditions": conditions(url)}
     _print(results, console)
     output = arguments.output or Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"  # noqa: TID251
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -65,75 +83,85 @@ def main() -> None:
     console.print(f"kept in {output}")
 
 
-def _measure(
-    ours: Ours,
-    hand: HandWritten,
-    peer: Peer,
-    settle_down: Callable[[], None],
-    rounds: int,
-    seconds: float,
-    console: Console,
-) -> dict[str, list[float]]:
-    turns: dict[str, Callable[[], float]] = {
-        PLAIN: lambda: hand.run("plain", 1, seconds),
-        SINGLE: lambda: ours.single(1, seconds),
-        PEER: lambda: peer.single(1, seconds),
-        FUNCTION: lambda: hand.run("function", 1, seconds),
-        PLAIN_8: lambda: hand.run("plain", 8, seconds),
-        SINGLE_8: lambda: ours.single(8, seconds),
-        BATCHES: lambda: ours.batches(seconds),
-        FUNCTION_8: lambda: hand.run("function", 8, seconds),
-        PEER_8: lambda: peer.single(8, seconds),
-    }
-    figures: dict[str, list[float]] = {name: [] for name in turns}
-    for number in range(rounds):
-        for name, turn in turns.items():
-            if console.is_terminal:
-                console.print(f"round {number + 1} of {rounds}: {name}", style="dim")
-            settle_down()
-            figures[name].append(turn())
-    ours.check()
-    peer.close()
-    return figures
+def _measure(url: URL, rounds: int, seconds: float, console: Console) -> list[Run]:
+    with ExitStack() as stack:
+        scripts = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ledger-bench-")))
+        ours, hand, peer = Ours(url), HandWritten(url, scripts), Peer(url)
+        stack.callback(peer.close)
+        turns: Turns = {
+            PLAIN: lambda seconds: hand.run("plain", 1, seconds),
+            SINGLE: lambda seconds: ours.single(1, seconds),
+            PEER: lambda seconds: peer.single(1, seconds),
+            FUNCTION: lambda seconds: hand.run("function", 1, seconds),
+            UNKEYED: lambda seconds: ours.unkeyed(1, seconds),
+            PLAIN_8: lambda seconds: hand.run("plain", 8, seconds),
+            SINGLE_8: lambda seconds: ours.single(8, seconds),
+            BATCHES: ours.batches,
+            FUNCTION_8: lambda seconds: hand.run("function", 8, seconds),
+            PEER_8: lambda seconds: peer.single(8, seconds),
+        }
+        # Nobody's first run counts: connections are opened in it, and statements prepared.
+        for turn in turns.values():
+            turn(min(1.0, seconds / 2))
+        # What one of them keeps in memory is no garbage that the others' collections should have to look through.
+        gc.freeze()
+        runs = []
+        for number in range(1, rounds + 1):
+            for name, turn in turns.items():
+                if console.is_terminal:
+                    console.print(f"round {number} of {rounds}: {name}", style="dim")
+                settle(url)
+                noise = listen()
+                runs.append(Run(number, name, turn(seconds), noise))
+        ours.close()
+    return runs
 
 
-def _results(
-    figures: dict[str, list[float]], facts: dict[str, object], rounds: int, seconds: float
-) -> dict[str, object]:
+def _results(runs: Sequence[Run], rounds: int) -> dict[str, Any]:
+    rates: dict[str, list[float]] = {}
+    for run in runs:
+        rates.setdefault(run.name, []).append(run.transfers_per_second)
     ratios = []
     for name, left, right, target in RATIOS:
-        best = [max(figures[contestant][number] for contestant in right) for number in range(rounds)]
-        by_round = [ours / theirs for ours, theirs in zip(figures[left], best, strict=True)]
-        ratios.append(
-            {"name": name, "median": median(by_round), "min": min(by_round), "max": max(by_round), "target": target}
-        )
-    rates = {
-        name: {"median": median(values), "min": min(values), "max": max(values)} for name, values in figures.items()
-    }
+        best = [max(of_round) for of_round in zip(*(rates[contestant] for contestant in right), strict=True)]
+        by_round = [ours / theirs for ours, theirs in zip(rates[left], best, strict=True)]
+        ratios.append({"name": name, **_spread(by_round), "target": target})
+    noise = zip(*(run.noise for run in runs), strict=True)
     return {
-        "conditions": facts,
         "rounds": rounds,
-        "seconds": seconds,
-        "transfers_per_second": rates,
+        "transfers_per_second": {name: _spread(values) for name, values in rates.items()},
         "ratios": ratios,
+        "noise": {field: _spread(values) for field, values in zip(Noise._fields, noise, strict=True)},
+        "runs": [run._asdict() | {"noise": run.noise._asdict()} for run in runs],
     }
 
 
-def _print(results: dict[str, object], console: Console) -> None:
-    rates = Table("transfers a second", title=None)
-    for heading in ("median", "min", "max"):
-        rates.add_column(heading, justify="right")
-    for name, rate in results["transfers_per_second"].items():  # type: ignore[attr-defined]
-        rates.add_row(name, *(f"{rate[column]:,.0f}" for column in ("median", "min", "max")))
-    console.print(rates)
-    ratios = Table("ratio, round by round")
-    for heading in ("median", "min", "max", "target"):
-        ratios.add_column(heading, justify="right")
-    for ratio in results["ratios"]:  # type: ignore[attr-defined]
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def _print(results: Mapping[str, Any], console: Console) -> None:
+    rates = Table("transfers a second", *_right("median", "min", "max"))
+    for name, rate in results["transfers_per_second"].items():
+        rates.add_row(name, *_cells(rate, ",.0f"))
+    ratios = Table("ratio, round by round", *_right("median", "min", "max", "target"))
+    for ratio in results["ratios"]:
         target = "" if ratio["target"] is None else f"≥ {ratio['target']:g}"
-        ratios.add_row(ratio["name"], *(f"{ratio[column]:.2f}" for column in ("median", "min", "max")), target)
-    console.print(ratios)
-    console.print("on " + ", ".join(f"{name} {value}" for name, value in results["conditions"].items()))  # type: ignore[attr-defined]
+        ratios.add_row(ratio["name"], *_cells(ratio, ".2f"), target)
+    noise = Table("the machine before each run", *_right("median", "min", "max"))
+    for field, shape in zip(Noise._fields, (",.0f", ".2f", ".1%"), strict=True):
+        noise.add_row(field.replace("_", " "), *_cells(results["noise"][field], shape))
+    for table in (rates, ratios, noise):
+        console.print(table)
+    console.print("on " + ", ".join(f"{name} {value}" for name, value in results["conditions"].items()))
+
+
+def _right(*headings: str) -> list[Column]:
+    return [Column(heading, justify="right") for heading in headings]
+
+
+def _cells(spread: Mapping[str, float], shape: str) -> list[str]:
+    return [format(spread[column], shape) for column in ("median", "min", "max")]
 
 
 if __name__ == "__main__":

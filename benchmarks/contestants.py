@@ -6,7 +6,6 @@ import os
 import random
 import re
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -89,7 +88,7 @@ _FUNCTION: Final = _PAIR + "SELECT hand.transfer(:source, :target, 100);\n"
 
 
 class Ours:
-    """The ledger, with an idempotency key on every command."""
+    """The ledger, as an application calls it."""
 
     def __init__(self, url: URL) -> None:
         self._ledger = Ledger.connect(text(url))
@@ -104,20 +103,33 @@ class Ours:
             )
 
     def single(self, threads: int, seconds: float) -> float:
-        """One command a call."""
-        return _rate(threads, seconds, lambda: self._do(1))
+        """One transfer a call, with an idempotency key."""
+        return _rate(threads, seconds, lambda: self._transfer(_key()))
+
+    def unkeyed(self, threads: int, seconds: float) -> float:
+        """One transfer a call, without a key."""
+        return _rate(threads, seconds, lambda: self._transfer(None))
 
     def batches(self, seconds: float) -> float:
-        """A thousand commands a call, from one thread; making the commands counts."""
-        return _rate(1, seconds, lambda: self._do(BATCH))
+        """A thousand transfers a call, each with a key, from one thread; making the commands counts."""
+        return _rate(1, seconds, self._batch)
 
-    def _do(self, commands: int) -> int:
-        outcomes = self._ledger.handle([_transfer() for _ in range(commands)])
+    def _transfer(self, key: str | None) -> int:
+        source, target = _pair()
+        self._ledger.transfer("1.00 USD", debit=source, credit=target, idempotency_key=key)
+        return 1
+
+    def _batch(self) -> int:
+        commands = []
+        for _ in range(BATCH):
+            source, target = _pair()
+            commands.append(Transfer(amount="1.00 USD", debit=source, credit=target, idempotency_key=_key()))
+        outcomes = self._ledger.handle(commands)
         assert all(isinstance(outcome, Done) for outcome in outcomes)
-        return commands
+        return BATCH
 
-    def check(self) -> None:
-        """What was measured was also done right."""
+    def close(self) -> None:
+        """Check that what was measured was also done right, and give the connections back."""
         assert self._ledger.trial_balance().balanced
         self._ledger.close()
 
@@ -125,19 +137,17 @@ class Ours:
 class HandWritten:
     """What a competent engineer would write into an application: rows of the same kind, and no more promises."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, folder: Path) -> None:
+        """`folder` is where pgbench finds its scripts."""
         self._url = url
+        self._folder = folder
         execute(url, _HAND_WRITTEN.format(last=ACCOUNTS - 1))
-        self._folder = Path(tempfile.mkdtemp(prefix="ledger-bench-"))
         for name, script in (("plain", _PLAIN), ("function", _FUNCTION)):
             filled = script.format(last=ACCOUNTS - 1, accounts=ACCOUNTS)
-            (self._folder / name).write_text(filled, encoding="ascii")
+            (folder / name).write_text(filled, encoding="ascii")
 
     def run(self, script: str, clients: int, seconds: float) -> float:
         """Transfers a second by pgbench, one a transaction: `plain` statements, or one call of a `function`."""
-        program = pgbench_program()
-        if program is None:
-            raise SystemExit("pgbench is not installed: it comes with ledger[embedded], or with PostgreSQL")
         options = [
             "-n",
             "-M",
@@ -150,7 +160,7 @@ class HandWritten:
             str(max(1, round(seconds))),
         ]
         done = subprocess.run(
-            [program, *options, "-f", str(self._folder / script), text(self._url)],
+            [pgbench_program(), *options, "-f", str(self._folder / script), text(self._url)],
             capture_output=True,
             text=True,
             timeout=60 + seconds,
@@ -186,6 +196,7 @@ class Peer:
                 "POSTGRES_PORT": str(url.port or 5432),
                 "POSTGRES_USER": str(url.username or "postgres"),
                 "POSTGRES_PASSWORD": str(url.password or "-"),
+                "POSTGRES_POOL_SIZE": "10",  # As many as the ledger's pool holds.
             }
         )
         self._accounts = [Account() for _ in range(ACCOUNTS)]
@@ -209,7 +220,7 @@ class Peer:
             return 1
 
     def close(self) -> None:
-        """Give its connections back."""
+        """Give the connections back."""
         self._app.close()
 
 
@@ -217,15 +228,17 @@ def _account(number: int) -> str:
     return f"account-{number:05}"
 
 
-def _transfer() -> Transfer:
+def _pair() -> tuple[str, str]:
     source, target = random.sample(range(ACCOUNTS), 2)
-    key = os.urandom(12).hex()
-    return Transfer(amount="1.00 USD", debit=_account(source), credit=_account(target), idempotency_key=key)
+    return _account(source), _account(target)
+
+
+def _key() -> str:
+    return os.urandom(12).hex()
 
 
 def _rate(threads: int, seconds: float, work: Callable[[], int]) -> float:
     """Do `work` in some threads for some seconds; what it returns is counted."""
-    work()
     counts = [0] * threads
     faults: list[BaseException] = []
     end = time.perf_counter() + seconds

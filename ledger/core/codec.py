@@ -203,10 +203,14 @@ def head_checksum(
     """
     amounts = f"{numbers[0]}|{numbers[1]}|{numbers[2]}|{numbers[3]}"
     text = f"{stream}|{version}|{amounts}|{head_hash.hex()}|{utc_text(recorded_at)}"
-    if terms is not None:
-        account_type, _, asset, scale, lowest, highest, state, metadata = terms
-        text += f"|{account_type}|{asset}|{scale}|{_plain(lowest)}|{_plain(highest)}|{state}|{metadata}"
-    return sha256(text.encode()).digest()
+    return sha256((text if terms is None else text + terms_text(terms)).encode()).digest()
+
+
+@lru_cache(maxsize=65_536)
+def terms_text(terms: tuple[object, ...]) -> str:
+    """The part of a checksum's text that says what an account was opened as."""
+    account_type, _, asset, scale, lowest, highest, state, metadata = terms
+    return f"|{account_type}|{asset}|{scale}|{_plain(lowest)}|{_plain(highest)}|{state}|{metadata}"
 
 
 def _plain(value: object) -> str:

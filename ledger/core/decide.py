@@ -134,30 +134,49 @@ def _two_entries(command: Transfer | Deposit | Withdraw, debited: str, credited:
 
 def _entries(command: Command, legs: Sequence[tuple[str, Direction, Money]], book: Book) -> list[Event]:
     """Check a set of entries as a whole, one rule after the other: balances are judged by what all of them do."""
-    terms = _terms_of([book.stream(account) for account, _, _ in legs])
+    streams = [book.stream(account) for account, _, _ in legs]
+    terms = _terms_of(streams)
     if command.expected_versions:
         _check_expected_versions(command, book)
-    amounts = [_minor_units(amount, its) for (_, _, amount), its in zip(legs, terms, strict=True)]
-    moved: dict[str, list[int]] = {}
-    for (account, direction, money), its, amount in zip(legs, terms, amounts, strict=True):
-        # An amount of another asset is refused below; it is no turnover of this account.
-        if money.asset == its.asset:
-            moved.setdefault(account, [0, 0])[direction is CREDIT] += amount
-    for account, (debits, credits) in moved.items():
-        _check_turnover(book.streams[account], debits, credits)
+    amounts, turnovers = _turnovers(legs, streams, terms)
+    for turnover in turnovers:
+        turnover.check_digits()
     for (account, _, money), its in zip(legs, terms, strict=True):
         if money.asset != its.asset:
             raise AssetMismatch(account, its.asset, money.asset)
     if isinstance(command, Post):
         _check_balanced(command, amounts, terms)
-    for account, (debits, credits) in moved.items():
-        _check_minimum(book.streams[account], debits, credits)
-    for account, (debits, credits) in moved.items():
-        _check_maximum(book.streams[account], debits, credits)
+    for turnover in turnovers:
+        turnover.check_minimum()
+    for turnover in turnovers:
+        turnover.check_maximum()
     return [
         EntryPosted(account, direction, its.asset, amount, entry)
         for entry, ((account, direction, _), its, amount) in enumerate(zip(legs, terms, amounts, strict=True))
     ]
+
+
+def _turnovers(
+    legs: Sequence[tuple[str, Direction, Money]], streams: Sequence[Stream], terms: Sequence[Terms]
+) -> tuple[list[int], list[_Turnover]]:
+    """The amounts in their accounts' precision, and what they add up to for each account."""
+    amounts = []
+    turnovers: dict[str, _Turnover] = {}
+    for (account, direction, money), stream, its in zip(legs, streams, terms, strict=True):
+        amount = money.minor
+        # An amount of another asset is refused by a later rule; it is no turnover of this account.
+        if money.asset == its.asset:
+            if money.scale != its.scale:
+                amount = money.at_scale(its.scale).minor
+            turnover = turnovers.get(account)
+            if turnover is None:
+                turnover = turnovers[account] = _Turnover(stream, its)
+            if direction is DEBIT:
+                turnover.debits += amount
+            else:
+                turnover.credits += amount
+        amounts.append(amount)
+    return amounts, list(turnovers.values())
 
 
 def _terms_of(streams: Sequence[Stream]) -> list[Terms]:
@@ -180,13 +199,6 @@ def _check_expected_versions(command: Command, book: Book) -> None:
             raise VersionConflict(account, expected, actual)
 
 
-def _minor_units(amount: Money, terms: Terms) -> int:
-    """The amount in the account's precision; an amount of another asset is refused by the next rule."""
-    if amount.asset != terms.asset or amount.scale == terms.scale:
-        return amount.minor
-    return amount.at_scale(terms.scale).minor
-
-
 def _check_balanced(command: Post, amounts: Sequence[int], terms: Sequence[Terms]) -> None:
     totals: dict[str, list[int]] = {}
     for entry, amount in zip(command.entries, amounts, strict=True):
@@ -198,46 +210,58 @@ def _check_balanced(command: Post, amounts: Sequence[int], terms: Sequence[Terms
             raise UnbalancedTransaction(asset, str(Money(debits, asset, scale)), str(Money(credits, asset, scale)))
 
 
-def _check_turnover(stream: Stream, debits: int, credits: int) -> None:
-    numbers = stream.numbers
-    if numbers.posted_debits + debits > MINOR_MAX or numbers.posted_credits + credits > MINOR_MAX:
-        terms = stream.terms
-        assert terms is not None  # Checked to be open.
-        amount = terms.money(max(debits, credits))
-        raise InvalidAmount(str(amount), f"the turnover of {stream.stream} would have more than {DIGITS_MAX} digits")
+class _Turnover:
+    """What a transaction would add to one account, in minor units, and the rules about it."""
 
+    __slots__ = ("credits", "debits", "stream", "terms")
 
-# A limit stands in the way of moving towards it only: an account that is beyond it may always come back.
+    def __init__(self, stream: Stream, terms: Terms) -> None:
+        self.stream = stream
+        self.terms = terms
+        self.debits = 0
+        self.credits = 0
 
+    @property
+    def change(self) -> int:
+        """By how much the balance would grow, in the account's normal direction."""
+        return self.credits - self.debits if self.terms.normal is CREDIT else self.debits - self.credits
 
-def _check_minimum(stream: Stream, debits: int, credits: int) -> None:
-    terms = stream.terms
-    if terms is None or terms.min_balance is None:
-        return
-    change = credits - debits if terms.normal is CREDIT else debits - credits
-    posted_in, posted_out, _, pending_out = in_normal_direction(terms.normal, stream.numbers)
-    free = posted_in - posted_out - pending_out - terms.min_balance
-    if change < 0 and free + change < 0:
-        raise InsufficientFunds(
-            stream.stream,
-            available=str(terms.money(free)),
-            required=str(terms.money(-change)),
-            minimum=str(terms.money(terms.min_balance)),
-        )
+    def check_digits(self) -> None:
+        """No total of the account may have more digits than the database has room for."""
+        numbers = self.stream.numbers
+        if numbers[0] + self.debits > MINOR_MAX or numbers[1] + self.credits > MINOR_MAX:
+            amount = self.terms.money(max(self.debits, self.credits))
+            problem = f"the turnover of {self.stream.stream} would have more than {DIGITS_MAX} digits"
+            raise InvalidAmount(str(amount), problem)
 
+    # A limit stands in the way of moving towards it only: an account that is beyond it may always come back.
 
-def _check_maximum(stream: Stream, debits: int, credits: int) -> None:
-    terms = stream.terms
-    if terms is None or terms.max_balance is None:
-        return
-    change = credits - debits if terms.normal is CREDIT else debits - credits
-    posted_in, posted_out, pending_in, _ = in_normal_direction(terms.normal, stream.numbers)
-    # Money that is held for coming in counts as if it had come: a capture can then never break the limit.
-    balance = posted_in - posted_out + pending_in + change
-    if change > 0 and balance > terms.max_balance:
-        raise LimitExceeded(
-            stream.stream, balance=str(terms.money(balance)), maximum=str(terms.money(terms.max_balance))
-        )
+    def check_minimum(self) -> None:
+        """Nothing may be taken out beyond what is available."""
+        minimum = self.terms.min_balance
+        if minimum is None or self.change >= 0:
+            return
+        posted_in, posted_out, _, pending_out = in_normal_direction(self.terms.normal, self.stream.numbers)
+        free = posted_in - posted_out - pending_out - minimum
+        if free + self.change < 0:
+            raise InsufficientFunds(
+                self.stream.stream,
+                available=str(self.terms.money(free)),
+                required=str(self.terms.money(-self.change)),
+                minimum=str(self.terms.money(minimum)),
+            )
+
+    def check_maximum(self) -> None:
+        """Money that is held for coming in counts as if it had come: a capture can then never break the limit."""
+        maximum = self.terms.max_balance
+        if maximum is None or self.change <= 0:
+            return
+        posted_in, posted_out, pending_in, _ = in_normal_direction(self.terms.normal, self.stream.numbers)
+        balance = posted_in - posted_out + pending_in + self.change
+        if balance > maximum:
+            raise LimitExceeded(
+                self.stream.stream, balance=str(self.terms.money(balance)), maximum=str(self.terms.money(maximum))
+            )
 
 
 _RULES: Final[dict[type, Callable[..., list[Event]]]] = {

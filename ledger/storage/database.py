@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final, TypeAlias, TypeVar
@@ -63,9 +63,21 @@ Answer = TypeVar("Answer")
 class Connection:
     """A psycopg connection that speaks to one schema."""
 
-    def __init__(self, driver: psycopg.Connection[Any], schema: str, timeouts: Timeouts | None = None) -> None:
-        """`timeouts` are set in each transaction; without them the session's own hold."""
+    def __init__(
+        self,
+        driver: psycopg.Connection[Any],
+        schema: str,
+        timeouts: Timeouts | None = None,
+        *,
+        own_session: bool = False,
+    ) -> None:
+        """
+        `timeouts` are set in each transaction; without them the session's own hold.
+
+        In an `own_session` everything is set up, and what is sent together needs no BEGIN and no COMMIT.
+        """
         self.driver = driver
+        self.own_session = own_session
         self._schema = schema.replace("%", "%%")
         self._set = [] if timeouts is None else _set_local(timeouts)
 
@@ -78,7 +90,11 @@ class Connection:
         Run statements in one round trip and return the rows of each.
 
         Each is sent as soon as it is made: the server works on one while the next is still being computed.
+        Without a BEGIN among them they are one transaction.
         """
+        if isinstance(statements, list) and len(statements) == 1:
+            # The driver's pipeline costs as much again as the statement.
+            return [self.query(*statements[0])]
         pending = iter(statements)
         first = next(pending, None)
         if first is None:
@@ -183,7 +199,6 @@ class Database:
         self.schema = quoted_name(schema)
         self.schema_name = schema
         self._timeouts = timeouts
-        self._pool = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._process = os.getpid()
 
     @contextmanager
@@ -198,22 +213,25 @@ class Database:
             # A forked child must not speak on its parent's sockets; its own pool starts empty.
             self.engine.dispose(close=False)
             self._process = os.getpid()
-        with in_our_words(), self._pool.connect() as pooled:
-            driver = pooled.connection.driver_connection
+        with in_our_words(), closing(self.engine.raw_connection()) as pooled:
+            driver = pooled.driver_connection
             assert isinstance(driver, psycopg.Connection)
-            timeouts = None if pooled.info.get(_PREPARED) else self._timeouts
-            connection = Connection(driver, self.schema, timeouts)
-            try:
-                yield connection
-            except BaseException as error:
-                if connection.restored():
+            own_session = pooled.info.get(_PREPARED, False)
+            connection = Connection(
+                driver, self.schema, None if own_session else self._timeouts, own_session=own_session
+            )
+            with _autocommit(driver):
+                try:
+                    yield connection
+                except BaseException as error:
+                    if connection.restored():
+                        raise
+                    pooled.invalidate()
+                    # The rest of the pool went to the same server: what is idle there is as dead.
+                    self.engine.dispose()
+                    if isinstance(error, psycopg.Error):
+                        raise _lost(error) from error
                     raise
-                pooled.invalidate()
-                # The rest of the pool went to the same server: what is idle there is as dead.
-                self.engine.dispose()
-                if isinstance(error, psycopg.Error):
-                    raise _lost(error) from error
-                raise
 
     def ask(self, question: Callable[[Connection], Answer]) -> Answer:
         """Ask something that changes nothing: over a connection that was lost it is asked again."""
@@ -229,6 +247,20 @@ class Database:
     def close(self) -> None:
         """Close the pool."""
         self.engine.dispose()
+
+
+@contextmanager
+def _autocommit(driver: psycopg.Connection[Any]) -> Iterator[None]:
+    """Begin no transaction behind our back; and leave the connection, which may be an application's, as it was."""
+    if driver.autocommit:
+        yield
+        return
+    driver.autocommit = True
+    try:
+        yield
+    finally:
+        if not driver.closed:
+            driver.autocommit = False
 
 
 def quoted_name(name: str) -> str:
@@ -285,8 +317,12 @@ def _prepare_session(driver: psycopg.Connection[Any], timeouts: Timeouts) -> boo
         driver.prepare_threshold = 0
         for setting in _set_local(timeouts):
             driver.execute(setting.replace("SET LOCAL", "SET"))
+        # At higher levels a statement that has waited for a lock fails, instead of seeing what the other left.
+        driver.execute("SET default_transaction_isolation = 'read committed'")
         # No plan of ours depends on the parameters, and planning a write costs more than carrying it out.
         driver.execute("SET plan_cache_mode = force_generic_plan")
+        # A plan that is made while a table is small would be kept when it is not.
+        driver.execute("SET enable_seqscan = off")
     else:
         driver.prepare_threshold = None
     if not driver.autocommit:

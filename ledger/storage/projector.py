@@ -9,12 +9,12 @@ is made anew from the log, and the repair is recorded: self-healing is never sil
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from functools import lru_cache
-from typing import Final
+from hashlib import sha256
+from typing import Any, Final
 
 from ledger.core.book import Book, Stream, Terms
-from ledger.core.codec import head_checksum
+from ledger.core.codec import head_checksum, terms_text
 from ledger.core.commands import AccountType, utc_text
 from ledger.core.errors import CorruptLog
 from ledger.core.events import Numbers
@@ -28,18 +28,24 @@ REBUILD_STREAMS_MAX: Final = 1_000
 """Streams rebuilt in one transaction: how long writers may wait for a rebuild."""
 
 LOCK: Final = """
-SELECT stream, version FROM {schema}.balances WHERE stream = ANY(%s::text[]) ORDER BY stream FOR NO KEY UPDATE
+SELECT count(*) FROM (
+    SELECT FROM {schema}.balances WHERE stream = ANY(%s::text[]) ORDER BY stream FOR NO KEY UPDATE
+) AS held
 """
 
-# As LOCK, and fails with division_by_zero unless exactly these streams exist, at exactly these versions.
-LOCK_AT: Final = """
-SELECT 1 / (
-    count(*) = cardinality(%s::bigint[])
-    AND coalesce(bool_and(held.version IS NOT DISTINCT FROM read.version), true))::integer
-FROM (
-    SELECT stream, version FROM {schema}.balances WHERE stream = ANY(%s::text[]) ORDER BY stream FOR NO KEY UPDATE
-) AS held
-LEFT JOIN unnest(%s::text[], %s::bigint[]) AS read (stream, version) ON read.stream = held.stream
+# Locks as LOCK does, and fails with division_by_zero unless exactly these streams exist, at exactly these versions.
+# Every part of the write is joined to it, and so begins after it.
+HELD: Final = """
+held AS MATERIALIZED (
+    SELECT 1 / (
+        count(*) = cardinality(%s::bigint[])
+        AND coalesce(bool_and(found.version IS NOT DISTINCT FROM read.version), true))::integer AS sound
+    FROM (
+        SELECT stream, version FROM {schema}.balances WHERE stream = ANY(%s::text[])
+        ORDER BY stream FOR NO KEY UPDATE
+    ) AS found
+    LEFT JOIN unnest(%s::text[], %s::bigint[]) AS read (stream, version) ON read.stream = found.stream
+)
 """
 
 # The same text as `codec.head_checksum`, in SQL; a test holds the two against each other.
@@ -53,21 +59,21 @@ sha256(convert_to(
     'UTF8'))
 """
 
-# One row at least, for the clock.  The join is on the column that both tables are placed by; a second `= ANY`
-# beside it would be evaluated against the whole array for each row.  A row is compared with its checksum where it
-# is: what somebody else put there need not even be a number or a moment that we could read.
-LOAD: Final = f"""
-SELECT clock.now, x.stream, x.version, x.posted_debits::text, x.posted_credits::text, x.pending_debits::text,
-       x.pending_credits::text, x.head_hash, {readable("x.recorded_at")}, x.checksum = {_CHECKSUM},
-       x.account_type, x.asset, x.scale, x.min_balance::text, x.max_balance::text, x.state, x.account_metadata
-FROM (SELECT clock_timestamp() AT TIME ZONE 'UTC' AS now) AS clock
-LEFT JOIN (
-    SELECT b.stream, b.version, b.posted_debits, b.posted_credits, b.pending_debits, b.pending_credits, b.head_hash,
-           b.recorded_at, b.checksum, a.account_type, a.asset, a.scale, a.min_balance, a.max_balance, a.state,
-           a.metadata::text AS account_metadata
-    FROM {{schema}}.balances AS b LEFT JOIN {{schema}}.accounts AS a ON a.account = b.stream
-) AS x ON x.stream = ANY(%s::text[])
+HEAD_COLUMNS: Final = f"""
+b.stream, b.version, b.posted_debits::text, b.posted_credits::text, b.pending_debits::text, b.pending_credits::text,
+b.head_hash, {readable("b.recorded_at")}, b.checksum,
+a.account_type, a.asset, a.scale, a.min_balance::text, a.max_balance::text, a.state, a.metadata::text
 """
+
+HEAD_COLUMNS_COUNT: Final = 16
+
+# The join is on the column that both tables are placed by; a second `= ANY` beside it would be evaluated against the
+# whole array for each row.
+HEADS: Final = """
+FROM {schema}.balances AS b LEFT JOIN {schema}.accounts AS a ON a.account = b.stream WHERE b.stream = ANY(%s::text[])
+"""
+
+SELECT_HEADS: Final = f"SELECT {HEAD_COLUMNS} {HEADS}"
 
 LOAD_ASSETS: Final = "SELECT asset, scale FROM {schema}.assets WHERE asset = ANY(%s::text[])"
 
@@ -79,28 +85,25 @@ SELECT * FROM unnest(
     %s::timestamptz[], %s::bytea[])
 """
 
-# Fails with division_by_zero unless every row is still where it was read, so that a COMMIT that is already on its
-# way finds the transaction aborted: the check costs no round trip, and needs no procedural language.
-UPDATE_BALANCES: Final = """
-WITH announced AS (
-    INSERT INTO {schema}.outbox (batch_id, transaction_ids, recorded_at)
-    SELECT (ids)[1], ids, recorded_at FROM (SELECT %s::uuid[] AS ids, %s::timestamptz AS recorded_at) AS batch
-    WHERE cardinality(ids) > 0
-), moved AS (
+MOVED: Final = """
+moved AS (
     UPDATE {schema}.balances AS b
     SET version = n.version, posted_debits = n.posted_debits, posted_credits = n.posted_credits,
         pending_debits = n.pending_debits, pending_credits = n.pending_credits,
         head_hash = n.head_hash, recorded_at = n.recorded_at, checksum = n.checksum
-    FROM unnest(
+    FROM held, unnest(
         %s::text[], %s::bigint[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[], %s::bytea[],
         %s::timestamptz[], %s::bytea[], %s::bigint[])
     AS n (stream, version, posted_debits, posted_credits, pending_debits, pending_credits, head_hash,
           recorded_at, checksum, expected)
-    WHERE b.stream = n.stream AND b.version = n.expected AND b.stream = ANY(%s::text[])
+    WHERE b.stream = n.stream AND b.version = n.expected AND held.sound = 1
     RETURNING b.stream
 )
-SELECT 1 / (count(*) = %s)::integer FROM moved
 """
+
+# Fails with division_by_zero unless every row was still where it was read, so that a COMMIT that is already on its
+# way finds the transaction aborted: the check costs no round trip, and needs no procedural language.
+ALL_MOVED: Final = "SELECT 1 / (count(*) = %s)::integer FROM moved"
 
 INSERT_ACCOUNTS: Final = """
 INSERT INTO {schema}.accounts (account, account_type, asset, scale, min_balance, max_balance, state, metadata)
@@ -114,8 +117,8 @@ INSERT_ASSETS: Final = "INSERT INTO {schema}.assets SELECT * FROM unnest(%s::tex
 
 
 def touch(streams: Iterable[str]) -> Statement:
-    """The statement whose rows `load` takes: the database's clock, and heads and terms of `streams`."""
-    return LOAD, (text_array(streams),)
+    """The statement whose rows `load` takes: heads and terms of `streams`."""
+    return SELECT_HEADS, (text_array(streams),)
 
 
 def scales(assets: Iterable[str]) -> Statement:
@@ -128,24 +131,38 @@ def lock(streams: Iterable[str]) -> Statement:
     return LOCK, (text_array(streams),)
 
 
-def lock_at(streams: Iterable[str], versions: Mapping[str, int]) -> Statement:
-    """As `lock`; fails with LOST unless the streams are where they were read: `versions`, and no others."""
+def held(streams: Sequence[str], versions: Mapping[str, int]) -> list[str]:
+    """
+    The parameters of HELD: lock `streams`, which are where they were read, `versions`, and no others exist.
+
+    Without streams it holds in any case.
+    """
     numbers = plain_array(map(str, versions.values()))
-    return LOCK_AT, (numbers, text_array(streams), text_array(versions), numbers)
+    return [numbers, text_array(streams), text_array(versions), numbers]
 
 
-def load(book: Book, rows: Sequence[Row]) -> list[str]:
-    """Fill the book from the rows of `touch`; returns the streams whose checksum does not match."""
+def load(book: Book, rows: Iterable[Row]) -> list[str]:
+    """
+    Fill the book from the rows of `touch`; returns the streams whose checksum does not match.
+
+    Those may hold anything: what somebody else wrote need not be a number or a moment that we can read.
+    """
     drifted = []
-    for _, name, version, debits, credits, pending_debits, pending_credits, head_hash, recorded_at, sound, *its in rows:
-        if name is None:
-            continue
-        if not sound:
+    for row in rows:
+        name, version, debits, credits, pending_debits, pending_credits, head_hash, recorded_at, checksum = row[:9]
+        try:
+            terms, terms_text = _NO_TERMS if row[9] is None else _terms(row[9:])
+            text = (
+                f"{name}|{version}|{debits}|{credits}|{pending_debits}|{pending_credits}|{head_hash.hex()}"
+                f"|{recorded_at.isoformat(timespec='microseconds')}Z{terms_text}"
+            )
+            if sha256(text.encode()).digest() != checksum:
+                raise ValueError
+            numbers = Numbers(int(debits), int(credits), int(pending_debits), int(pending_credits))
+        except (ValueError, TypeError, AttributeError):
             drifted.append(name)
-            continue
-        numbers = Numbers(int(debits), int(credits), int(pending_debits), int(pending_credits))
-        terms = None if its[0] is None else _terms(tuple(its))
-        book.streams[name] = Stream(name, version, numbers, head_hash, in_utc(recorded_at), terms)
+        else:
+            book.streams[name] = Stream(name, version, numbers, head_hash, in_utc(recorded_at), terms)
     return drifted
 
 
@@ -174,25 +191,27 @@ def project(before: Mapping[str, int], book: Book, opened: Sequence[str], define
     return statements
 
 
-def move(before: Mapping[str, int], book: Book, announced: Sequence[str], latest: datetime) -> Statement:
+def moved(before: Mapping[str, int], book: Book) -> list[Any]:
     """
-    The statement that moves projected streams to where `book` stands, and leaves transactions to the feed.
+    The parameters of MOVED and ALL_MOVED, which move projected streams to where `book` stands.
 
-    Fails with LOST where a stream is no longer at the version that `before` holds.  `announced` are the ids
-    of all transactions of one commit, in order; empty, until the last part of a batch.
+    They fail with LOST where a stream is no longer at the version that `before` holds.
     """
-    moved = [book.streams[name] for name in sorted(before) if before[name] > 0]
-    names, *columns = _balance_columns(moved)
-    expected = plain_array([str(before[stream.stream]) for stream in moved])
-    outbox = (plain_array(announced), utc_text(latest))
-    return UPDATE_BALANCES, (*outbox, names, *columns, expected, names, len(moved))
+    streams = [book.streams[name] for name in sorted(before) if before[name] > 0]
+    expected = plain_array([str(before[stream.stream]) for stream in streams])
+    return [*_balance_columns(streams), expected, len(streams)]
 
 
 @lru_cache(maxsize=65_536)
-def _terms(columns: Row) -> Terms:
+def _terms(columns: Row) -> tuple[Terms, str]:
+    """Terms from their columns, and how a checksum has them."""
     kind, asset, scale, lowest, highest, state, metadata = columns
     account_type = AccountType(kind)
-    return Terms(account_type, account_type.normal, asset, scale, _int(lowest), _int(highest), state, metadata)
+    terms = Terms(account_type, account_type.normal, asset, scale, _int(lowest), _int(highest), state, metadata)
+    return terms, terms_text(terms)
+
+
+_NO_TERMS: Final = (None, "")
 
 
 def _int(text: str | None) -> int | None:

@@ -14,38 +14,48 @@ from typing import Final
 from ledger.core.commands import utc_text
 from ledger.core.errors import CorruptLog
 from ledger.core.events import Numbers, Recorded, Transaction
-from ledger.storage.database import Connection, Row, Statement
+from ledger.storage.database import Connection, Row
 
 # Transactions are sorted by id: two batches that carry the same new keys wait for each other in one order.
-APPEND: Final = """
-WITH announced AS (
-INSERT INTO {schema}.transactions (
-    transaction_id, kind, scope, idempotency_key, request, entry_count, announced, reference,
-    effective_at, recorded_at, actor, correlation_id, causation_id, metadata, header_hash)
-SELECT transaction_id, kind, scope, idempotency_key, request::json, entry_count, announced::text[],
-       reference, effective_at, recorded_at, actor, correlation_id, causation_id, metadata::json, header_hash
-FROM unnest(
-    %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::smallint[], %s::text[], %s::text[],
-    %s::timestamptz[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[])
-AS t (transaction_id, kind, scope, idempotency_key, request, entry_count, announced, reference,
-      effective_at, recorded_at, actor, correlation_id, causation_id, metadata, header_hash)
-ORDER BY transaction_id
+APPENDED: Final = """
+transacted AS (
+    INSERT INTO {schema}.transactions (
+        transaction_id, kind, scope, idempotency_key, request, entry_count, announced, reference,
+        effective_at, recorded_at, actor, correlation_id, causation_id, metadata, header_hash)
+    SELECT transaction_id, kind, scope, idempotency_key, request::json, entry_count, announced::text[],
+           reference, effective_at, recorded_at, actor, correlation_id, causation_id, metadata::json, header_hash
+    FROM held, unnest(
+        %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::smallint[], %s::text[], %s::text[],
+        %s::timestamptz[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[])
+    AS t (transaction_id, kind, scope, idempotency_key, request, entry_count, announced, reference,
+          effective_at, recorded_at, actor, correlation_id, causation_id, metadata, header_hash)
+    WHERE held.sound = 1
+    ORDER BY transaction_id
+), appended AS (
+    INSERT INTO {schema}.events (
+        stream, version, transaction_id, type, payload, schema, asset, direction, amount,
+        posted_debits, posted_credits, pending_debits, pending_credits,
+        effective_at, recorded_at, prev_hash, event_hash)
+    SELECT stream, version, transaction_id, type, payload::json, schema, asset, direction, amount,
+           posted_debits, posted_credits, pending_debits, pending_credits,
+           effective_at, recorded_at, prev_hash, event_hash
+    FROM held, unnest(
+        %s::text[], %s::bigint[], %s::uuid[], %s::text[], %s::text[], %s::smallint[], %s::text[], %s::text[],
+        %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[],
+        %s::timestamptz[], %s::timestamptz[], %s::bytea[], %s::bytea[])
+    AS e (stream, version, transaction_id, type, payload, schema, asset, direction, amount,
+          posted_debits, posted_credits, pending_debits, pending_credits,
+          effective_at, recorded_at, prev_hash, event_hash)
+    WHERE held.sound = 1
+), announced AS (
+    INSERT INTO {schema}.outbox (batch_id, transaction_ids, recorded_at)
+    SELECT ids[1], ids, recorded_at
+    FROM held, (SELECT %s::uuid[] AS ids, %s::timestamptz AS recorded_at) AS batch
+    WHERE held.sound = 1 AND cardinality(ids) > 0
 )
-INSERT INTO {schema}.events (
-    stream, version, transaction_id, type, payload, schema, asset, direction, amount,
-    posted_debits, posted_credits, pending_debits, pending_credits,
-    effective_at, recorded_at, prev_hash, event_hash)
-SELECT stream, version, transaction_id, type, payload::json, schema, asset, direction, amount,
-       posted_debits, posted_credits, pending_debits, pending_credits,
-       effective_at, recorded_at, prev_hash, event_hash
-FROM unnest(
-    %s::text[], %s::bigint[], %s::uuid[], %s::text[], %s::text[], %s::smallint[], %s::text[], %s::text[],
-    %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[],
-    %s::timestamptz[], %s::timestamptz[], %s::bytea[], %s::bytea[])
-AS e (stream, version, transaction_id, type, payload, schema, asset, direction, amount,
-      posted_debits, posted_credits, pending_debits, pending_credits,
-      effective_at, recorded_at, prev_hash, event_hash)
 """
+
+KNOWN: Final = "SELECT transaction_id::text FROM {schema}.transactions WHERE transaction_id = ANY(%s::uuid[])"
 
 
 def readable(moment: str) -> str:
@@ -87,15 +97,23 @@ WHERE e.stream = %s AND e.version > %s ORDER BY e.version LIMIT %s
 """
 
 
-def append(transactions: Sequence[Transaction], events: Sequence[Recorded]) -> Statement:
+def appended(
+    transactions: Sequence[Transaction], events: Sequence[Recorded], announced: Sequence[str], latest: datetime
+) -> list[str]:
     """
-    The statement that appends transactions and all of their events, in the order in which they were decided.
+    The parameters of APPENDED, which appends transactions and all of their events, in the order of deciding.
 
     A stream that has moved on in the meantime makes it fail with a unique violation: an event is appended at
-    its version or not at all.
+    its version or not at all.  `announced` are the ids of all transactions of one commit, in order, for the
+    feed to number; empty, until the last part of a batch.
     """
-    # Events in the order of the index, so that a batch touches each of its pages once.
-    return APPEND, (*_transaction_columns(transactions), *_event_columns(sorted(events)))
+    return [
+        *_transaction_columns(transactions),
+        # In the order of the index, so that a batch touches each of its pages once.
+        *_event_columns(sorted(events)),
+        plain_array(announced),
+        utc_text(latest),
+    ]
 
 
 def recorded_transactions(connection: Connection, ids: Sequence[str]) -> list[Transaction]:
@@ -181,7 +199,8 @@ def text_array(values: Iterable[str | None]) -> str:
 
 def bytes_array(values: Iterable[bytes]) -> str:
     """An array literal of byte strings."""
-    return "{" + ",".join([f'"\\\\x{value.hex()}"' for value in values]) + "}"
+    texts = '","\\\\x'.join(map(bytes.hex, values))
+    return f'{{"\\\\x{texts}"}}' if texts else "{}"
 
 
 def quoted(text: str) -> str:
@@ -194,8 +213,8 @@ def _escaped(text: str) -> str:
 
 
 def _transaction_columns(transactions: Sequence[Transaction]) -> list[str]:
-    columns = list(zip(*transactions, strict=True))
-    times = [plain_array(map(utc_text, column)) for column in columns[9:11]]
+    columns = list(zip(*transactions, strict=True)) or [()] * len(Transaction._fields)
+    times = [_moment_array(column) for column in columns[9:11]]
     return [
         plain_array(columns[0]),
         *map(text_array, columns[1:5]),
@@ -208,13 +227,19 @@ def _transaction_columns(transactions: Sequence[Transaction]) -> list[str]:
     ]
 
 
+def _moment_array(moments: Sequence[datetime]) -> str:
+    # All in UTC; those of a batch are few.
+    texts = {moment: utc_text(moment) for moment in set(moments)}
+    return plain_array([texts[moment] for moment in moments])
+
+
 def _announced(streams: Sequence[str], versions: Sequence[int]) -> str:
     return "{" + ",".join([f'"{stream} {version}"' for stream, version in zip(streams, versions, strict=True)]) + "}"
 
 
 def _event_columns(events: Sequence[Recorded]) -> list[str]:
-    columns = list(zip(*events, strict=True))
-    numbers = zip(*(event.numbers or _NO_NUMBERS for event in events), strict=True)
+    columns = list(zip(*events, strict=True)) or [()] * len(Recorded._fields)
+    numbers = list(zip(*(event.numbers or _NO_NUMBERS for event in events), strict=True)) or [()] * 4
     return [
         text_array(columns[0]),
         plain_array(map(str, columns[1])),
@@ -224,7 +249,7 @@ def _event_columns(events: Sequence[Recorded]) -> list[str]:
         *map(text_array, columns[6:8]),
         plain_array(["NULL" if amount is None else str(amount) for amount in columns[8]]),
         *[plain_array(map(str, column)) for column in numbers],
-        *[plain_array(map(utc_text, column)) for column in columns[10:12]],
+        *[_moment_array(column) for column in columns[10:12]],
         *map(bytes_array, columns[12:14]),
     ]
 

@@ -150,7 +150,7 @@ def test_places_are_those_of_a_replay() -> None:
     places = place(events, placed)
 
     assert placed == replay(replayed, events)
-    assert [(where.stream.stream, where.version) for where in places] == [
+    assert [(stream.stream, version) for stream, version, _ in places] == [
         ("$ledger", 1),
         ("alice", 1),
         ("alice", 2),
