@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
-from decimal import Decimal
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self, TypeAlias, TypedDict, TypeVar, Unpack
+from typing import Any, Final, Self, TypeAlias
 from uuid import UUID
 
 import psycopg
@@ -16,187 +15,28 @@ import sqlalchemy.orm
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from ledger.audit.verify import Report, verify
-from ledger.core.book import Balance
 from ledger.core.commands import (
-    AccountType,
     Command,
-    DefineAsset,
-    Deposit,
-    Entry,
-    OpenAccount,
-    Post,
-    Transfer,
-    Withdraw,
-    build,
+    ExpireHold,
 )
-from ledger.core.errors import ConcurrencyError, Rejected, UnsupportedConnection
-from ledger.core.events import Recorded, Transaction
-from ledger.core.money import Money
-from ledger.storage import embedded, migrations, projector, queries
+from ledger.core.errors import ConcurrencyError, UnsupportedConnection
+from ledger.core.lifecycle import StateMachine
+from ledger.lifecycle import shipped_machines
+from ledger.operations import Answer, Operations
+from ledger.storage import embedded, migrations, projector, queries, repair
 from ledger.storage.database import Connection, Database, Timeouts, engine_for, in_our_words
 from ledger.storage.tables import DEFAULT_SCHEMA
-from ledger.writer import Done, Outcome, Writer, handle_as_guest
-
-Answer = TypeVar("Answer")
-
+from ledger.batch import Done, Outcome
+from ledger.writer import Writer, handle_as_guest
 
 Lender: TypeAlias = psycopg.Connection[Any] | sqlalchemy.Connection | sqlalchemy.orm.Session
 """What a guest can work on."""
 
-MENDED_MAX: Final = 100
-"""Drifted accounts that one question mends on its way."""
+EXPIRED_TOGETHER: Final = 500
+"""Holds expired in one transaction: how long writers to their accounts may wait."""
 
 
-class Context(TypedDict, total=False):
-    """
-    What every command may carry beside its request.
-
-    The same `idempotency_key` with the same request returns the original result; with another request it
-    is an IdempotencyConflict.  `expected_versions` maps accounts to the version they must be at.
-    """
-
-    idempotency_key: str | None
-    reference: str | None
-    effective_at: datetime | None
-    metadata: Mapping[str, str | int | bool]
-    actor: str | None
-    correlation_id: str | None
-    causation_id: str | None
-    expected_versions: Mapping[str, int]
-
-
-class _Operations:
-    """The commands and queries that a ledger and its guests have in common."""
-
-    def handle(
-        self, commands: Sequence[Command], *, scope: str = "", atomic: bool = False, dry_run: bool = False
-    ) -> list[Outcome]:
-        """
-        Carry out commands, at most 10,000, in one transaction; one outcome per command, in order.
-
-        A rejection rejects its command alone, or all of them with `atomic`.  `dry_run` answers what would
-        happen and writes nothing.  `scope` keeps the idempotency keys of different senders apart.
-        """
-        raise NotImplementedError
-
-    def _mend(self, account: str) -> None:
-        raise NotImplementedError
-
-    # Commands
-
-    def define_asset(self, asset: str, scale: int, **context: Unpack[Context]) -> Done:
-        """Define something that can be counted, with its decimal places (0 to 18), once and for ever."""
-        return self._one(build(DefineAsset, asset=asset, scale=scale, **context))
-
-    def open_account(
-        self,
-        account: str,
-        *,
-        asset: str,
-        type: AccountType | str,
-        min_balance: Money | Decimal | int | str | None = None,
-        max_balance: Money | Decimal | int | str | None = None,
-        **context: Unpack[Context],
-    ) -> Done:
-        """
-        Open an account of one asset.
-
-        Limits are of the available balance in the normal direction, in whole units of the asset; None
-        means unlimited.
-        """
-        limits = {"min_balance": min_balance, "max_balance": max_balance}
-        return self._one(build(OpenAccount, account=account, asset=asset, account_type=type, **limits, **context))
-
-    def post(self, entries: Sequence[Entry], **context: Unpack[Context]) -> Done:
-        """Post a transaction of 2 to 200 entries that balances per asset."""
-        return self._one(build(Post, entries=tuple(entries), **context))
-
-    def transfer(self, amount: str | Money, *, debit: str, credit: str, **context: Unpack[Context]) -> Done:
-        """Debit one account and credit another."""
-        return self._one(build(Transfer, amount=amount, debit=debit, credit=credit, **context))
-
-    def deposit(self, account: str, amount: str | Money, *, against: str, **context: Unpack[Context]) -> Done:
-        """Raise an account in its normal direction."""
-        return self._one(build(Deposit, account=account, amount=amount, against=against, **context))
-
-    def withdraw(self, account: str, amount: str | Money, *, against: str, **context: Unpack[Context]) -> Done:
-        """Lower an account in its normal direction."""
-        return self._one(build(Withdraw, account=account, amount=amount, against=against, **context))
-
-    def _one(self, command: Command) -> Done:
-        (outcome,) = self.handle([command])
-        if isinstance(outcome, Rejected):
-            raise outcome
-        return outcome
-
-    # Queries
-
-    def balance(self, account: str, *, version: int | None = None) -> Balance:
-        """
-        The balance of an account, now or right after one of its versions.
-
-        A projection that was changed behind the ledger's back is rebuilt first.
-
-        Raises:
-            UnknownAccount: There is no such account.
-        """
-        return self._ask(lambda connection: queries.balance(connection, account, version))
-
-    def history(
-        self, account: str, *, after_version: int = 0, before_version: int | None = None, limit: int = 100
-    ) -> list[Recorded]:
-        """
-        The events of an account: a page of at most `limit`.
-
-        Forward from `after_version`, oldest first; or, with `before_version`, backward from there, newest
-        first.  The last event's version leads to the next page.
-        """
-        return self._ask(lambda connection: queries.history(connection, account, after_version, before_version, limit))
-
-    def transaction(self, transaction_id: UUID | str) -> queries.TransactionDetail:
-        """A transaction with all its events."""
-        return self._ask(lambda connection: queries.transaction(connection, str(transaction_id)))
-
-    def transactions(
-        self,
-        *,
-        reference: str | None = None,
-        metadata: Mapping[str, str | int | bool] | None = None,
-        after: UUID | str | None = None,
-        limit: int = 100,
-    ) -> list[Transaction]:
-        """Transactions with this reference, or whose metadata contains these pairs, or both; in order of id."""
-        last = None if after is None else str(after)
-        return self._ask(lambda connection: queries.transactions(connection, reference, metadata, last, limit))
-
-    def accounts(
-        self,
-        *,
-        asset: str | None = None,
-        metadata: Mapping[str, str | int | bool] | None = None,
-        after: str = "",
-        limit: int = 100,
-    ) -> list[queries.AccountLine]:
-        """Accounts in order of their id, with terms and balance: a page of at most `limit`."""
-        return self._ask(lambda connection: queries.accounts(connection, asset, metadata, after, limit))
-
-    def trial_balance(self) -> queries.TrialBalance:
-        """Debits and credits of all accounts, by asset and type."""
-        return self._ask(queries.trial_balance)
-
-    def _ask(self, question: Callable[[Connection], Answer]) -> Answer:
-        for _ in range(MENDED_MAX):
-            try:
-                return self._answer(question)
-            except queries.Drift as drift:
-                self._mend(drift.account)
-        return self._answer(question)
-
-    def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
-        raise NotImplementedError
-
-
-class Ledger(_Operations):
+class Ledger(Operations):
     """
     An event-sourced, double-entry ledger on a PostgreSQL database.
 
@@ -204,20 +44,33 @@ class Ledger(_Operations):
     """
 
     def __init__(
-        self, engine: sqlalchemy.Engine, *, schema: str = DEFAULT_SCHEMA, timeouts: Timeouts | None = None
+        self,
+        engine: sqlalchemy.Engine,
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        timeouts: Timeouts | None = None,
+        machines: Iterable[StateMachine] = (),
     ) -> None:
         """
         Use the application's own engine, with its pool and its settings.
 
-        `timeouts` are set in each transaction of the ledger; without them the engine's own hold.
+        `timeouts` are set in each transaction of the ledger; without them the engine's own hold.  `machines`
+        are the application's own, for `begin` and `advance`, beside those that come with the ledger.
         """
         self._database = Database(engine, schema, timeouts)
         self._id: str | None = None
-        self._writer = Writer(self._database, self._ledger_id)
+        self._machines = {**shipped_machines(), **{machine.name: machine for machine in machines}}
+        self._writer = Writer(self._database, self._ledger_id, self._machines)
 
     @classmethod
     def connect(
-        cls, url: str, *, schema: str = DEFAULT_SCHEMA, timeouts: Timeouts | None = None, pool_size: int = 10
+        cls,
+        url: str,
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        timeouts: Timeouts | None = None,
+        pool_size: int = 10,
+        machines: Iterable[StateMachine] = (),
     ) -> Self:
         """
         Use the PostgreSQL server at `url`: "postgresql://user:password@host:5432/database".
@@ -225,12 +78,19 @@ class Ledger(_Operations):
         Connects on first use.  Behind a pooler in transaction mode nothing is kept in a session.
         """
         timeouts = timeouts or Timeouts()
-        return cls(engine_for(url, timeouts, pool_size), schema=schema, timeouts=timeouts)
+        return cls(engine_for(url, timeouts, pool_size), schema=schema, timeouts=timeouts, machines=machines)
 
     @classmethod
-    def embedded(cls, folder: str | Path, *, schema: str = DEFAULT_SCHEMA, timeouts: Timeouts | None = None) -> Self:
+    def embedded(
+        cls,
+        folder: str | Path,
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        timeouts: Timeouts | None = None,
+        machines: Iterable[StateMachine] = (),
+    ) -> Self:
         """Use a PostgreSQL of our own with its data in `folder`; it stops when its last user ends."""
-        return cls.connect(embedded.start(Path(folder)), schema=schema, timeouts=timeouts)
+        return cls.connect(embedded.start(Path(folder)), schema=schema, timeouts=timeouts, machines=machines)
 
     @property
     def engine(self) -> sqlalchemy.Engine:
@@ -275,6 +135,24 @@ class Ledger(_Operations):
     ) -> list[Outcome]:
         return self._writer.handle(commands, scope=scope, atomic=atomic, dry_run=dry_run)
 
+    def expire_holds(self, *, progress: Callable[[int], None] | None = None) -> int:
+        """
+        Expire all holds whose time is over; returns how many.
+
+        Nothing depends on when this runs, or whether two do at once: a hold whose time is over is expired first
+        when one of its accounts is touched.  Can be interrupted and run again.  `progress` is called with the
+        number of holds expired so far.
+        """
+        expired = 0
+        last: queries.Due | None = None
+        while due := self._database.ask(partial(queries.holds_due, after=last, limit=EXPIRED_TOGETHER)):
+            outcomes = self.handle([ExpireHold(hold=hold) for _, hold in due])
+            expired += sum(isinstance(outcome, Done) for outcome in outcomes)
+            last = due[-1]
+            if progress is not None:
+                progress(expired)
+        return expired
+
     def rebuild(
         self, *accounts: str, progress: Callable[[int], None] | None = None, noticed_by: str = "rebuild"
     ) -> list[str]:
@@ -291,10 +169,10 @@ class Ledger(_Operations):
         mended: list[str] = []
         done = 0
         with self._database.connection() as connection:
-            pages: Iterable[list[str]] = [sorted(accounts)] if accounts else projector.all_streams(connection)
+            pages: Iterable[list[str]] = [sorted(accounts)] if accounts else repair.all_streams(connection)
             for page in pages:
                 with connection.transaction():
-                    mended += projector.rebuild(connection, page, noticed_by)
+                    mended += repair.rebuild(connection, page, noticed_by)
                 done += len(page)
                 if progress is not None:
                     progress(done)
@@ -332,7 +210,7 @@ class Ledger(_Operations):
             UnsupportedConnection: Not a psycopg 3 or SQLAlchemy connection in a transaction.
             ConcurrencyError: The caller's whole transaction has to be run again.
         """
-        yield Guest(connection, self._database.schema, sorted(set(accounts)))
+        yield Guest(connection, self._database.schema, sorted(set(accounts)), self._machines)
 
     def _ledger_id(self) -> str:
         if self._id is None:
@@ -346,12 +224,15 @@ class Ledger(_Operations):
         self.rebuild(account, noticed_by="read")
 
 
-class Guest(_Operations):
+class Guest(Operations):
     """The ledger inside a caller's transaction; made by `Ledger.join`."""
 
-    def __init__(self, lender: Lender, schema: str, accounts: Sequence[str]) -> None:
+    def __init__(
+        self, lender: Lender, schema: str, accounts: Sequence[str], machines: Mapping[str, StateMachine]
+    ) -> None:
         self._lender = lender
         self._schema = schema
+        self._machines = machines
         with self._connection() as connection:
             results = connection.send(
                 [(queries.LEDGER_ID, ()), ("SHOW transaction_isolation", ()), projector.lock(accounts)]
@@ -368,6 +249,7 @@ class Guest(_Operations):
                 commands,
                 self._id,
                 self._read_committed,
+                self._machines,
                 scope=scope,
                 atomic=atomic,
                 dry_run=dry_run,
@@ -379,7 +261,7 @@ class Guest(_Operations):
 
     def _mend(self, account: str) -> None:
         with self._connection() as connection:
-            projector.rebuild(connection, [account], noticed_by="read")
+            repair.rebuild(connection, [account], noticed_by="read")
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:

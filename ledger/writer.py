@@ -11,24 +11,23 @@ commands are decided again.
 
 from __future__ import annotations
 
-import os
 import random
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from hashlib import sha1
-from typing import Final, NamedTuple, TypeAlias
-from uuid import UUID
+from typing import Final, NamedTuple
 
 import psycopg
 import psycopg.errors
 
+from ledger.batch import Batch, Done, Drifted, Due, Outcome, Work, load, prepare, take_up
 from ledger.core import chain
-from ledger.core.book import Balance, Book, Terms
-from ledger.core.commands import BATCH_MAX, Command, DefineAsset, OpenAccount, canonical_json
-from ledger.core.decide import decide, recall
+from ledger.core.book import Book, remember
+from ledger.core.canonical import canonical_json
+from ledger.core.commands import (
+    Command,
+)
+from ledger.core.decide import Occasion, decide, recall
 from ledger.core.errors import (
     AtomicBatchRejected,
     ConcurrencyError,
@@ -39,14 +38,14 @@ from ledger.core.errors import (
     Rejected,
 )
 from ledger.core.events import (
-    LEDGER_STREAM,
-    AssetDefined,
     EntryPosted,
     Event,
+    Movement,
     Recorded,
     Transaction,
 )
-from ledger.storage import projector, store
+from ledger.core.lifecycle import StateMachine
+from ledger.storage import projector, repair, store
 from ledger.storage.database import GUARD_CLASS, RETRYABLE, Connection, Database, Statement
 
 ATTEMPTS_MAX: Final = 12
@@ -63,113 +62,8 @@ _CONFLICTS: Final = frozenset({projector.LOST, "23505"})
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
-class Done(NamedTuple):
-    """
-    What a command did.  A replayed one was done earlier: this is the original answer.
-
-    `versions` and `balances` say where each stream and account stood right after the transaction.
-    """
-
-    transaction: Transaction
-    events: Sequence[Recorded]
-    terms: Sequence[Terms | None]
-    replayed: bool = False
-    dry_run: bool = False
-
-    @property
-    def transaction_id(self) -> UUID:
-        """The id that `transaction()` and `reverse()` take."""
-        return UUID(self.transaction.transaction_id)
-
-    @property
-    def versions(self) -> dict[str, int]:
-        """Stream → its version right after."""
-        return dict(zip(self.transaction.streams, self.transaction.versions, strict=True))
-
-    @property
-    def balances(self) -> dict[str, Balance]:
-        """Account → its balance right after."""
-        return {
-            event.stream: Balance.from_numbers(event.stream, terms, event.numbers, event.version)
-            for event, terms in zip(self.events, self.terms, strict=True)
-            if terms is not None and event.numbers is not None
-        }
-
-
-Outcome: TypeAlias = Done | Rejected
-
-
 class _Moved(Exception):
     """Somebody else wrote first, or a projection was mended: decide again."""
-
-
-class _Drifted(Exception):
-    """Projected rows that were not written by us."""
-
-    def __init__(self, streams: Sequence[str]) -> None:
-        super().__init__(streams)
-        self.streams = streams
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Commands on their way, with the ids that their transactions have in every attempt."""
-
-    commands: Sequence[Command]
-    scope: str
-    ids: Sequence[str]
-    known_ids: Sequence[str]
-    streams: Sequence[str]
-    locks: Sequence[str]
-    assets: Sequence[str]
-    atomic: bool
-    dry_run: bool
-    in_doubt: bool = False
-    """An earlier attempt may have committed before its connection broke: ids without a key are looked up too."""
-
-
-@dataclass(slots=True)
-class _Work:
-    """A batch that has been read, and what becomes of it: the book moves on as its commands are decided."""
-
-    book: Book
-    now: datetime
-    earlier: dict[str, Done]
-    """By transaction id: what was done before this call, or by an earlier command of it."""
-
-    loaded: dict[str, int]
-    """The version of every stream that was read."""
-
-    outcomes: list[Outcome] = field(default_factory=list)
-    ids: list[str] = field(default_factory=list)
-    """The transactions that are being written, in order."""
-
-    begun: set[str] = field(default_factory=set)
-    """The streams that are being written from their first version on."""
-
-    closed: bool = False
-    """Whether the end of the transaction went out with the writes."""
-
-    @property
-    def rejected(self) -> int | None:
-        """The first command that was rejected."""
-        found = (index for index, outcome in enumerate(self.outcomes) if isinstance(outcome, Rejected))
-        return next(found, None)
-
-    def suspects(self, batch: _Batch) -> set[str]:
-        """
-        Accounts whose projection has to be compared with the log before an answer is given.
-
-        A row that is missing, or an old one that was put back, may be why a command was rejected; and one that
-        was not found and is not written is not checked by any write.
-        """
-        suspects = {stream for stream in batch.locks if stream not in self.loaded}
-        if not batch.dry_run:
-            suspects -= self.begun
-        for command, outcome in zip(batch.commands, self.outcomes, strict=True):
-            if isinstance(outcome, Rejected) and not isinstance(outcome, IdempotencyConflict):
-                suspects.update(command.accounts)
-        return suspects
 
 
 class _Part(NamedTuple):
@@ -177,8 +71,9 @@ class _Part(NamedTuple):
 
     transactions: list[Transaction]
     events: list[Recorded]
-    opened: list[str]
-    defined: list[str]
+    facts: list[Event]
+    """What is no posting, and changes more than the numbers of an account."""
+
     last: bool = False
 
 
@@ -193,12 +88,6 @@ class _Frame(NamedTuple):
 _UNFRAMED: Final = _Frame([], [], "")
 """Statements that go out together are a transaction by themselves, where the session is set up for it."""
 
-_LOAD: Final = f"""
-SELECT clock_timestamp() AT TIME ZONE 'UTC', ARRAY({store.KNOWN}), {", ".join(["NULL"] * projector.HEAD_COLUMNS_COUNT)}
-UNION ALL
-SELECT NULL, NULL, {projector.HEAD_COLUMNS} {projector.HEADS}
-"""
-
 _HELD_ALREADY: Final = projector.held([], {})
 
 _WRITE: Final = f"WITH {projector.HELD}, {store.APPENDED}, {projector.MOVED} {projector.ALL_MOVED}"
@@ -207,9 +96,10 @@ _WRITE: Final = f"WITH {projector.HELD}, {store.APPENDED}, {projector.MOVED} {pr
 class Writer:
     """Handles commands on one ledger's database, in transactions of its own."""
 
-    def __init__(self, database: Database, ledger_id: Callable[[], str]) -> None:
+    def __init__(self, database: Database, ledger_id: Callable[[], str], machines: Mapping[str, StateMachine]) -> None:
         self._database = database
         self._ledger_id = ledger_id
+        self._machines = machines
 
     def handle(
         self, commands: Sequence[Command], *, scope: str = "", atomic: bool = False, dry_run: bool = False
@@ -226,8 +116,8 @@ class Writer:
         """
         if not commands:
             return []
-        batch = _prepare(commands, self._ledger_id(), scope, atomic, dry_run)
-        locked = len(commands) > 1
+        batch = prepare(commands, self._ledger_id(), Batch([*commands], scope, atomic, dry_run, self._machines))
+        locked = not batch.plain
         lost: ConnectionLost | None = None
         for attempt in range(ATTEMPTS_MAX):
             if attempt:
@@ -240,20 +130,27 @@ class Writer:
             except DatabaseUnavailable:
                 if lost is None:
                     raise
+            except Due as due:
+                batch.expire_first(due.holds)
+                locked = True
             except _Moved:
                 locked = True
         raise lost or ConcurrencyError(f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again.")
 
-    def _attempt(self, connection: Connection, batch: _Batch, locked: bool) -> list[Outcome]:
+    def _attempt(self, connection: Connection, batch: Batch, locked: bool) -> list[Outcome]:
+        take_up(connection, batch)
         frame = _UNFRAMED
         if locked or not connection.own_session:
             frame = _Frame(connection.begin(), closing=[("COMMIT", ())], undo="ROLLBACK")
         opening = [*frame.opening, projector.lock(batch.locks)] if locked else []
         try:
-            work = _load(connection, batch, opening, self._ledger_id())
+            work = load(connection, batch, opening, self._ledger_id())
             _write(connection, batch, work, frame, locked)
-            return work.outcomes
-        except _Drifted as drift:
+            return work.outcomes[batch.expiries :]
+        except Due:
+            connection.rollback()
+            raise
+        except Drifted as drift:
             connection.rollback()
             self._rebuild(connection, drift.streams)
         except psycopg.Error as error:
@@ -264,13 +161,13 @@ class Writer:
             # Without a lock this was a race.  Under the locks nobody else can have moved these streams, so
             # either a key was in flight, or the projection and the log disagree.
             if locked:
-                self._rebuild(connection, projector.out_of_step(connection, batch.streams))
+                self._rebuild(connection, repair.out_of_step(connection, batch.streams))
         raise _Moved
 
     def _rebuild(self, connection: Connection, streams: Sequence[str]) -> None:
         if streams:
             with connection.transaction():
-                projector.rebuild(connection, streams, noticed_by="write")
+                repair.rebuild(connection, streams, noticed_by="write")
 
 
 def handle_as_guest(
@@ -278,6 +175,7 @@ def handle_as_guest(
     commands: Sequence[Command],
     ledger_id: str,
     read_committed: bool,
+    machines: Mapping[str, StateMachine],
     *,
     scope: str = "",
     atomic: bool = False,
@@ -294,18 +192,26 @@ def handle_as_guest(
     """
     if not commands:
         return []
-    batch = _prepare(commands, ledger_id, scope, atomic, dry_run)
+    batch = prepare(commands, ledger_id, Batch([*commands], scope, atomic, dry_run, machines))
+    if batch.closing and not read_committed:
+        raise InvalidCommand("close_period", "it has to see what others wrote: use READ COMMITTED")
+    # A caller's transaction may go on for long after this; nobody may close its time meanwhile.
+    batch.backdated = True
     release: list[Statement] = [("RELEASE SAVEPOINT ledger", ())]
     undo = "ROLLBACK TO SAVEPOINT ledger; RELEASE SAVEPOINT ledger"
     frame = _Frame([("SAVEPOINT ledger", ())], release, undo)
     for _ in range(ATTEMPTS_MAX):
         try:
-            work = _load(connection, batch, [*frame.opening, projector.lock(batch.locks)], ledger_id)
+            take_up(connection, batch)
+            work = load(connection, batch, [*frame.opening, projector.lock(batch.locks)], ledger_id)
             _write(connection, batch, work, frame, locked=True)
-            return work.outcomes
-        except _Drifted as drift:
+            return work.outcomes[batch.expiries :]
+        except Due as due:
             connection.undo(undo)
-            projector.rebuild(connection, drift.streams, noticed_by="write")
+            batch.expire_first(due.holds)
+        except Drifted as drift:
+            connection.undo(undo)
+            repair.rebuild(connection, drift.streams, noticed_by="write")
         except psycopg.Error as error:
             if not _is_conflict(error):
                 raise
@@ -315,88 +221,12 @@ def handle_as_guest(
                     "Another transaction wrote to these accounts, and this one's isolation level cannot see it."
                     " Run the whole transaction again."
                 ) from None
-            if streams := projector.out_of_step(connection, batch.streams):
-                projector.rebuild(connection, streams, noticed_by="write")
+            if streams := repair.out_of_step(connection, batch.streams):
+                repair.rebuild(connection, streams, noticed_by="write")
     raise ConcurrencyError(f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again.")
 
 
-def keyed_id(ledger_id: str, scope: str, key: str) -> str:
-    """
-    The id of the transaction that an idempotency key stands for.
-
-    UUIDv5 with the ledger's id as its namespace (RFC 9562, section 5.5), so that the primary key of
-    transactions is the idempotency check.
-    """
-    namespace = bytes.fromhex(ledger_id.replace("-", ""))
-    digest = bytearray(sha1(namespace + f"{scope}\0{key}".encode(), usedforsecurity=False).digest()[:16])
-    return _uuid_text(digest, version=5)
-
-
-def _fresh_id(milliseconds: int) -> str:
-    """A UUIDv7 (RFC 9562, section 5.7): ids made later sort later, which keeps their index compact."""
-    return _uuid_text(bytearray(milliseconds.to_bytes(6, "big") + os.urandom(10)), version=7)
-
-
-def _uuid_text(octets: bytearray, version: int) -> str:
-    octets[6] = octets[6] & 0x0F | version << 4
-    octets[8] = octets[8] & 0x3F | 0x80
-    digits = octets.hex()
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def _prepare(commands: Sequence[Command], ledger_id: str, scope: str, atomic: bool, dry_run: bool) -> _Batch:
-    if len(commands) > BATCH_MAX:
-        raise InvalidCommand("commands", f"{len(commands)} at once; at most {BATCH_MAX} are taken")
-    milliseconds = time.time_ns() // 1_000_000
-    ids, known_ids, assets = [], [], set()
-    streams: set[str] = set()
-    for command in commands:
-        streams.update(command.accounts)
-        if command.idempotency_key is None:
-            ids.append(_fresh_id(milliseconds))
-        else:
-            ids.append(keyed_id(ledger_id, scope, command.idempotency_key))
-            known_ids.append(ids[-1])
-        if isinstance(command, DefineAsset | OpenAccount):
-            assets.add(command.asset)
-    locks = sorted(streams)
-    if assets:
-        # Not locked: an account may need a currency defined, and hardly ever does.
-        streams.add(LEDGER_STREAM)
-    return _Batch(commands, scope, ids, known_ids, sorted(streams), locks, sorted(assets), atomic, dry_run)
-
-
-def _load(connection: Connection, batch: _Batch, opening: list[Statement], ledger_id: str) -> _Work:
-    """Read everything that the batch may be decided on, in one round trip, after `opening`."""
-    known_ids = batch.ids if batch.in_doubt else batch.known_ids
-    statements = [*opening, (_LOAD, (store.plain_array(known_ids), store.text_array(batch.streams)))]
-    if batch.assets:
-        statements.append(projector.scales(batch.assets))
-    heads, *assets = connection.send(statements)[len(opening) :]
-    now, known = heads[0][:2]
-    book = Book(ledger_id)
-    if drifted := projector.load(book, [row[2:] for row in heads[1:]]):
-        raise _Drifted(drifted)
-    book.assets.update(*assets)
-    earlier = _recalled(connection, known) if known else {}
-    loaded = {name: stream.version for name, stream in book.streams.items()}
-    return _Work(book, store.in_utc(now), earlier, loaded)
-
-
-def _recalled(connection: Connection, ids: Sequence[str]) -> dict[str, Done]:
-    """The answers that were given when these transactions were made, by id."""
-    book = Book("")
-    transactions = store.recorded_transactions(connection, ids)
-    streams = sorted({stream for transaction in transactions for stream in transaction.streams})
-    projector.load(book, connection.query(*projector.touch(streams)))
-    answers = {}
-    for transaction, events in zip(transactions, store.events_of(connection, transactions), strict=True):
-        terms = [book.stream(event.stream).terms for event in events]
-        answers[transaction.transaction_id] = Done(transaction, events, terms)
-    return answers
-
-
-def _write(connection: Connection, batch: _Batch, work: _Work, frame: _Frame, locked: bool) -> None:
+def _write(connection: Connection, batch: Batch, work: Work, frame: _Frame, locked: bool) -> None:
     """
     Decide, append, project and close the frame, in one round trip where nothing has to be looked at in between.
 
@@ -413,8 +243,8 @@ def _write(connection: Connection, batch: _Batch, work: _Work, frame: _Frame, lo
     if work.closed:
         return
     suspects = work.suspects(batch)
-    if suspects and (drifted := projector.out_of_step(connection, suspects)):
-        raise _Drifted(drifted)
+    if suspects and (drifted := repair.out_of_step(connection, suspects)):
+        raise Drifted(drifted)
     failed = batch.atomic and work.rejected is not None
     if failed:
         _reject_together(work)
@@ -424,7 +254,7 @@ def _write(connection: Connection, batch: _Batch, work: _Work, frame: _Frame, lo
         connection.undo(frame.undo)
 
 
-def _statements(batch: _Batch, work: _Work, frame: _Frame, locked: bool) -> Iterator[Statement]:
+def _statements(batch: Batch, work: Work, frame: _Frame, locked: bool) -> Iterator[Statement]:
     """What is to be sent, made while the server works on what was sent before.  Nothing, if nothing happens."""
     projected = dict(work.loaded)
     latest = work.now
@@ -434,8 +264,8 @@ def _statements(batch: _Batch, work: _Work, frame: _Frame, locked: bool) -> Iter
         held: list[str] = _HELD_ALREADY
         if not locked and not work.ids:
             yield from frame.opening
-            read = {stream: work.loaded[stream] for stream in batch.locks if stream in work.loaded}
-            held = projector.held(batch.locks, read)
+            locks = batch.locks
+            held = projector.held(locks, {stream: work.loaded[stream] for stream in locks if stream in work.loaded})
         before = {event.stream: projected.get(event.stream, 0) for event in part.events}
         if part.transactions:
             work.ids.extend([transaction.transaction_id for transaction in part.transactions])
@@ -444,24 +274,24 @@ def _statements(batch: _Batch, work: _Work, frame: _Frame, locked: bool) -> Iter
         announced = work.ids if part.last else []
         appended = store.appended(part.transactions, part.events, announced, latest)
         yield _WRITE, [*held, *appended, *projector.moved(before, work.book)]
-        yield from projector.project(before, work.book, part.opened, part.defined)
+        yield from projector.project(before, work.book, part.facts)
         projected.update({stream: work.book.streams[stream].version for stream in before})
     if work.ids and not work.suspects(batch) and not (batch.atomic and work.rejected is not None):
         work.closed = True
         yield from frame.closing
 
 
-def _decide_all(batch: _Batch, work: _Work) -> Iterator[_Part]:
+def _decide_all(batch: Batch, work: Work) -> Iterator[_Part]:
     """
     Decide each command on the book as the ones before it leave it.
 
     What happened comes in parts; the last one comes in any case, with nothing in it if need be.
     """
-    part = _Part([], [], [], [])
+    part = _Part([], [], [])
     for command, transaction_id in zip(batch.commands, batch.ids, strict=True):
         if len(part.transactions) == _PART_COMMANDS:
             yield part
-            part = _Part([], [], [], [])
+            part = _Part([], [], [])
         done = work.earlier.get(transaction_id)
         try:
             if done is not None:
@@ -469,7 +299,7 @@ def _decide_all(batch: _Batch, work: _Work) -> Iterator[_Part]:
                 replayed = done.transaction.idempotency_key is not None
                 work.outcomes.append(done._replace(replayed=replayed))
                 continue
-            decided = decide(command, work.book)
+            decided = decide(command, work.book, Occasion(work.now, transaction_id))
         except Rejected as rejection:
             work.outcomes.append(rejection)
             continue
@@ -478,11 +308,10 @@ def _decide_all(batch: _Batch, work: _Work) -> Iterator[_Part]:
         work.outcomes.append(done)
         part.transactions.append(done.transaction)
         part.events.extend(done.events)
-        if type(command) is OpenAccount:
-            part.opened.append(command.account)
-            part.defined.extend([event.asset for event in decided if isinstance(event, AssetDefined)])
-        elif type(command) is DefineAsset:
-            part.defined.append(command.asset)
+        if type(decided[0]) is not EntryPosted:
+            part.facts.extend(decided)
+        if batch.references:
+            remember(work.book, transaction_id, command.type, decided, command.refers_to)
     yield part._replace(last=True)
 
 
@@ -493,7 +322,7 @@ def _check_same(command: Command, transaction: Transaction, scope: str) -> None:
 
 
 def _record(
-    command: Command, transaction_id: str, events: Sequence[Event], book: Book, batch: _Batch, now: datetime
+    command: Command, transaction_id: str, events: Sequence[Event], book: Book, batch: Batch, now: datetime
 ) -> Done:
     """Give the events their transaction, versions, time and hashes; the book moves on."""
     latest = now
@@ -508,7 +337,7 @@ def _record(
         batch.scope,
         command.idempotency_key,
         command.request(),
-        sum([type(event) is EntryPosted for event in events]),
+        sum([isinstance(event, Movement) for event in events]),
         tuple([stream.stream for stream, _, _ in places]),
         tuple([version for _, version, _ in places]),
         command.reference,
@@ -523,10 +352,10 @@ def _record(
     return Done(transaction, recorded, [stream.terms for stream, _, _ in places], dry_run=batch.dry_run)
 
 
-def _reject_together(work: _Work) -> None:
+def _reject_together(work: Work) -> None:
     """All or nothing: one rejection takes the rest of the batch with it."""
     assert work.rejected is not None
-    cause = AtomicBatchRejected(work.rejected, str(work.outcomes[work.rejected]))
+    cause = AtomicBatchRejected(work.rejected, str(work.outcomes[work.first + work.rejected]))
     work.outcomes = [outcome if isinstance(outcome, Rejected) else cause for outcome in work.outcomes]
 
 

@@ -18,17 +18,18 @@ from ledger.core import errors
 
 FLOW: Final = """
     core.errors core.iso4217 core.money         | what may go wrong, and what is counted
+    core.canonical core.lifecycle               | one text for each value; what may follow what
     core.commands                               | what may be asked             → validated
     core.events core.book core.decide           | what it makes happen          → decided
     core.codec core.chain                       | what is hashed
     storage.tables storage.database             | where it is kept
     storage.embedded storage.migrations
     storage.store                               | what is kept                  → appended
-    storage.projector                           | what it adds up to            → projected
+    storage.projector storage.repair            | what it adds up to            → projected
     storage.queries                             | what is answered              → queried
-    writer                                      | the only write path
+    batch writer                                | the only write path
     audit.verify                                | re-derive, never trust
-    application                                 | the one public object
+    lifecycle operations application            | the one public object
     ledger                                      | the public names
     testing settings wire                       | what surrounds it
     cli.output cli.options cli.lines            | the command line

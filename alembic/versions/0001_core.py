@@ -164,40 +164,51 @@ $body$;
 
 CREATE FUNCTION {schema}.check_appended() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $body$
 DECLARE
-    every record;
     broken record;
 BEGIN
-    -- One look at all that came, which is nearly always sound; only otherwise is it asked what is wrong.
-    -- All events of a transaction come in one statement, and only those that it announced: none can be missing
-    -- and, since each has its place in a stream, none can come a second time or later.
     -- The scalar subqueries are deliberate: as joins, a plan made for a large batch could scan a whole table
     -- for a small one.
-    SELECT bool_and(part.follows) AS follow, bool_and(part.balances) AS balance, bool_and((
-               SELECT cardinality(t.announced) = part.events AND t.entry_count = part.entries
-                      AND t.announced @> part.found
-               FROM {schema}.transactions AS t WHERE t.transaction_id = part.transaction_id
-           ) IS TRUE) AS complete INTO every
+    SELECT run.stream, run.low AS version INTO broken
+    FROM (
+        SELECT stream, min(version) AS low, max(version) AS high, count(*) AS events FROM appended GROUP BY stream
+    ) AS run
+    WHERE run.high - run.low + 1 <> run.events
+       OR run.low > 1 AND (
+              SELECT true FROM {schema}.events AS e WHERE e.stream = run.stream AND e.version = run.low - 1
+          ) IS NOT TRUE
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'LD002',
+            MESSAGE = format('stream %s would have a gap before or after version %s', broken.stream, broken.version);
+    END IF;
+
+    -- All events of a transaction come in one statement, and only those that it announced: none can be missing
+    -- and, since each has its place in a stream, none can come a second time or later.
+    SELECT part.transaction_id, part.net INTO broken
     FROM (
         SELECT transaction_id, count(*) AS events, count(amount) AS entries,
                array_agg(stream || ' ' || version) AS found,
-               bool_and(version = 1 OR (
-                   SELECT true FROM {schema}.events AS e WHERE e.stream = a.stream AND e.version = a.version - 1
-               ) IS TRUE) AS follows,
-               min(asset) = max(asset)
-                   AND sum(CASE direction WHEN 'debit' THEN amount ELSE -amount END) = 0 AS balances
-        FROM appended AS a GROUP BY transaction_id
-    ) AS part;
-
-    IF NOT every.follow THEN
-        SELECT stream, version INTO broken FROM appended AS a
-        WHERE version > 1 AND NOT EXISTS (
-            SELECT FROM {schema}.events AS e WHERE e.stream = a.stream AND e.version = a.version - 1)
-        ORDER BY stream, version LIMIT 1;
-        RAISE EXCEPTION USING ERRCODE = 'LD002',
-            MESSAGE = format('stream %s would have a gap before version %s', broken.stream, broken.version);
+               CASE WHEN min(asset) = max(asset)
+                    THEN sum(CASE direction WHEN 'debit' THEN amount ELSE -amount END) END AS net
+        FROM appended GROUP BY transaction_id
+    ) AS part
+    WHERE part.net <> 0 OR (
+              SELECT cardinality(t.announced) = part.events AND t.entry_count = part.entries
+                     AND t.announced @> part.found
+              FROM {schema}.transactions AS t WHERE t.transaction_id = part.transaction_id
+          ) IS NOT TRUE
+    LIMIT 1;
+    IF FOUND AND broken.net <> 0 THEN
+        RAISE EXCEPTION USING ERRCODE = 'LD004',
+            MESSAGE = format('debits and credits of transaction %s differ', broken.transaction_id);
+    ELSIF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'LD003',
+            MESSAGE = format('transaction %s does not come with exactly the events that it announces',
+                             broken.transaction_id);
     END IF;
-    -- NULL where nothing was posted; false as well where several assets were, which are summed one by one.
-    IF NOT every.balance THEN
+
+    -- Transactions of several assets; most batches have none.
+    IF (SELECT min(asset) <> max(asset) FROM appended) THEN
         SELECT transaction_id, asset INTO broken
         FROM appended WHERE amount IS NOT NULL GROUP BY transaction_id, asset
         HAVING sum(CASE direction WHEN 'debit' THEN amount ELSE -amount END) <> 0
@@ -207,22 +218,6 @@ BEGIN
                 MESSAGE = format('debits and credits of transaction %s differ in %s',
                                  broken.transaction_id, broken.asset);
         END IF;
-    END IF;
-    IF NOT every.complete THEN
-        SELECT transaction_id INTO broken
-        FROM (
-            SELECT transaction_id, count(*) AS events, count(amount) AS entries,
-                   array_agg(stream || ' ' || version) AS found
-            FROM appended GROUP BY transaction_id
-        ) AS part
-        WHERE NOT EXISTS (
-            SELECT FROM {schema}.transactions AS t
-            WHERE t.transaction_id = part.transaction_id AND cardinality(t.announced) = part.events
-              AND t.entry_count = part.entries AND t.announced @> part.found)
-        LIMIT 1;
-        RAISE EXCEPTION USING ERRCODE = 'LD003',
-            MESSAGE = format('transaction %s does not come with exactly the events that it announces',
-                             broken.transaction_id);
     END IF;
     RETURN NULL;
 END

@@ -17,11 +17,18 @@ from ledger.core import chain
 from ledger.core.book import EPOCH, Book, Stream, evolve
 from ledger.core.codec import event_from
 from ledger.core.errors import CorruptLog, UnknownAccount
-from ledger.core.events import LEDGER_STREAM, Numbers, Recorded
+from ledger.core.events import LEDGER_STREAM, Numbers, OfHold, Recorded, StateAdvanced
 from ledger.core.money import Money
-from ledger.storage import projector
+from ledger.storage import projector, repair
 from ledger.storage.database import Connection, Row
-from ledger.storage.store import EVENT_COLUMNS, TRANSACTION_COLUMNS, recorded_from, text_array, transaction_from
+from ledger.storage.store import (
+    EVENT_COLUMNS,
+    TRANSACTION_COLUMNS,
+    readable,
+    recorded_from,
+    text_array,
+    transaction_from,
+)
 
 FINDINGS_MAX: Final = 1_000
 """Findings kept in a report; more are counted."""
@@ -58,12 +65,16 @@ WHERE (found.events <> cardinality(t.announced) OR found.entries <> t.entry_coun
   {of_transactions}
 """
 
+# What is posted and what is pending, each for itself; a hold is placed once, and later only taken from.
 _UNBALANCED: Final = """
 SELECT e.transaction_id::text, min(e.stream), e.asset
 FROM {schema}.transactions AS t JOIN {schema}.events AS e ON e.transaction_id = t.transaction_id
 WHERE e.amount IS NOT NULL {of_transactions}
 GROUP BY e.transaction_id, e.asset
-HAVING sum(CASE e.direction WHEN 'debit' THEN e.amount ELSE -e.amount END) <> 0
+HAVING sum(CASE WHEN e.type NOT IN ('entry_posted', 'hold_captured') THEN 0
+                WHEN e.direction = 'debit' THEN e.amount ELSE -e.amount END) <> 0
+    OR sum(CASE WHEN e.type = 'entry_posted' THEN 0
+                WHEN (e.direction = 'debit') = (e.type = 'hold_placed') THEN e.amount ELSE -e.amount END) <> 0
 """
 
 _WITHOUT_LOG: Final = """
@@ -76,6 +87,7 @@ ORDER BY stream
 """
 
 _SCOPE: Final = {
+    **repair.OF_STREAMS,
     "{of_events}": "AND e.stream = ANY(%(streams)s::text[])",
     "{of_projections}": "AND stream = ANY(%(streams)s::text[])",
     "{of_transactions}": """AND t.transaction_id IN (
@@ -84,6 +96,10 @@ _SCOPE: Final = {
 """What a verification of some accounts adds to each statement; one of the whole ledger adds nothing."""
 
 _ASSETS: Final = "SELECT asset, scale FROM {schema}.assets"
+
+_DIFFERING_LEGS: Final = f"WITH {repair.EXPECTED_LEGS} SELECT stream, hold::text FROM differing_legs ORDER BY 1, 2"
+
+_PERIOD: Final = f"SELECT {readable('p.closed_until')} FROM {{schema}}.periods AS p"
 
 
 class Finding(NamedTuple):
@@ -169,6 +185,7 @@ def _verify_streams(
     for name, rows in groupby(scope.stream(_EVENTS), key=itemgetter(0)):
         stream = _verify_stream(name, rows, book, report)
         book.streams.pop(name)
+        book.holds.clear()
         _add_to_trial_balance(totals, stream)
         unseen.discard(name)
         report.checked["streams"] += 1
@@ -179,8 +196,11 @@ def _verify_streams(
             if progress is not None:
                 progress(report.checked["events"])
     _verify_projections(connection, replayed, report)
+    for account, hold in scope.stream(_DIFFERING_LEGS):
+        report.add("projection", account, 0, "holds", f"hold {hold} is not what the log makes of it")
     if scope.whole:
         _verify_assets(connection, book, report)
+        _verify_period(connection, book, report)
         for asset, net in sorted(totals.items()):
             if net.minor:
                 report.add("trial balance", asset, 0, "amount", f"debits less credits over all accounts are {net}")
@@ -222,26 +242,49 @@ def _verify_event(
     def broken(column: str, problem: str) -> CorruptLog:
         return CorruptLog(recorded.stream, recorded.version, f"{column}: {problem}")
 
-    if recorded.version != stream.version + 1:
-        raise broken("version", f"version {stream.version + 1} is missing")
-    if header_hash is None:
-        raise broken("transaction_id", f"transaction {recorded.transaction_id} does not exist")
+    _verify_place(recorded, header_hash, stream, latest, broken)
     try:
-        evolve(book, event_from(recorded))
+        event = event_from(recorded)
     except CorruptLog as corrupt:
         raise broken("payload", corrupt.problem) from corrupt
+    if isinstance(event, StateAdvanced) and event.source != (stream.state or ""):
+        raise broken("payload", f"it leads away from {event.source}, the events up to here lead to {stream.state}")
+    evolve(book, event)
+    if isinstance(event, OfHold):
+        _verify_hold(event, book, broken)
     if recorded.numbers is not None or stream.terms is not None:
         for column, stated, expected in zip(
             Numbers._fields, recorded.numbers or (None,) * 4, stream.numbers, strict=True
         ):
             if stated != expected:
                 raise broken(column, f"it says {stated}, the events up to here make {expected}")
-    if (recorded.recorded_at, recorded.transaction_id) != latest and recorded.recorded_at <= latest[0]:
-        raise broken("recorded_at", "it does not come after the event before")
     try:
-        chain.check_link(recorded, header_hash, prev_hash)
+        chain.check_link(recorded, header_hash or b"", prev_hash)
     except CorruptLog as corrupt:
         raise broken("event_hash", corrupt.problem) from corrupt
+
+
+def _verify_place(
+    recorded: Recorded,
+    header_hash: bytes | None,
+    stream: Stream,
+    latest: tuple[Any, str],
+    broken: Callable[[str, str], CorruptLog],
+) -> None:
+    if recorded.version != stream.version + 1:
+        raise broken("version", f"version {stream.version + 1} is missing")
+    if header_hash is None:
+        raise broken("transaction_id", f"transaction {recorded.transaction_id} does not exist")
+    if (recorded.recorded_at, recorded.transaction_id) != latest and recorded.recorded_at <= latest[0]:
+        raise broken("recorded_at", "it does not come after the event before")
+
+
+def _verify_hold(event: OfHold, book: Book, broken: Callable[[str, str], CorruptLog]) -> None:
+    leg = book.holds[event.hold].get(event.account)
+    if leg is None:
+        raise broken("payload", f"hold {event.hold} was never placed here")
+    if leg.left < 0:
+        raise broken("amount", f"more is taken from hold {event.hold} than it has")
 
 
 def _verify_projections(connection: Connection, replayed: Sequence[Stream], report: Report) -> None:
@@ -325,6 +368,15 @@ def _verify_assets(connection: Connection, book: Book, report: Report) -> None:
         if projected.get(asset) != book.assets.get(asset):
             problem = f"{asset} has scale {projected.get(asset)}, the log makes {book.assets.get(asset)}"
             report.add("projection", LEDGER_STREAM, 0, "scale", problem)
+
+
+def _verify_period(connection: Connection, book: Book, report: Report) -> None:
+    found = connection.query(_PERIOD)
+    ours = None if book.closed_until is None else book.closed_until.replace(tzinfo=None)
+    if found != [(ours,)]:
+        said = found[0][0] if found else "there is no row that says"
+        problem = f"the books are closed until {ours}, the projection says {said}"
+        report.add("projection", LEDGER_STREAM, 0, "closed_until", problem)
 
 
 def _add_to_trial_balance(totals: dict[str, Money], stream: Stream) -> None:

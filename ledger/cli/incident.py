@@ -26,7 +26,7 @@ from ledger.core.commands import Deposit, Withdraw, build
 from ledger.core.errors import Rejected, VersionConflict
 from ledger.core.money import Money
 from ledger.storage.database import in_our_words
-from ledger.writer import Done
+from ledger.batch import Done
 
 DAY: Final = datetime(2022, 1, 1, tzinfo=UTC)
 """When the incident takes place; messages count milliseconds from here."""

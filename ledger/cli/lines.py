@@ -16,7 +16,7 @@ from ledger.cli.output import complain, progress
 from ledger.core.commands import Command, parse_command
 from ledger.core.errors import InvalidCommand, LedgerError
 from ledger.wire import Json, done_json, error_json
-from ledger.writer import Done, Outcome
+from ledger.batch import Done, Outcome
 
 BATCH_LINES: Final = 1_000
 """Lines handled in one transaction at most."""

@@ -25,7 +25,7 @@ from ledger.core.commands import (
 )
 from ledger.core.errors import InvalidCommand, Rejected
 from ledger.wire import done_json
-from ledger.writer import Done
+from ledger.batch import Done
 
 Amount = Annotated[list[str], typer.Argument(help="Such as 12.50 USD.", metavar="AMOUNT", show_default=False)]
 Account = Annotated[str, typer.Argument(help="The account's id.", metavar="ACCOUNT", show_default=False)]

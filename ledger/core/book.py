@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, assert_never
 
-from ledger.core.commands import AccountType, Direction, canonical_json
+from ledger.core.canonical import canonical_json
+from ledger.core.commands import (
+    AccountType,
+    Direction,
+)
 from ledger.core.errors import UnknownAccount
-from ledger.core.events import LEDGER_STREAM, ZERO, AccountOpened, AssetDefined, EntryPosted, Event, Numbers
+from ledger.core.events import (
+    LEDGER_STREAM,
+    ZERO,
+    AccountOpened,
+    AccountStateChanged,
+    AccountTermsChanged,
+    AssetDefined,
+    EntryPosted,
+    Event,
+    HoldCaptured,
+    HoldExpired,
+    HoldPlaced,
+    HoldReleased,
+    Movement,
+    Numbers,
+    OfHold,
+    PeriodClosed,
+    StateAdvanced,
+)
+from ledger.core.lifecycle import StateMachine
 from ledger.core.money import Money
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Terms(NamedTuple):
-    """What an account was opened as; limits are minor units in its normal direction."""
+    """What an account is; limits are minor units in its normal direction, and `state` is open, frozen or closed."""
 
     account_type: AccountType
     normal: Direction
@@ -69,7 +92,11 @@ def in_normal_direction(normal: Direction, numbers: Numbers) -> tuple[int, int, 
 
 @dataclass(slots=True)
 class Stream:
-    """The head of one stream: what the next event follows.  `terms` is None where no account is open."""
+    """
+    The head of one stream: what the next event follows.
+
+    `terms` is None where there is no account; `state` is None but for a caller's own stream that was begun.
+    """
 
     stream: str
     version: int = 0
@@ -77,6 +104,7 @@ class Stream:
     head_hash: bytes = b""
     recorded_at: datetime = EPOCH
     terms: Terms | None = None
+    state: str | None = None
 
     @property
     def balance(self) -> Balance:
@@ -86,13 +114,58 @@ class Stream:
         return Balance.from_numbers(self.stream, self.terms, self.numbers, self.version)
 
 
+class Leg(NamedTuple):
+    """One side of a hold, as it stands: `amount` minor units were set aside, and this is what became of them."""
+
+    hold: str
+    account: str
+    direction: Direction
+    asset: str
+    amount: int
+    captured: int
+    released: int
+    expired: int
+    expires_at: datetime | None
+
+    @property
+    def left(self) -> int:
+        """What is still pending."""
+        return self.amount - self.captured - self.released - self.expired
+
+    @property
+    def state(self) -> str:
+        """Open, captured (some of it at least), expired, or released."""
+        if self.left:
+            return "open"
+        return "captured" if self.captured else "expired" if self.expired else "released"
+
+
+@dataclass(slots=True)
+class Original:
+    """A transaction that can be taken up again: what it posted, by entry, and how much of that is reversed."""
+
+    transaction_id: str
+    kind: str
+    entries: dict[int, EntryPosted]
+    reversed: dict[int, int]
+
+
 @dataclass(slots=True)
 class Book:
-    """Everything `decide` may look at: the streams and assets that a batch of commands names."""
+    """
+    Everything `decide` may look at: what the commands of a batch name, and what they refer to.
+
+    `holds` has the legs of each hold by account.  `trial_balance` is there where a period is to be closed.
+    """
 
     ledger_id: str
     streams: dict[str, Stream] = field(default_factory=dict)
     assets: dict[str, int] = field(default_factory=dict)
+    holds: dict[str, dict[str, Leg]] = field(default_factory=dict)
+    originals: dict[str, Original] = field(default_factory=dict)
+    closed_until: datetime | None = None
+    trial_balance: tuple[tuple[str, str, str, str], ...] = ()
+    machines: Mapping[str, StateMachine] = field(default_factory=dict)
 
     def stream(self, stream: str) -> Stream:
         """The stream's head; a stream that does not exist yet stands at version 0."""
@@ -104,31 +177,82 @@ class Book:
     def copy(self) -> Book:
         """An independent book, to decide on without consequences."""
         streams = {
-            name: Stream(name, s.version, s.numbers, s.head_hash, s.recorded_at, s.terms)
+            name: Stream(name, s.version, s.numbers, s.head_hash, s.recorded_at, s.terms, s.state)
             for name, s in self.streams.items()
         }
-        return Book(self.ledger_id, streams, dict(self.assets))
+        holds = {hold: dict(legs) for hold, legs in self.holds.items()}
+        originals = {
+            name: Original(name, original.kind, original.entries, dict(original.reversed))
+            for name, original in self.originals.items()
+        }
+        return replace(self, streams=streams, assets=dict(self.assets), holds=holds, originals=originals)
 
 
 def stream_of(event: Event) -> str:
     """The stream that an event belongs to."""
-    return LEDGER_STREAM if isinstance(event, AssetDefined) else event.account
+    if isinstance(event, AssetDefined | PeriodClosed):
+        return LEDGER_STREAM
+    return event.stream if isinstance(event, StateAdvanced) else event.account
 
 
 def evolve(book: Book, event: Event) -> Stream:
-    """Apply one event: the stream moves on by one version, its numbers and terms follow."""
+    """Apply one event: the stream moves on by one version, and what the event says becomes so."""
     stream = book.stream(stream_of(event))
     stream.version += 1
     match event:
         case EntryPosted():
-            stream.numbers = with_entry(stream.numbers, event.direction, event.amount)
+            stream.numbers = with_movement(stream.numbers, event)
+        case HoldPlaced() | HoldCaptured() | HoldReleased() | HoldExpired():
+            stream.numbers = with_movement(stream.numbers, event)
+            _evolve_hold(book, event)
         case AccountOpened():
             stream.terms = terms_of(event)
+        case AccountStateChanged() if stream.terms is not None:
+            stream.terms = stream.terms._replace(state=event.state)
+        case AccountTermsChanged() if stream.terms is not None:
+            stream.terms = stream.terms._replace(
+                min_balance=event.min_balance, max_balance=event.max_balance, metadata=canonical_json(event.metadata)
+            )
+        case AccountStateChanged() | AccountTermsChanged():
+            pass  # Of an account that was never opened: `verify` finds the opening missing.
         case AssetDefined():
             book.assets[event.asset] = event.scale
+        case PeriodClosed():
+            book.closed_until = event.until
+        case StateAdvanced():
+            stream.state = event.target
         case _:
             assert_never(event)
     return stream
+
+
+def _evolve_hold(book: Book, event: OfHold) -> None:
+    legs = book.holds.setdefault(event.hold, {})
+    leg = legs.get(event.account)
+    match event:
+        case HoldPlaced():
+            leg = Leg(event.hold, event.account, event.direction, event.asset, event.amount, 0, 0, 0, event.expires_at)
+        case _ if leg is None:
+            return  # Of a hold that was never placed, or is not looked at here.
+        case HoldCaptured():
+            leg = leg._replace(captured=leg.captured + event.amount)
+        case HoldReleased():
+            leg = leg._replace(released=leg.released + event.amount)
+        case HoldExpired():
+            leg = leg._replace(expired=leg.expired + event.amount)
+        case _:
+            assert_never(event)
+    legs[event.account] = leg
+
+
+def remember(book: Book, transaction_id: str, kind: str, events: Iterable[Event], reverses: str | None) -> None:
+    """Let later commands of a batch take up a transaction of an earlier one: to reverse it, or to reverse more."""
+    posted = {event.entry: EntryPosted(*event[:5]) for event in events if isinstance(event, EntryPosted | HoldCaptured)}
+    book.originals[transaction_id] = Original(transaction_id, kind, posted, {})
+    original = None if reverses is None else book.originals.get(reverses)
+    if original is not None:
+        for entry, event in posted.items():
+            original.reversed[entry] = original.reversed.get(entry, 0) + event.amount
 
 
 def replay(book: Book, events: Iterable[Event]) -> Book:
@@ -138,12 +262,25 @@ def replay(book: Book, events: Iterable[Event]) -> Book:
     return book
 
 
-def with_entry(numbers: Numbers, direction: Direction, amount: int) -> Numbers:
-    """The numbers after a posted entry."""
+def with_movement(numbers: Numbers, event: Movement) -> Numbers:
+    """The numbers after an event that moves an amount: one pair of them, posted or pending or both."""
     debits, credits, pending_debits, pending_credits = numbers
-    if direction is Direction.DEBIT:
-        return Numbers(debits + amount, credits, pending_debits, pending_credits)
-    return Numbers(debits, credits + amount, pending_debits, pending_credits)
+    posted, pending = _EFFECTS[type(event)]
+    if event.direction is Direction.DEBIT:
+        return Numbers(
+            debits + posted * event.amount, credits, pending_debits + pending * event.amount, pending_credits
+        )
+    return Numbers(debits, credits + posted * event.amount, pending_debits, pending_credits + pending * event.amount)
+
+
+_EFFECTS: Final[dict[type, tuple[int, int]]] = {
+    EntryPosted: (1, 0),
+    HoldPlaced: (0, 1),
+    HoldCaptured: (1, -1),
+    HoldReleased: (0, -1),
+    HoldExpired: (0, -1),
+}
+"""How often its amount each movement adds to what is posted and to what is pending."""
 
 
 def terms_of(opened: AccountOpened) -> Terms:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from ledger.core.book import Book, Stream, evolve
 from ledger.core.codec import SCHEMA, event_record, payload_of, transaction_header
 from ledger.core.errors import CorruptLog
-from ledger.core.events import EntryPosted, Event, Numbers, Recorded, Transaction
+from ledger.core.events import Event, Movement, Numbers, Recorded, Transaction
 
 Place: TypeAlias = tuple[Stream, int, Numbers | None]
 """Where an event comes to stand: its stream, and the stream's version and numbers right after it."""
@@ -63,7 +63,7 @@ def link(transaction: Transaction, events: Sequence[Event], places: Sequence[Pla
 
 
 def _entry_of(event: Event) -> tuple[str | None, str | None, int | None]:
-    if isinstance(event, EntryPosted):
+    if isinstance(event, Movement):
         return event.asset, event.direction.value, event.amount
     return None, None, None
 

@@ -16,14 +16,33 @@ import json
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 from pydantic_core import to_json
 
 from ledger.core.book import stream_of
-from ledger.core.commands import AccountType, Direction, canonical_json, utc_text
+from ledger.core.canonical import canonical_json, utc_text
+from ledger.core.commands import (
+    AccountType,
+    Direction,
+)
 from ledger.core.errors import CorruptLog
-from ledger.core.events import AccountOpened, AssetDefined, EntryPosted, Event, Numbers, Recorded
+from ledger.core.events import (
+    AccountOpened,
+    AccountStateChanged,
+    AccountTermsChanged,
+    AssetDefined,
+    EntryPosted,
+    Event,
+    HoldCaptured,
+    HoldExpired,
+    HoldPlaced,
+    HoldReleased,
+    Numbers,
+    PeriodClosed,
+    Recorded,
+    StateAdvanced,
+)
 
 EVENT_FORMAT: Final = "ledger/event/1"
 TRANSACTION_FORMAT: Final = "ledger/transaction/1"
@@ -31,7 +50,15 @@ RECORD_BYTES_MAX: Final = 65_535
 
 ASSET_DEFINED: Final = "asset_defined"
 ACCOUNT_OPENED: Final = "account_opened"
+ACCOUNT_STATE_CHANGED: Final = "account_state_changed"
+ACCOUNT_TERMS_CHANGED: Final = "account_terms_changed"
 ENTRY_POSTED: Final = "entry_posted"
+HOLD_PLACED: Final = "hold_placed"
+HOLD_CAPTURED: Final = "hold_captured"
+HOLD_RELEASED: Final = "hold_released"
+HOLD_EXPIRED: Final = "hold_expired"
+PERIOD_CLOSED: Final = "period_closed"
+STATE_ADVANCED: Final = "state_advanced"
 
 SCHEMA: Final = 1
 """The newest schema version of every event type; older ones are upcast in `event_from`."""
@@ -39,23 +66,62 @@ SCHEMA: Final = 1
 
 def payload_of(event: Event) -> tuple[str, str]:
     """The stored type and payload of an event."""
+    if type(event) is EntryPosted:
+        return ENTRY_POSTED, entry_payload(event.entry)
+    kind, payload = _payload(event)
+    return kind, canonical_json(payload)
+
+
+def _payload(event: Event) -> tuple[str, dict[str, object]]:  # noqa: C901, PLR0911  (a table of one line an event)
     match event:
         case EntryPosted():
-            return ENTRY_POSTED, entry_payload(event.entry)
+            return ENTRY_POSTED, {"entry": event.entry}
+        case HoldPlaced():
+            expires_at = None if event.expires_at is None else utc_text(event.expires_at)
+            return HOLD_PLACED, {"entry": event.entry, "expires_at": expires_at, "hold": event.hold}
+        case HoldCaptured():
+            return HOLD_CAPTURED, {"entry": event.entry, "hold": event.hold}
+        case HoldReleased():
+            return HOLD_RELEASED, {"entry": event.entry, "hold": event.hold}
+        case HoldExpired():
+            return HOLD_EXPIRED, {"entry": event.entry, "hold": event.hold}
         case AccountOpened():
-            payload = {
+            return ACCOUNT_OPENED, {
                 "account_type": event.account_type,
                 "asset": event.asset,
-                "max_balance": _optional(event.max_balance),
-                "metadata": event.metadata,
-                "min_balance": _optional(event.min_balance),
                 "scale": event.scale,
+                **_limits(event),
             }
-            return ACCOUNT_OPENED, canonical_json(payload)
+        case AccountStateChanged():
+            return ACCOUNT_STATE_CHANGED, {"reason": event.reason, "state": event.state}
+        case AccountTermsChanged():
+            return ACCOUNT_TERMS_CHANGED, {"reason": event.reason, **_limits(event)}
         case AssetDefined():
-            return ASSET_DEFINED, canonical_json({"asset": event.asset, "scale": event.scale})
+            return ASSET_DEFINED, {"asset": event.asset, "scale": event.scale}
+        case PeriodClosed():
+            return PERIOD_CLOSED, {
+                "reason": event.reason,
+                "trial_balance": event.trial_balance,
+                "until": utc_text(event.until),
+            }
+        case StateAdvanced():
+            return STATE_ADVANCED, {
+                "event": event.event,
+                "fingerprint": event.fingerprint,
+                "machine": event.machine,
+                "source": event.source,
+                "target": event.target,
+            }
         case _:
             assert_never(event)
+
+
+def _limits(event: AccountOpened | AccountTermsChanged) -> dict[str, object]:
+    return {
+        "max_balance": _optional(event.max_balance),
+        "metadata": event.metadata,
+        "min_balance": _optional(event.min_balance),
+    }
 
 
 @lru_cache(maxsize=256)
@@ -78,26 +144,26 @@ def event_from(recorded: Recorded) -> Event:
         event = _decode(recorded, payload)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptLog(recorded.stream, recorded.version, f"it cannot be read: {error}") from error
-    of_account = not isinstance(event, AssetDefined)
-    if stream_of(event) != recorded.stream or of_account == recorded.stream.startswith("$"):
+    mark = "$" if isinstance(event, AssetDefined | PeriodClosed) else "#" if isinstance(event, StateAdvanced) else ""
+    found = recorded.stream[:1] if recorded.stream.startswith(("$", "#")) else ""
+    if stream_of(event) != recorded.stream or found != mark:
         raise CorruptLog(recorded.stream, recorded.version, f"a {recorded.type} does not belong in this stream")
     return event
 
 
-def _decode(recorded: Recorded, payload: dict[str, object]) -> Event:
+def _decode(recorded: Recorded, payload: dict[str, Any]) -> Event:  # noqa: C901, PLR0911  (a table of one line an event)
     match recorded.type:
-        case "entry_posted" if recorded.asset is not None and recorded.amount is not None:
-            return EntryPosted(
-                account=recorded.stream,
-                direction=Direction(str(recorded.direction)),
-                asset=recorded.asset,
-                amount=recorded.amount,
-                entry=int(str(payload["entry"])),
-            )
+        case "entry_posted":
+            return EntryPosted(*_moved(recorded, payload))
+        case "hold_placed":
+            return HoldPlaced(*_moved(recorded, payload), str(payload["hold"]), _moment(payload["expires_at"]))
+        case "hold_captured":
+            return HoldCaptured(*_moved(recorded, payload), str(payload["hold"]))
+        case "hold_released":
+            return HoldReleased(*_moved(recorded, payload), str(payload["hold"]))
+        case "hold_expired":
+            return HoldExpired(*_moved(recorded, payload), str(payload["hold"]))
         case "account_opened":
-            metadata = payload["metadata"]
-            if not isinstance(metadata, dict):
-                raise TypeError("metadata is not an object")
             return AccountOpened(
                 account=recorded.stream,
                 account_type=AccountType(str(payload["account_type"])),
@@ -105,12 +171,52 @@ def _decode(recorded: Recorded, payload: dict[str, object]) -> Event:
                 scale=int(str(payload["scale"])),
                 min_balance=_integer(payload["min_balance"]),
                 max_balance=_integer(payload["max_balance"]),
-                metadata=metadata,
+                metadata=_metadata(payload["metadata"]),
+            )
+        case "account_state_changed":
+            return AccountStateChanged(recorded.stream, str(payload["state"]), _reason(payload))
+        case "account_terms_changed":
+            return AccountTermsChanged(
+                account=recorded.stream,
+                min_balance=_integer(payload["min_balance"]),
+                max_balance=_integer(payload["max_balance"]),
+                metadata=_metadata(payload["metadata"]),
+                reason=_reason(payload),
             )
         case "asset_defined":
             return AssetDefined(asset=str(payload["asset"]), scale=int(str(payload["scale"])))
+        case "period_closed":
+            lines = tuple(
+                (str(asset), str(kind), str(debits), str(credits))
+                for asset, kind, debits, credits in payload["trial_balance"]
+            )
+            return PeriodClosed(datetime.fromisoformat(payload["until"]), lines, _reason(payload))
+        case "state_advanced":
+            names = (str(payload[name]) for name in ("machine", "event", "source", "target", "fingerprint"))
+            return StateAdvanced(recorded.stream, *names)
         case _:
             raise ValueError(f"type {recorded.type!r} is not known to this release")
+
+
+def _moved(recorded: Recorded, payload: dict[str, Any]) -> tuple[str, Direction, str, int, int]:
+    """The first fields of everything that moves an amount."""
+    if recorded.asset is None or recorded.amount is None:
+        raise ValueError("it moves no amount")
+    return recorded.stream, Direction(str(recorded.direction)), recorded.asset, recorded.amount, int(payload["entry"])
+
+
+def _moment(text: object) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(str(text))
+
+
+def _reason(payload: dict[str, Any]) -> str | None:
+    return None if payload["reason"] is None else str(payload["reason"])
+
+
+def _metadata(metadata: object) -> dict[str, str | int | bool]:
+    if not isinstance(metadata, dict):
+        raise TypeError("metadata is not an object")
+    return metadata
 
 
 def event_record(
@@ -211,6 +317,13 @@ def terms_text(terms: tuple[object, ...]) -> str:
     """The part of a checksum's text that says what an account was opened as."""
     account_type, _, asset, scale, lowest, highest, state, metadata = terms
     return f"|{account_type}|{asset}|{scale}|{_plain(lowest)}|{_plain(highest)}|{state}|{metadata}"
+
+
+def leg_checksum(leg: tuple[object, ...]) -> bytes:
+    """The checksum of one side of a hold; `projector.CHECKSUM_OF_LEG` computes the same in SQL."""
+    *fields, expires_at = leg
+    moment = utc_text(expires_at) if isinstance(expires_at, datetime) else ""
+    return sha256("|".join([*map(str, fields), moment]).encode()).digest()
 
 
 def _plain(value: object) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias, TypeVar
+from uuid import UUID
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import to_json
 
+from ledger.core.canonical import canonical_json, sorted_keys, utc_text
 from ledger.core.errors import InvalidAmount, InvalidCommand
 from ledger.core.money import ASSET_PATTERN, SCALE_MAX, Money
 
@@ -108,6 +109,16 @@ MetadataValue = Annotated[str | int | bool, PlainValidator(_metadata_value, json
 Metadata = Annotated[dict[MetadataKey, MetadataValue], AfterValidator(_metadata)]
 
 
+MachineName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+
+
+def _uuid(value: object) -> object:
+    return str(UUID(value)) if isinstance(value, str) else str(value) if isinstance(value, UUID) else value
+
+
+TransactionId = Annotated[str, BeforeValidator(_uuid)]
+"""A UUID; in small letters, with dashes, whatever way it was written."""
+
 ExpectedVersions = Annotated[
     dict[AccountId, Annotated[int, Field(strict=True, ge=0, le=INTEGER_MAX)]], Field(max_length=ENTRIES_MAX)
 ]
@@ -144,6 +155,7 @@ def credit(account: str, amount: str | Money) -> Entry:
     return build(Entry, account=account, amount=amount, direction=Direction.CREDIT)
 
 
+_NEVER: Final = object()
 _CONTEXT: Final = {"idempotency_key", "actor", "correlation_id", "causation_id", "expected_versions"}
 
 
@@ -156,7 +168,9 @@ class _Command(_Frozen):
     `causation_id` say who and why, and may differ between two deliveries of one request.
     """
 
-    request_fields: ClassVar[tuple[str, ...]]
+    request_fields: ClassVar[tuple[tuple[str, object], ...]]
+    """The names of what makes the request, in order, each with the value that counts as unset."""
+
     describes_transaction: ClassVar[bool] = True
     """Whether `metadata` is the transaction's, and not of what the command makes."""
 
@@ -171,7 +185,10 @@ class _Command(_Frozen):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        cls.request_fields = tuple(sorted(set(cls.model_fields) - _CONTEXT))
+        cls.request_fields = tuple(
+            (name, _NEVER if name == "type" else cls.model_fields[name].get_default(call_default_factory=True))
+            for name in sorted(set(cls.model_fields) - _CONTEXT)
+        )
 
     def request(self) -> str:
         """The request as canonical JSON; unset fields are left out, so that new ones change no fingerprint."""
@@ -180,7 +197,12 @@ class _Command(_Frozen):
     @property
     def accounts(self) -> Iterable[str]:
         """The accounts that the command names, expected versions included."""
-        raise NotImplementedError
+        return self.expected_versions
+
+    @property
+    def refers_to(self) -> str | None:
+        """The transaction that it takes up again: a hold, or what is to be reversed."""
+        return None
 
 
 class DefineAsset(_Command):
@@ -189,10 +211,6 @@ class DefineAsset(_Command):
     type: Literal["define_asset"] = "define_asset"
     asset: AssetCode
     scale: Annotated[int, Field(strict=True, ge=0, le=SCALE_MAX)]
-
-    @property
-    def accounts(self) -> Iterable[str]:
-        return self.expected_versions
 
 
 def _limit(value: object, info: ValidationInfo) -> object:
@@ -204,6 +222,11 @@ def _limit(value: object, info: ValidationInfo) -> object:
 
 
 Limit = Annotated[Money | None, BeforeValidator(_limit)]
+
+
+def _limits_agree(lowest: object, highest: object) -> None:
+    if isinstance(lowest, Money) and isinstance(highest, Money) and highest < lowest:
+        raise ValueError("max_balance is below min_balance")
 
 
 class OpenAccount(_Command):
@@ -227,8 +250,7 @@ class OpenAccount(_Command):
         for limit in (self.min_balance, self.max_balance):
             if limit is not None and limit.asset != self.asset:
                 raise ValueError(f"a limit is written in the account's asset, {self.asset}, not {limit.asset}")
-        if self.min_balance is not None and self.max_balance is not None and self.max_balance < self.min_balance:
-            raise ValueError("max_balance is below min_balance")
+        _limits_agree(self.min_balance, self.max_balance)
         return self
 
     @property
@@ -306,11 +328,191 @@ class Withdraw(_Command):
         return (self.account, self.against, *self.expected_versions)
 
 
-Command: TypeAlias = DefineAsset | OpenAccount | Post | Transfer | Deposit | Withdraw
+class Hold(_Command):
+    """
+    Set `amount` aside: it is pending on both accounts, and counts against what is available at once.
 
-_COMMAND: Final[TypeAdapter[Command]] = TypeAdapter(
-    Annotated[DefineAsset | OpenAccount | Post | Transfer | Deposit | Withdraw, Field(discriminator="type")]
+    Captures post it, in parts or at once; what is released, or left when `expires_at` comes, is free again.
+    """
+
+    type: Literal["hold"] = "hold"
+    amount: Amount
+    debit: AccountId
+    credit: AccountId
+    expires_at: Moment | None = None
+
+    @model_validator(mode="after")
+    def _two_accounts(self) -> Hold:
+        _check_differ(self.debit, self.credit)
+        return self
+
+    @property
+    def accounts(self) -> Iterable[str]:
+        return (self.debit, self.credit, *self.expected_versions)
+
+
+class _OfHold(_Command):
+    hold: TransactionId
+
+    @property
+    def refers_to(self) -> str | None:
+        return self.hold
+
+
+class Capture(_OfHold):
+    """Post `amount` of a hold, or all that is left; `final` releases the rest."""
+
+    type: Literal["capture"] = "capture"
+    amount: Amount | None = None
+    final: Annotated[bool, Field(strict=True)] = False
+
+
+class Release(_OfHold):
+    """Give `amount` of a hold free again, or all that is left."""
+
+    type: Literal["release"] = "release"
+    amount: Amount | None = None
+
+
+class ExpireHold(_OfHold):
+    """Give free again what is left of a hold whose time is over."""
+
+    type: Literal["expire_hold"] = "expire_hold"
+
+
+class Reverse(_Command):
+    """
+    Post the opposite of an earlier transaction: all that is not yet reversed of it, or a part.
+
+    `amount` counts what the original debits, and every entry is reversed in proportion.  `force` does it
+    beyond the limits of the accounts, and is on record.
+    """
+
+    type: Literal["reverse"] = "reverse"
+    transaction_id: TransactionId
+    amount: Amount | None = None
+    reason: Label | None = None
+    force: Annotated[bool, Field(strict=True)] = False
+
+    @property
+    def refers_to(self) -> str | None:
+        return self.transaction_id
+
+
+class _OfAccount(_Command):
+    account: AccountId
+    reason: Label | None = None
+
+    @property
+    def accounts(self) -> Iterable[str]:
+        return (self.account, *self.expected_versions)
+
+
+class Freeze(_OfAccount):
+    """Refuse entries on an account from here on; reversals, releases and expiries go on."""
+
+    type: Literal["freeze"] = "freeze"
+
+
+class Unfreeze(_OfAccount):
+    """Let entries on an account again."""
+
+    type: Literal["unfreeze"] = "unfreeze"
+
+
+class CloseAccount(_OfAccount):
+    """Close an account for good; its balance is zero and nothing is held."""
+
+    type: Literal["close_account"] = "close_account"
+
+
+UNLIMITED: Final = "unlimited"
+
+NewLimit = Annotated[Money | Literal["unlimited"] | None, Field(union_mode="left_to_right")]
+
+
+class ChangeAccount(_OfAccount):
+    """
+    Change an account's limits or its metadata; what is left out stays as it is.
+
+    `"unlimited"` takes a limit away; `metadata` replaces all of what was there.
+    """
+
+    describes_transaction: ClassVar[bool] = False
+    type: Literal["change_account"] = "change_account"
+    min_balance: NewLimit = None
+    max_balance: NewLimit = None
+    metadata: Metadata | None = None  # type: ignore[assignment]  # None: it stays.
+
+    @model_validator(mode="after")
+    def _something_changes(self) -> ChangeAccount:
+        if self.min_balance is None and self.max_balance is None and self.metadata is None:
+            raise ValueError("nothing changes: give min_balance, max_balance or metadata")
+        _limits_agree(self.min_balance, self.max_balance)
+        return self
+
+
+class ClosePeriod(_Command):
+    """
+    Let nothing be posted any more that is effective before `until`, and record the trial balance as of then.
+
+    `until` lies ten minutes back or more: what is being written right now may still belong to its time.
+    """
+
+    type: Literal["close_period"] = "close_period"
+    until: Moment
+    reason: Label | None = None
+
+
+class _OfMachine(_Command):
+    machine: MachineName
+    subject: AccountId
+
+    @property
+    def stream(self) -> str:
+        """The stream that keeps the state: `#machine/subject`."""
+        return f"#{self.machine}/{self.subject}"
+
+    @property
+    def accounts(self) -> Iterable[str]:
+        return (self.stream, *self.expected_versions)
+
+
+class Begin(_OfMachine):
+    """Begin something of the caller's own, in the first state of its machine."""
+
+    type: Literal["begin"] = "begin"
+
+
+class Advance(_OfMachine):
+    """Take something that was begun to its next state, by an event of its machine."""
+
+    type: Literal["advance"] = "advance"
+    event: MachineName
+
+
+Command: TypeAlias = (
+    DefineAsset
+    | OpenAccount
+    | ChangeAccount
+    | Freeze
+    | Unfreeze
+    | CloseAccount
+    | Post
+    | Transfer
+    | Deposit
+    | Withdraw
+    | Hold
+    | Capture
+    | Release
+    | ExpireHold
+    | Reverse
+    | ClosePeriod
+    | Begin
+    | Advance
 )
+
+_COMMAND: Final[TypeAdapter[Command]] = TypeAdapter(Annotated[Command, Field(discriminator="type")])
 
 
 def build(model: type[Model], **values: object) -> Model:
@@ -345,40 +547,11 @@ def command_schema() -> dict[str, Any]:
     return _COMMAND.json_schema(mode="validation")
 
 
-def canonical_json(value: object) -> str:
-    """
-    RFC 8785 text of a value made of strings, integers up to 2^53-1, booleans, None, lists and dicts.
-
-    Keys must be printable ASCII, for which sorting by code point is the standard's order.
-    """
-    return to_json(_sorted(value)).decode()
-
-
-def _sorted(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _sorted(value[key]) for key in sorted(value)}
-    if isinstance(value, list | tuple):
-        return [_sorted(item) for item in value]
-    return value
-
-
-def utc_text(moment: datetime) -> str:
-    """A moment in UTC, as `2026-01-02T03:04:05.123456Z`."""
-    # Within one zone, two moments that differ by the fold of a clock set back compare equal: not so in UTC.
-    return _utc_text(moment if moment.tzinfo is UTC else moment.astimezone(UTC))
-
-
-@lru_cache(maxsize=8192)
-def _utc_text(moment: datetime) -> str:
-    """Cached: a batch writes each of its few moments many times."""
-    return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
-
-
 def _request(command: _Command) -> str:
     request: dict[str, object] = {}
-    for name in command.request_fields:
+    for name, unset in command.request_fields:
         value = getattr(command, name)
-        if value is None or value == {}:
+        if value == unset:
             continue
         if isinstance(value, Money):
             request[name] = str(value)
@@ -389,7 +562,7 @@ def _request(command: _Command) -> str:
                 {"account": entry.account, "amount": str(entry.amount), "direction": entry.direction} for entry in value
             ]
         elif name == "metadata":
-            request[name] = _sorted(value)
+            request[name] = sorted_keys(value)
         else:
             request[name] = value
     return to_json(request).decode()

@@ -4,42 +4,96 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Final
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple, TypeAlias
 
-from ledger.core.book import Book, Stream, Terms, in_normal_direction
+from ledger.core.book import Book, Leg, Original, Stream, Terms, in_normal_direction
+from ledger.core.canonical import utc_text
 from ledger.core.commands import (
+    Advance,
+    Begin,
+    Capture,
+    ChangeAccount,
+    CloseAccount,
+    ClosePeriod,
     Command,
     DefineAsset,
     Deposit,
     Direction,
+    ExpireHold,
+    Freeze,
+    Hold,
     OpenAccount,
     Post,
+    Release,
+    Reverse,
     Transfer,
+    Unfreeze,
     Withdraw,
 )
 from ledger.core.errors import (
     AccountExists,
+    AccountNotEmpty,
     AccountNotOpen,
     AssetExists,
     AssetMismatch,
+    ExceedsRest,
+    HoldNotDue,
+    HoldNotOpen,
     IdempotencyConflict,
     InsufficientFunds,
     InvalidAmount,
     LimitExceeded,
+    NotReversible,
+    PeriodIsClosed,
+    PeriodNotOver,
+    StreamExists,
+    TransitionRefused,
     UnbalancedTransaction,
     UnknownAccount,
     UnknownAsset,
+    UnknownMachine,
+    UnknownStream,
+    UnknownTransaction,
     VersionConflict,
 )
-from ledger.core.events import AccountOpened, AssetDefined, EntryPosted, Event
+from ledger.core.events import (
+    AccountOpened,
+    AccountStateChanged,
+    AccountTermsChanged,
+    AssetDefined,
+    EntryPosted,
+    Event,
+    HoldCaptured,
+    HoldExpired,
+    HoldPlaced,
+    HoldReleased,
+    PeriodClosed,
+    StateAdvanced,
+)
 from ledger.core.iso4217 import CURRENCIES
+from ledger.core.lifecycle import ACCOUNT, HOLD, StateMachine
 from ledger.core.money import DIGITS_MAX, MINOR_MAX, Money
 
 DEBIT: Final = Direction.DEBIT
 CREDIT: Final = Direction.CREDIT
 
+Side: TypeAlias = tuple[str, Direction, Money]
+"""An amount on one side of an account."""
 
-def decide(command: Command, book: Book) -> list[Event]:
+
+SETTLING: Final = timedelta(minutes=10)
+"""How long after its end a period can be closed: longer than any write of ours may last."""
+
+
+class Occasion(NamedTuple):
+    """When a command is decided, and what the transaction that it makes will be called."""
+
+    now: datetime
+    transaction_id: str
+
+
+def decide(command: Command, book: Book, occasion: Occasion) -> Sequence[Event]:
     """
     Decide what `command` makes happen, given the streams it touches.
 
@@ -49,7 +103,7 @@ def decide(command: Command, book: Book) -> list[Event]:
     Raises:
         Rejected: A rule said no.  `Reason` lists the rules in checking order.
     """
-    return _RULES[type(command)](command, book)
+    return _RULES[type(command)](command, book, occasion)
 
 
 def recall(command: Command, recorded_request: str) -> None:
@@ -67,7 +121,7 @@ def recall(command: Command, recorded_request: str) -> None:
     raise IdempotencyConflict(str(command.idempotency_key), differing)
 
 
-def _define_asset(command: DefineAsset, book: Book) -> list[Event]:
+def _define_asset(command: DefineAsset, book: Book, _: Occasion) -> Sequence[Event]:
     scale = book.assets.get(command.asset, CURRENCIES.get(command.asset))
     if scale is not None:
         raise AssetExists(command.asset, scale)
@@ -75,7 +129,7 @@ def _define_asset(command: DefineAsset, book: Book) -> list[Event]:
     return [AssetDefined(command.asset, command.scale)]
 
 
-def _open_account(command: OpenAccount, book: Book) -> list[Event]:
+def _open_account(command: OpenAccount, book: Book, _: Occasion) -> Sequence[Event]:
     events: list[Event] = []
     scale = book.assets.get(command.asset)
     if scale is None:
@@ -101,21 +155,21 @@ def _open_account(command: OpenAccount, book: Book) -> list[Event]:
     return events
 
 
-def _post(command: Post, book: Book) -> list[Event]:
+def _post(command: Post, book: Book, _: Occasion) -> Sequence[Event]:
     return _entries(command, [(entry.account, entry.direction, entry.amount) for entry in command.entries], book)
 
 
-def _transfer(command: Transfer, book: Book) -> list[Event]:
+def _transfer(command: Transfer, book: Book, _: Occasion) -> Sequence[Event]:
     return _two_entries(command, command.debit, command.credit, book)
 
 
-def _deposit(command: Deposit, book: Book) -> list[Event]:
+def _deposit(command: Deposit, book: Book, _: Occasion) -> Sequence[Event]:
     grows_by_debit = _normal(command, book) is DEBIT
     sides = (command.account, command.against) if grows_by_debit else (command.against, command.account)
     return _two_entries(command, *sides, book)
 
 
-def _withdraw(command: Withdraw, book: Book) -> list[Event]:
+def _withdraw(command: Withdraw, book: Book, _: Occasion) -> Sequence[Event]:
     grows_by_debit = _normal(command, book) is DEBIT
     sides = (command.against, command.account) if grows_by_debit else (command.account, command.against)
     return _two_entries(command, *sides, book)
@@ -123,41 +177,288 @@ def _withdraw(command: Withdraw, book: Book) -> list[Event]:
 
 def _normal(command: Deposit | Withdraw, book: Book) -> Direction:
     """The side on which the account grows, of two accounts that can be posted to."""
-    terms, _ = _terms_of([book.stream(command.account), book.stream(command.against)])
+    terms, _ = _terms_of([book.stream(command.account), book.stream(command.against)], "post")
     return terms.normal
 
 
-def _two_entries(command: Transfer | Deposit | Withdraw, debited: str, credited: str, book: Book) -> list[Event]:
+def _two_entries(
+    command: Transfer | Deposit | Withdraw | Hold, debited: str, credited: str, book: Book
+) -> Sequence[EntryPosted]:
     amount = command.amount
     return _entries(command, ((debited, DEBIT, amount), (credited, CREDIT, amount)), book)
 
 
-def _entries(command: Command, legs: Sequence[tuple[str, Direction, Money]], book: Book) -> list[Event]:
+def _entries(command: Command, legs: Sequence[Side], book: Book) -> Sequence[EntryPosted]:
     """Check a set of entries as a whole, one rule after the other: balances are judged by what all of them do."""
+    if command.effective_at is not None:
+        _check_period(command.effective_at, book)
     streams = [book.stream(account) for account, _, _ in legs]
-    terms = _terms_of(streams)
+    kind = "hold" if type(command) is Hold else "post"
+    terms = _terms_of(streams, kind)
     if command.expected_versions:
         _check_expected_versions(command, book)
     amounts, turnovers = _turnovers(legs, streams, terms)
     for turnover in turnovers:
-        turnover.check_digits()
+        turnover.check_digits(kind)
     for (account, _, money), its in zip(legs, terms, strict=True):
         if money.asset != its.asset:
             raise AssetMismatch(account, its.asset, money.asset)
     if isinstance(command, Post):
         _check_balanced(command, amounts, terms)
-    for turnover in turnovers:
-        turnover.check_minimum()
-    for turnover in turnovers:
-        turnover.check_maximum()
+    _check_limits(turnovers)
     return [
         EntryPosted(account, direction, its.asset, amount, entry)
         for entry, ((account, direction, _), its, amount) in enumerate(zip(legs, terms, amounts, strict=True))
     ]
 
 
+def _check_limits(turnovers: Sequence[_Turnover]) -> None:
+    for turnover in turnovers:
+        turnover.check_minimum()
+    for turnover in turnovers:
+        turnover.check_maximum()
+
+
+def _hold(command: Hold, book: Book, occasion: Occasion) -> Sequence[Event]:
+    """What is held counts like an entry that is to come: on the way out against the minimum, in the maximum."""
+    if command.expires_at is not None and command.expires_at <= occasion.now:
+        raise HoldNotOpen(occasion.transaction_id, "expired")
+    entries = _two_entries(command, command.debit, command.credit, book)
+    return [HoldPlaced(*entry, occasion.transaction_id, command.expires_at) for entry in entries]
+
+
+def _capture(command: Capture, book: Book, occasion: Occasion) -> Sequence[Event]:
+    if command.effective_at is not None:
+        _check_period(command.effective_at, book)
+    legs = _open_legs(command, book, "capture", occasion)
+    amount = _part_of_hold(command, legs[0], book)
+    for leg in legs:
+        _Turnover(book.streams[leg.account], _known_terms(book, leg.account)).check_digits("capture", amount)
+    events: list[Event] = [
+        HoldCaptured(leg.account, leg.direction, leg.asset, amount, entry, leg.hold) for entry, leg in enumerate(legs)
+    ]
+    rest = legs[0].left - amount
+    if command.final and rest:
+        events += _released(legs, rest, first_entry=len(legs))
+    return events
+
+
+def _release(command: Release, book: Book, occasion: Occasion) -> Sequence[Event]:
+    legs = _open_legs(command, book, "release", occasion)
+    return _released(legs, _part_of_hold(command, legs[0], book))
+
+
+def _released(legs: Sequence[Leg], amount: int, first_entry: int = 0) -> Sequence[Event]:
+    return [
+        HoldReleased(leg.account, leg.direction, leg.asset, amount, entry, leg.hold)
+        for entry, leg in enumerate(legs, first_entry)
+    ]
+
+
+def _expire_hold(command: ExpireHold, book: Book, occasion: Occasion) -> Sequence[Event]:
+    legs = _legs(command, book, "expire")
+    expires_at = legs[0].expires_at
+    if expires_at is None or expires_at > occasion.now:
+        raise HoldNotDue(command.hold, "no time" if expires_at is None else utc_text(expires_at))
+    return [
+        HoldExpired(leg.account, leg.direction, leg.asset, leg.left, entry, leg.hold) for entry, leg in enumerate(legs)
+    ]
+
+
+def _legs(command: Capture | Release | ExpireHold, book: Book, event: str) -> list[Leg]:
+    """The two sides of a hold that is open, debit first, on accounts in a state that allows the event."""
+    legs = sorted(book.holds.get(command.hold, {}).values(), key=lambda leg: leg.direction is CREDIT)
+    if not legs:
+        raise UnknownTransaction(command.hold, "hold")
+    _terms_of([book.stream(leg.account) for leg in legs], event)
+    if command.expected_versions:
+        _check_expected_versions(command, book)
+    if not HOLD.allowed(legs[0].state):
+        raise HoldNotOpen(command.hold, legs[0].state)
+    return legs
+
+
+def _open_legs(command: Capture | Release, book: Book, event: str, occasion: Occasion) -> list[Leg]:
+    """As `_legs`, of a hold whose time is not over, whether or not that is on record yet."""
+    legs = _legs(command, book, event)
+    expires_at = legs[0].expires_at
+    if expires_at is not None and expires_at <= occasion.now:
+        raise HoldNotOpen(command.hold, "expired")
+    return legs
+
+
+def _part_of_hold(command: Capture | Release, leg: Leg, book: Book) -> int:
+    """The minor units that are asked for: all that is left, unless it says how many."""
+    if command.amount is None:
+        return leg.left
+    terms = _known_terms(book, leg.account)
+    if command.amount.asset != leg.asset:
+        raise AssetMismatch(leg.account, leg.asset, command.amount.asset)
+    amount = command.amount.at_scale(terms.scale).minor
+    if amount > leg.left:
+        raise ExceedsRest(command.hold, str(terms.money(leg.left)), str(terms.money(amount)))
+    return amount
+
+
+def _reverse(command: Reverse, book: Book, _occasion: Occasion) -> Sequence[Event]:
+    if command.effective_at is not None:
+        _check_period(command.effective_at, book)
+    original = book.originals.get(command.transaction_id)
+    if original is None:
+        raise UnknownTransaction(command.transaction_id)
+    streams = [book.stream(entry.account) for entry in original.entries.values()]
+    terms = _terms_of(streams, "reverse")
+    if command.expected_versions:
+        _check_expected_versions(command, book)
+    if original.kind == "reverse":
+        raise NotReversible(command.transaction_id, "it is a reversal; post what should be instead")
+    if not original.entries:
+        raise NotReversible(command.transaction_id, f"it posted nothing ({original.kind})")
+    parts = _parts_of(command, original, terms[0])
+    legs = [
+        (entry.account, CREDIT if entry.direction is DEBIT else DEBIT, its.money(parts[number]))
+        for (number, entry), its in zip(original.entries.items(), terms, strict=True)
+        if parts[number]
+    ]
+    touched = [book.streams[account] for account, _, _ in legs]
+    _, turnovers = _turnovers(legs, touched, [_known_terms(book, account) for account, _, _ in legs])
+    for turnover in turnovers:
+        turnover.check_digits("reverse")
+    if not command.force:
+        _check_limits(turnovers)
+    numbers = [number for number in original.entries if parts[number]]
+    return [
+        EntryPosted(account, direction, amount.asset, amount.minor, number)
+        for number, (account, direction, amount) in zip(numbers, legs, strict=True)
+    ]
+
+
+def _parts_of(command: Reverse, original: Original, terms: Terms) -> dict[int, int]:
+    """
+    By entry, the minor units to reverse: all that is left, or each entry's exact share of `amount`.
+
+    Raises:
+        AssetMismatch, ExceedsRest: More, or something else, than what is left.
+        InvalidAmount: A share would not be a whole number of minor units.
+    """
+    left = {number: entry.amount - original.reversed.get(number, 0) for number, entry in original.entries.items()}
+    debited = sum(entry.amount for entry in original.entries.values() if entry.direction is DEBIT)
+    debits_left = sum(left[number] for number, entry in original.entries.items() if entry.direction is DEBIT)
+    if command.amount is None:
+        if not any(left.values()):
+            raise ExceedsRest(command.transaction_id, str(terms.money(0)), "any amount")
+        return left
+    assets = {entry.asset for entry in original.entries.values()}
+    if assets != {command.amount.asset}:
+        if len(assets) > 1:
+            raise InvalidAmount(str(command.amount), "a transaction of several assets is reversed as a whole")
+        raise AssetMismatch(original.entries[0].account, terms.asset, command.amount.asset)
+    amount = command.amount.at_scale(terms.scale).minor
+    if amount > debits_left:
+        raise ExceedsRest(command.transaction_id, str(terms.money(debits_left)), str(terms.money(amount)))
+    parts = {}
+    for number, entry in original.entries.items():
+        parts[number], remainder = divmod(entry.amount * amount, debited)
+        if remainder:
+            problem = f"the share of entry {number} would not be a whole number of minor units; reverse in other parts"
+            raise InvalidAmount(str(command.amount), problem)
+    return parts
+
+
+def _freeze(command: Freeze, book: Book, _: Occasion) -> Sequence[Event]:
+    return [AccountStateChanged(command.account, _state_after(command, book, "freeze"), command.reason)]
+
+
+def _unfreeze(command: Unfreeze, book: Book, _: Occasion) -> Sequence[Event]:
+    return [AccountStateChanged(command.account, _state_after(command, book, "unfreeze"), command.reason)]
+
+
+def _close_account(command: CloseAccount, book: Book, _: Occasion) -> Sequence[Event]:
+    state = _state_after(command, book, "close")
+    terms = _known_terms(book, command.account)
+    posted_in, posted_out, pending_in, pending_out = in_normal_direction(
+        terms.normal, book.streams[command.account].numbers
+    )
+    if posted_in != posted_out or pending_in or pending_out:
+        balance, held = terms.money(posted_in - posted_out), terms.money(pending_in + pending_out)
+        raise AccountNotEmpty(command.account, str(balance), str(held))
+    return [AccountStateChanged(command.account, state, command.reason)]
+
+
+def _state_after(command: Freeze | Unfreeze | CloseAccount, book: Book, event: str) -> str:
+    stream = book.stream(command.account)
+    if stream.terms is None:
+        raise UnknownAccount(command.account)
+    state = ACCOUNT.advance(stream.terms.state, event, stream=command.account)
+    _check_expected_versions(command, book)
+    return state
+
+
+def _change_account(command: ChangeAccount, book: Book, _: Occasion) -> Sequence[Event]:
+    (terms,) = _terms_of([book.stream(command.account)], "change")
+    _check_expected_versions(command, book)
+    lowest = _new_limit(command.account, command.min_balance, terms.min_balance, terms)
+    highest = _new_limit(command.account, command.max_balance, terms.max_balance, terms)
+    if lowest is not None and highest is not None and highest < lowest:
+        raise InvalidAmount(str(terms.money(highest)), f"max_balance would be below min_balance, {terms.money(lowest)}")
+    metadata = json.loads(terms.metadata) if command.metadata is None else command.metadata
+    return [AccountTermsChanged(command.account, lowest, highest, metadata, command.reason)]
+
+
+def _new_limit(account: str, limit: Money | str | None, until_now: int | None, terms: Terms) -> int | None:
+    if not isinstance(limit, Money):
+        return until_now if limit is None else None
+    if limit.asset != terms.asset:
+        raise AssetMismatch(account, terms.asset, limit.asset)
+    return limit.at_scale(terms.scale).minor
+
+
+def _close_period(command: ClosePeriod, book: Book, occasion: Occasion) -> Sequence[Event]:
+    _check_period(command.until, book)
+    if command.until == book.closed_until:
+        raise PeriodIsClosed(utc_text(command.until), utc_text(command.until))
+    if command.until > occasion.now - SETTLING:
+        raise PeriodNotOver(utc_text(command.until), utc_text(command.until + SETTLING))
+    _check_expected_versions(command, book)
+    return [PeriodClosed(command.until, book.trial_balance, command.reason)]
+
+
+def _check_period(effective_at: datetime, book: Book) -> None:
+    if book.closed_until is not None and effective_at < book.closed_until:
+        raise PeriodIsClosed(utc_text(effective_at), utc_text(book.closed_until))
+
+
+def _begin(command: Begin, book: Book, _: Occasion) -> Sequence[Event]:
+    machine = _machine(command, book)
+    stream = book.stream(command.stream)
+    if stream.state is not None:
+        raise StreamExists(command.machine, command.subject, stream.state)
+    _check_expected_versions(command, book)
+    return [StateAdvanced(command.stream, command.machine, "begin", "", machine.initial, machine.fingerprint())]
+
+
+def _advance(command: Advance, book: Book, _: Occasion) -> Sequence[Event]:
+    machine = _machine(command, book)
+    state = book.stream(command.stream).state
+    if state is None:
+        raise UnknownStream(command.machine, command.subject)
+    if state not in machine.states:
+        # It was begun by another declaration of that name.
+        raise TransitionRefused(machine.name, state, command.event, [], command.subject)
+    target = machine.advance(state, command.event, stream=command.subject)
+    _check_expected_versions(command, book)
+    return [StateAdvanced(command.stream, command.machine, command.event, state, target, machine.fingerprint())]
+
+
+def _machine(command: Begin | Advance, book: Book) -> StateMachine:
+    machine = book.machines.get(command.machine)
+    if machine is None:
+        raise UnknownMachine(command.machine, sorted(book.machines))
+    return machine
+
+
 def _turnovers(
-    legs: Sequence[tuple[str, Direction, Money]], streams: Sequence[Stream], terms: Sequence[Terms]
+    legs: Sequence[Side], streams: Sequence[Stream], terms: Sequence[Terms]
 ) -> tuple[list[int], list[_Turnover]]:
     """The amounts in their accounts' precision, and what they add up to for each account."""
     amounts = []
@@ -179,16 +480,22 @@ def _turnovers(
     return amounts, list(turnovers.values())
 
 
-def _terms_of(streams: Sequence[Stream]) -> list[Terms]:
-    """The terms of accounts that all exist and are all open."""
+def _terms_of(streams: Sequence[Stream], event: str) -> list[Terms]:
+    """The terms of accounts that all exist and are all in a state that allows `event`."""
     terms = []
     for stream in streams:
         if stream.terms is None:
             raise UnknownAccount(stream.stream)
         terms.append(stream.terms)
     for stream, its in zip(streams, terms, strict=True):
-        if its.state != "open":
+        if its.state != "open" and event not in ACCOUNT.allowed(its.state):
             raise AccountNotOpen(stream.stream, its.state)
+    return terms
+
+
+def _known_terms(book: Book, account: str) -> Terms:
+    terms = book.streams[account].terms
+    assert terms is not None  # Looked at before.
     return terms
 
 
@@ -226,11 +533,12 @@ class _Turnover:
         """By how much the balance would grow, in the account's normal direction."""
         return self.credits - self.debits if self.terms.normal is CREDIT else self.debits - self.credits
 
-    def check_digits(self) -> None:
+    def check_digits(self, event: str, captured: int = 0) -> None:
         """No total of the account may have more digits than the database has room for."""
         numbers = self.stream.numbers
-        if numbers[0] + self.debits > MINOR_MAX or numbers[1] + self.credits > MINOR_MAX:
-            amount = self.terms.money(max(self.debits, self.credits))
+        debits, credits = numbers[2:] if event == "hold" else numbers[:2]
+        if max(debits + self.debits, credits + self.credits) + captured > MINOR_MAX:
+            amount = self.terms.money(max(self.debits, self.credits, captured))
             problem = f"the turnover of {self.stream.stream} would have more than {DIGITS_MAX} digits"
             raise InvalidAmount(str(amount), problem)
 
@@ -264,11 +572,23 @@ class _Turnover:
             )
 
 
-_RULES: Final[dict[type, Callable[..., list[Event]]]] = {
+_RULES: Final[dict[type, Callable[..., Sequence[Event]]]] = {
     DefineAsset: _define_asset,
     OpenAccount: _open_account,
+    ChangeAccount: _change_account,
+    Freeze: _freeze,
+    Unfreeze: _unfreeze,
+    CloseAccount: _close_account,
     Post: _post,
     Transfer: _transfer,
     Deposit: _deposit,
     Withdraw: _withdraw,
+    Hold: _hold,
+    Capture: _capture,
+    Release: _release,
+    ExpireHold: _expire_hold,
+    Reverse: _reverse,
+    ClosePeriod: _close_period,
+    Begin: _begin,
+    Advance: _advance,
 }

@@ -4,9 +4,12 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     LedgerError
     ├── Rejected              a rule said no; sending the same again changes nothing
     │   └── IdempotencyConflict, UnknownAsset, AssetExists, AccountExists, UnknownAccount,
-    │       AccountNotOpen, VersionConflict, InvalidAmount, AssetMismatch,
-    │       UnbalancedTransaction, InsufficientFunds, LimitExceeded, AtomicBatchRejected
+    │       UnknownTransaction, UnknownMachine, UnknownStream, StreamExists, PeriodIsClosed, PeriodNotOver,
+    │       AccountNotOpen, TransitionRefused, VersionConflict, HoldNotOpen, HoldNotDue,
+    │       NotReversible, InvalidAmount, AssetMismatch, UnbalancedTransaction, ExceedsRest,
+    │       AccountNotEmpty, InsufficientFunds, LimitExceeded, AtomicBatchRejected
     ├── InvalidCommand        the request itself is malformed
+    ├── InvalidStateMachine   a declaration of states and transitions that cannot work
     ├── ConcurrencyError      lost a race more often than the retry limit allows: try again
     ├── CorruptLog            the event log contradicts itself: stop and verify
     ├── SchemaMismatch        the database is not at the version this code needs
@@ -33,11 +36,23 @@ class Reason(StrEnum):
     ASSET_EXISTS = "asset_exists"
     ACCOUNT_EXISTS = "account_exists"
     UNKNOWN_ACCOUNT = "unknown_account"
+    UNKNOWN_TRANSACTION = "unknown_transaction"
+    UNKNOWN_MACHINE = "unknown_machine"
+    UNKNOWN_STREAM = "unknown_stream"
+    STREAM_EXISTS = "stream_exists"
+    PERIOD_CLOSED = "period_closed"
+    PERIOD_NOT_OVER = "period_not_over"
     ACCOUNT_NOT_OPEN = "account_not_open"
+    TRANSITION_REFUSED = "transition_refused"
     VERSION_CONFLICT = "version_conflict"
+    HOLD_NOT_OPEN = "hold_not_open"
+    HOLD_NOT_DUE = "hold_not_due"
+    NOT_REVERSIBLE = "not_reversible"
     INVALID_AMOUNT = "invalid_amount"
     ASSET_MISMATCH = "asset_mismatch"
     UNBALANCED_TRANSACTION = "unbalanced_transaction"
+    EXCEEDS_REST = "exceeds_rest"
+    ACCOUNT_NOT_EMPTY = "account_not_empty"
     INSUFFICIENT_FUNDS = "insufficient_funds"
     LIMIT_EXCEEDED = "limit_exceeded"
     ATOMIC_BATCH = "atomic_batch"
@@ -115,11 +130,76 @@ class UnknownAccount(Rejected, reason=Reason.UNKNOWN_ACCOUNT):
 
 
 @dataclass(eq=False)
+class UnknownTransaction(Rejected, reason=Reason.UNKNOWN_TRANSACTION):
+    """There is no {kind} {transaction_id} in this ledger."""
+
+    transaction_id: str
+    kind: str = "transaction"
+
+
+@dataclass(eq=False)
+class UnknownMachine(Rejected, reason=Reason.UNKNOWN_MACHINE):
+    """State machine {machine} is not known here; known are: {known}."""
+
+    machine: str
+    known: list[str]
+
+
+@dataclass(eq=False)
+class UnknownStream(Rejected, reason=Reason.UNKNOWN_STREAM):
+    """{machine} {subject} was never begun; begin it first."""
+
+    machine: str
+    subject: str
+
+
+@dataclass(eq=False)
+class StreamExists(Rejected, reason=Reason.STREAM_EXISTS):
+    """{machine} {subject} was begun before; it is {state}."""
+
+    machine: str
+    subject: str
+    state: str
+
+
+@dataclass(eq=False)
+class PeriodIsClosed(Rejected, reason=Reason.PERIOD_CLOSED):
+    """The books are closed until {closed_until}; {effective_at} lies before."""
+
+    effective_at: str
+    closed_until: str
+
+
+@dataclass(eq=False)
+class PeriodNotOver(Rejected, reason=Reason.PERIOD_NOT_OVER):
+    """A period until {until} can be closed from {possible_from} on: what is being written may still belong to it."""
+
+    until: str
+    possible_from: str
+
+
+@dataclass(eq=False)
 class AccountNotOpen(Rejected, reason=Reason.ACCOUNT_NOT_OPEN):
     """Account {account} is {state}, not open."""
 
     account: str
     state: str
+
+
+@dataclass(eq=False)
+class TransitionRefused(Rejected, reason=Reason.TRANSITION_REFUSED):
+    """{machine} {stream} is {state}: {event} is refused; allowed: {allowed}."""
+
+    machine: str
+    state: str
+    event: str
+    allowed: list[str]
+    stream: str = ""
+
+    def __str__(self) -> str:
+        subject = f"{self.machine} {self.stream}".rstrip()
+        allowed = ", ".join(self.allowed) or "nothing"
+        return f"{subject} is {self.state}: {self.event} is refused; allowed: {allowed}."
 
 
 @dataclass(eq=False)
@@ -129,6 +209,30 @@ class VersionConflict(Rejected, reason=Reason.VERSION_CONFLICT):
     account: str
     expected: int
     actual: int
+
+
+@dataclass(eq=False)
+class HoldNotOpen(Rejected, reason=Reason.HOLD_NOT_OPEN):
+    """Hold {hold} is {state}; nothing is left of it."""
+
+    hold: str
+    state: str
+
+
+@dataclass(eq=False)
+class HoldNotDue(Rejected, reason=Reason.HOLD_NOT_DUE):
+    """Hold {hold} expires at {expires_at}, which is not over."""
+
+    hold: str
+    expires_at: str
+
+
+@dataclass(eq=False)
+class NotReversible(Rejected, reason=Reason.NOT_REVERSIBLE):
+    """Transaction {transaction_id} cannot be reversed: {problem}."""
+
+    transaction_id: str
+    problem: str
 
 
 @dataclass(eq=False)
@@ -160,6 +264,24 @@ class UnbalancedTransaction(Rejected, reason=Reason.UNBALANCED_TRANSACTION):
     asset: str
     debits: str
     credits: str
+
+
+@dataclass(eq=False)
+class ExceedsRest(Rejected, reason=Reason.EXCEEDS_REST):
+    """{required} is more than the {left} that is left of {transaction_id}."""
+
+    transaction_id: str
+    left: str
+    required: str
+
+
+@dataclass(eq=False)
+class AccountNotEmpty(Rejected, reason=Reason.ACCOUNT_NOT_EMPTY):
+    """Account {account} is closed only at zero and with nothing held; it has {balance}, and {held} held."""
+
+    account: str
+    balance: str
+    held: str
 
 
 @dataclass(eq=False)
@@ -197,6 +319,22 @@ class InvalidCommand(LedgerError, ValueError):
 
     where: str
     problem: str
+
+
+@dataclass(eq=False)
+class InvalidStateMachine(LedgerError, ValueError):
+    """State machine {machine} is not valid: {problems}."""
+
+    code: ClassVar[str] = "invalid_state_machine"
+
+    machine: str
+    problems: list[str]
+    where: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        subject = f"State machine {self.machine}" if self.machine else "This state machine"
+        return f"{place}{subject} is not valid: {'; '.join(self.problems)}."
 
 
 @dataclass(eq=False)

@@ -31,6 +31,24 @@ class AccountOpened(NamedTuple):
     metadata: Mapping[str, str | int | bool]
 
 
+class AccountStateChanged(NamedTuple):
+    """An account is open, frozen or closed from here on."""
+
+    account: str
+    state: str
+    reason: str | None
+
+
+class AccountTermsChanged(NamedTuple):
+    """An account's limits and metadata, all of them, as they are from here on."""
+
+    account: str
+    min_balance: int | None
+    max_balance: int | None
+    metadata: Mapping[str, str | int | bool]
+    reason: str | None
+
+
 class EntryPosted(NamedTuple):
     """One side of a transaction: `amount` minor units, positive; `entry` counts from 0 in its transaction."""
 
@@ -41,7 +59,83 @@ class EntryPosted(NamedTuple):
     entry: int
 
 
-Event: TypeAlias = AssetDefined | AccountOpened | EntryPosted
+class HoldPlaced(NamedTuple):
+    """One side of a hold: `amount` becomes pending.  A hold is known by the id of the transaction that placed it."""
+
+    account: str
+    direction: Direction
+    asset: str
+    amount: int
+    entry: int
+    hold: str
+    expires_at: datetime | None
+
+
+class HoldCaptured(NamedTuple):
+    """`amount` of a hold is posted, and pending no longer."""
+
+    account: str
+    direction: Direction
+    asset: str
+    amount: int
+    entry: int
+    hold: str
+
+
+class HoldReleased(NamedTuple):
+    """`amount` of a hold is pending no longer, and nothing is posted."""
+
+    account: str
+    direction: Direction
+    asset: str
+    amount: int
+    entry: int
+    hold: str
+
+
+class HoldExpired(NamedTuple):
+    """What was left of a hold is pending no longer: its time was over."""
+
+    account: str
+    direction: Direction
+    asset: str
+    amount: int
+    entry: int
+    hold: str
+
+
+class PeriodClosed(NamedTuple):
+    """
+    Nothing may be posted any more that is effective before `until`.
+
+    `trial_balance` is what all accounts came to then: asset, type of account, and posted debits and credits in
+    minor units of the asset, as text.
+    """
+
+    until: datetime
+    trial_balance: tuple[tuple[str, str, str, str], ...]
+    reason: str | None
+
+
+class StateAdvanced(NamedTuple):
+    """A stream of a caller's own went from one state to another, as the machine of this fingerprint allows."""
+
+    stream: str
+    machine: str
+    event: str
+    source: str
+    target: str
+    fingerprint: str
+
+
+Movement: TypeAlias = EntryPosted | HoldPlaced | HoldCaptured | HoldReleased | HoldExpired
+"""What moves an amount on one side of an account."""
+
+OfHold: TypeAlias = HoldPlaced | HoldCaptured | HoldReleased | HoldExpired
+
+Event: TypeAlias = (
+    AssetDefined | AccountOpened | AccountStateChanged | AccountTermsChanged | Movement | PeriodClosed | StateAdvanced
+)
 
 
 class Numbers(NamedTuple):

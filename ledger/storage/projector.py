@@ -8,24 +8,33 @@ is made anew from the log, and the repair is recorded: self-healing is never sil
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final
 
-from ledger.core.book import Book, Stream, Terms
-from ledger.core.codec import head_checksum, terms_text
-from ledger.core.commands import AccountType, utc_text
-from ledger.core.errors import CorruptLog
-from ledger.core.events import Numbers
-from ledger.storage.database import Connection, Row, Statement
+from ledger.core.book import Book, Leg, Stream, Terms
+from ledger.core.canonical import utc_text
+from ledger.core.codec import head_checksum, leg_checksum, terms_text
+from ledger.core.commands import (
+    AccountType,
+    Direction,
+)
+from ledger.core.events import (
+    AccountOpened,
+    AccountStateChanged,
+    AccountTermsChanged,
+    AssetDefined,
+    Event,
+    Numbers,
+    OfHold,
+    PeriodClosed,
+)
+from ledger.storage.database import Row, Statement
 from ledger.storage.store import bytes_array, in_utc, plain_array, readable, text_array
 
 LOST: Final = "22012"
 """SQLSTATE of a compare-and-set that found another version."""
-
-REBUILD_STREAMS_MAX: Final = 1_000
-"""Streams rebuilt in one transaction: how long writers may wait for a rebuild."""
 
 LOCK: Final = """
 SELECT count(*) FROM (
@@ -46,17 +55,6 @@ held AS MATERIALIZED (
     ) AS found
     LEFT JOIN unnest(%s::text[], %s::bigint[]) AS read (stream, version) ON read.stream = found.stream
 )
-"""
-
-# The same text as `codec.head_checksum`, in SQL; a test holds the two against each other.
-_CHECKSUM: Final = """
-sha256(convert_to(
-    concat_ws('|', x.stream, x.version, x.posted_debits, x.posted_credits, x.pending_debits, x.pending_credits,
-              encode(x.head_hash, 'hex'), to_char(x.recorded_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
-    || CASE WHEN x.account_type IS NULL THEN '' ELSE
-           '|' || concat_ws('|', x.account_type, x.asset, x.scale, coalesce(x.min_balance::text, ''),
-                            coalesce(x.max_balance::text, ''), x.state, x.account_metadata) END,
-    'UTF8'))
 """
 
 HEAD_COLUMNS: Final = f"""
@@ -113,12 +111,72 @@ FROM unnest(
 AS a (account, account_type, asset, scale, min_balance, max_balance, state, metadata)
 """
 
+UPDATE_ACCOUNTS: Final = """
+UPDATE {schema}.accounts AS a
+SET min_balance = n.min_balance, max_balance = n.max_balance, state = n.state, metadata = n.metadata::json
+FROM unnest(
+    %s::text[], %s::text[], %s::text[], %s::smallint[], %s::numeric[], %s::numeric[], %s::text[], %s::text[])
+AS n (account, account_type, asset, scale, min_balance, max_balance, state, metadata)
+WHERE a.account = n.account
+"""
+
 INSERT_ASSETS: Final = "INSERT INTO {schema}.assets SELECT * FROM unnest(%s::text[], %s::smallint[])"
+
+# A hold is placed once; later events move what became of it.
+PUT_LEGS: Final = """
+INSERT INTO {schema}.holds (
+    hold_id, account, direction, asset, amount, captured, released, expired, expires_at, checksum)
+SELECT * FROM unnest(
+    %s::uuid[], %s::text[], %s::text[], %s::text[], %s::numeric[], %s::numeric[], %s::numeric[], %s::numeric[],
+    %s::timestamptz[], %s::bytea[])
+ON CONFLICT (account, hold_id) DO UPDATE
+SET captured = excluded.captured, released = excluded.released, expired = excluded.expired,
+    checksum = excluded.checksum
+"""
+
+CLOSE_PERIOD: Final = "UPDATE {schema}.periods SET closed_until = %s::timestamptz"
+
+LEG_COLUMNS: Final = f"""
+h.hold_id::text, h.account, h.direction, h.asset, h.amount::text, h.captured::text, h.released::text,
+h.expired::text, {readable("h.expires_at")}, h.checksum
+"""
+
+SELECT_LEGS: Final = f"""
+SELECT {LEG_COLUMNS} FROM {{schema}}.holds AS h
+WHERE h.account = ANY(%s::text[]) AND h.hold_id = ANY(%s::uuid[])
+"""
+
+DUE: Final = """
+SELECT DISTINCT h.hold_id::text FROM {schema}.holds AS h
+WHERE h.account = ANY(%s::text[]) AND h.expires_at <= clock_timestamp()
+  AND h.captured + h.released + h.expired < h.amount
+LIMIT 1000
+"""
+
+# What the last event of a stream of the caller's own says is its state.
+SELECT_STATES: Final = """
+SELECT b.stream, e.payload ->> 'target'
+FROM {schema}.balances AS b JOIN {schema}.events AS e ON e.stream = b.stream AND e.version = b.version
+WHERE b.stream = ANY(%s::text[]) AND e.type = 'state_advanced'
+"""
+
+SHARE_PERIOD: Final = f"SELECT {readable('p.closed_until')} FROM {{schema}}.periods AS p FOR SHARE"
+LOCK_PERIOD: Final = f"SELECT {readable('p.closed_until')} FROM {{schema}}.periods AS p FOR UPDATE"
 
 
 def touch(streams: Iterable[str]) -> Statement:
     """The statement whose rows `load` takes: heads and terms of `streams`."""
     return SELECT_HEADS, (text_array(streams),)
+
+
+def legs(accounts: Iterable[str], holds: Iterable[str]) -> Statement:
+    """The statement whose rows `load_legs` takes: these holds, on these accounts."""
+    return SELECT_LEGS, (text_array(accounts), plain_array(holds))
+
+
+def states(streams: Iterable[str]) -> Statement:
+    """The statement that returns the states of a caller's own streams."""
+    return SELECT_STATES, (text_array(streams),)
 
 
 def scales(assets: Iterable[str]) -> Statement:
@@ -166,6 +224,35 @@ def load(book: Book, rows: Iterable[Row]) -> list[str]:
     return drifted
 
 
+def load_legs(book: Book, rows: Iterable[Row]) -> list[str]:
+    """Fill the book from the rows of `legs`; returns the accounts of those whose checksum does not match."""
+    drifted = []
+    for row in rows:
+        try:
+            leg = leg_from(row)
+        except ValueError:
+            drifted.append(row[1])
+        else:
+            book.holds.setdefault(leg.hold, {})[leg.account] = leg
+    return drifted
+
+
+def leg_from(row: Row) -> Leg:
+    """
+    A row of LEG_COLUMNS.
+
+    Raises:
+        ValueError: It was not written by us.
+    """
+    hold, account, direction, asset, amount, captured, released, expired, expires_at, checksum = row
+    moment = None if expires_at is None else in_utc(expires_at)
+    if leg_checksum((hold, account, direction, asset, amount, captured, released, expired, moment)) != checksum:
+        raise ValueError(f"hold {hold} on {account} does not match its checksum")
+    return Leg(
+        hold, account, Direction(direction), asset, int(amount), int(captured), int(released), int(expired), moment
+    )
+
+
 def checksum(stream: Stream) -> bytes:
     """The checksum of a stream's projected rows."""
     return head_checksum(
@@ -173,21 +260,30 @@ def checksum(stream: Stream) -> bytes:
     )
 
 
-def project(before: Mapping[str, int], book: Book, opened: Sequence[str], defined: Sequence[str]) -> list[Statement]:
+def project(before: Mapping[str, int], book: Book, facts: Sequence[Event]) -> list[Statement]:
     """
-    The statements that bring the projections of new streams to where `book` stands.
+    The statements that bring the projections to where `book` stands, beside the heads of streams that are moved.
 
-    `before` holds the projected version of each changed stream, 0 for a new one.
+    `before` holds the projected version of each changed stream, 0 for a new one; `facts` are the events that
+    are no postings.
     """
     statements: list[Statement] = []
     new = [book.streams[name] for name in sorted(before) if before[name] == 0]
+    defined = [fact.asset for fact in facts if isinstance(fact, AssetDefined)]
+    opened = {fact.account for fact in facts if isinstance(fact, AccountOpened)}
+    changed = {fact.account for fact in facts if isinstance(fact, AccountStateChanged | AccountTermsChanged)} - opened
+    held = {(fact.account, fact.hold) for fact in facts if isinstance(fact, OfHold)}
     if defined:
         decimals = plain_array(str(book.assets[asset]) for asset in defined)
         statements.append((INSERT_ASSETS, (text_array(defined), decimals)))
-    if opened:
-        statements.append((INSERT_ACCOUNTS, _account_columns([book.streams[name] for name in opened])))
+    for sql, accounts in ((INSERT_ACCOUNTS, opened), (UPDATE_ACCOUNTS, changed)):
+        if accounts:
+            statements.append((sql, _account_columns([book.streams[name] for name in sorted(accounts)])))
     if new:
         statements.append((INSERT_BALANCES, _balance_columns(new)))
+    if held:
+        statements.append((PUT_LEGS, _leg_columns([book.holds[hold][account] for account, hold in sorted(held)])))
+    statements += [(CLOSE_PERIOD, (utc_text(fact.until),)) for fact in facts if isinstance(fact, PeriodClosed)]
     return statements
 
 
@@ -230,6 +326,17 @@ def _balance_columns(streams: Sequence[Stream]) -> list[str]:
     ]
 
 
+def _leg_columns(legs: Sequence[Leg]) -> list[str]:
+    columns = list(zip(*legs, strict=True))
+    return [
+        plain_array(columns[0]),
+        *map(text_array, columns[1:4]),
+        *[plain_array(map(str, column)) for column in columns[4:8]],
+        plain_array("NULL" if moment is None else utc_text(moment) for moment in columns[8]),
+        bytes_array(map(leg_checksum, legs)),
+    ]
+
+
 def _account_columns(streams: Sequence[Stream]) -> list[str]:
     terms = [stream.terms for stream in streams if stream.terms is not None]
     return [
@@ -242,182 +349,3 @@ def _account_columns(streams: Sequence[Stream]) -> list[str]:
         text_array(its.state for its in terms),
         text_array(its.metadata for its in terms),
     ]
-
-
-# What the projections of these streams must be, from the log alone.  The sums are made anew; `stated_` is what
-# the last event says of itself, and a difference between the two means that the log cannot be trusted.
-EXPECTED: Final = f"""
-log AS MATERIALIZED (
-    SELECT stream, count(*) AS events, max(version) AS version,
-           coalesce(sum(amount) FILTER (WHERE direction = 'debit'), 0) AS posted_debits,
-           coalesce(sum(amount) FILTER (WHERE direction = 'credit'), 0) AS posted_credits,
-           0::numeric AS pending_debits, 0::numeric AS pending_credits
-    FROM {{schema}}.events WHERE stream = ANY(%(streams)s::text[]) GROUP BY stream
-), replayed AS MATERIALIZED (
-    SELECT log.*, head.event_hash AS head_hash, head.recorded_at,
-           log.events <> log.version
-               OR (log.posted_debits, log.posted_credits, log.pending_debits, log.pending_credits)
-                  <> (coalesce(head.posted_debits, 0), coalesce(head.posted_credits, 0),
-                      coalesce(head.pending_debits, 0), coalesce(head.pending_credits, 0)) AS contradicts_itself,
-           opened.payload ->> 'account_type' AS account_type,
-           opened.payload ->> 'asset' AS asset,
-           (opened.payload ->> 'scale')::smallint AS scale,
-           (opened.payload ->> 'min_balance')::numeric AS min_balance,
-           (opened.payload ->> 'max_balance')::numeric AS max_balance,
-           CASE WHEN opened.stream IS NOT NULL THEN 'open' END AS state,
-           (opened.payload -> 'metadata')::text AS account_metadata
-    FROM log
-    JOIN {{schema}}.events AS head
-      ON head.stream = log.stream AND head.version = log.version AND head.stream = ANY(%(streams)s::text[])
-    LEFT JOIN {{schema}}.events AS opened
-      ON opened.stream = log.stream AND opened.version = 1 AND opened.type = 'account_opened'
-     AND opened.stream = ANY(%(streams)s::text[])
-), expected AS MATERIALIZED (
-    SELECT x.*, {_CHECKSUM} AS checksum FROM replayed AS x
-)
-"""
-
-DIFFERING: Final = """
-differing AS MATERIALIZED (
-    SELECT s.stream AS name, x.*, b.version AS found_version,
-           CASE WHEN b.stream IS NOT NULL THEN json_build_object(
-               'posted_debits', b.posted_debits::text, 'posted_credits', b.posted_credits::text,
-               'pending_debits', b.pending_debits::text, 'pending_credits', b.pending_credits::text,
-               'head_hash', encode(b.head_hash, 'hex'), 'checksum', encode(b.checksum, 'hex'),
-               'account', row_to_json(a)) END AS found,
-           CASE WHEN x.stream IS NOT NULL THEN json_build_object(
-               'posted_debits', x.posted_debits::text, 'posted_credits', x.posted_credits::text,
-               'pending_debits', x.pending_debits::text, 'pending_credits', x.pending_credits::text,
-               'head_hash', encode(x.head_hash, 'hex'), 'checksum', encode(x.checksum, 'hex')) END AS rebuilt
-    FROM unnest(%(streams)s::text[]) AS s (stream)
-    LEFT JOIN expected AS x ON x.stream = s.stream
-    LEFT JOIN {schema}.balances AS b ON b.stream = s.stream AND b.stream = ANY(%(streams)s::text[])
-    LEFT JOIN {schema}.accounts AS a ON a.account = s.stream AND a.account = ANY(%(streams)s::text[])
-    WHERE (x.stream IS NOT NULL OR b.stream IS NOT NULL OR a.account IS NOT NULL)
-      AND ((b.version, b.posted_debits, b.posted_credits, b.pending_debits, b.pending_credits,
-            b.head_hash, b.recorded_at, b.checksum)
-           IS DISTINCT FROM
-           (x.version, x.posted_debits, x.posted_credits, x.pending_debits, x.pending_credits,
-            x.head_hash, x.recorded_at, x.checksum)
-        OR (a.account_type, a.asset, a.scale, a.min_balance, a.max_balance, a.state, a.metadata::text)
-           IS DISTINCT FROM
-           (x.account_type, x.asset, x.scale, x.min_balance, x.max_balance, x.state, x.account_metadata))
-)
-"""
-
-# A row to lock for every stream of the log; one that was missing is filled in by the rebuild that follows.
-INSERT_MISSING: Final = """
-INSERT INTO {schema}.balances (
-    stream, version, posted_debits, posted_credits, pending_debits, pending_credits, recorded_at, head_hash, checksum)
-SELECT stream, 1, 0, 0, 0, 0, recorded_at, '', '' FROM {schema}.events
-WHERE version = 1 AND stream = ANY(%s::text[]) ORDER BY stream
-ON CONFLICT (stream) DO NOTHING
-RETURNING stream
-"""
-
-REBUILD: Final = f"""
-WITH {EXPECTED}, {DIFFERING}, mended AS (
-    UPDATE {{schema}}.balances AS b
-    SET version = d.version, posted_debits = d.posted_debits, posted_credits = d.posted_credits,
-        pending_debits = d.pending_debits, pending_credits = d.pending_credits,
-        head_hash = d.head_hash, recorded_at = d.recorded_at, checksum = d.checksum
-    FROM differing AS d
-    WHERE b.stream = d.stream AND NOT d.contradicts_itself AND b.stream = ANY(%(streams)s::text[])
-), opened AS (
-    INSERT INTO {{schema}}.accounts (
-        account, account_type, asset, scale, min_balance, max_balance, state, metadata)
-    SELECT stream, account_type, asset, scale, min_balance, max_balance, state, account_metadata::json
-    FROM differing WHERE account_type IS NOT NULL AND NOT contradicts_itself
-    ON CONFLICT (account) DO UPDATE
-    SET account_type = excluded.account_type, asset = excluded.asset, scale = excluded.scale,
-        min_balance = excluded.min_balance, max_balance = excluded.max_balance, state = excluded.state,
-        metadata = excluded.metadata
-), orphaned AS (
-    DELETE FROM {{schema}}.balances
-    WHERE stream IN (SELECT name FROM differing WHERE stream IS NULL) AND stream = ANY(%(streams)s::text[])
-), orphaned_accounts AS (
-    DELETE FROM {{schema}}.accounts
-    WHERE account IN (SELECT name FROM differing WHERE account_type IS NULL) AND account = ANY(%(streams)s::text[])
-), reported AS (
-    INSERT INTO {{schema}}.projection_repairs (
-        stream, repair_id, repaired_at, noticed_by, found_version, expected_version, found, expected)
-    SELECT name, gen_random_uuid(), clock_timestamp(), %(noticed_by)s,
-           CASE WHEN name = ANY(%(missing)s::text[]) THEN NULL ELSE found_version END, version,
-           CASE WHEN name = ANY(%(missing)s::text[]) THEN NULL ELSE found END, rebuilt
-    FROM differing WHERE contradicts_itself IS NOT TRUE
-    RETURNING stream
-)
-SELECT name, version, contradicts_itself IS TRUE FROM differing
-UNION ALL
-SELECT stream, version, true FROM expected WHERE contradicts_itself
-"""
-
-REBUILD_ASSETS: Final = """
-INSERT INTO {schema}.assets
-SELECT payload ->> 'asset', (payload ->> 'scale')::smallint FROM {schema}.events
-WHERE stream = '$ledger' AND type = 'asset_defined'
-ON CONFLICT (asset) DO NOTHING
-"""
-
-COMPARE: Final = """
-SELECT s.stream
-FROM unnest(%s::text[]) AS s (stream)
-LEFT JOIN {schema}.balances AS b ON b.stream = s.stream
-LEFT JOIN LATERAL (
-    SELECT version, event_hash FROM {schema}.events AS e WHERE e.stream = s.stream ORDER BY version DESC LIMIT 1
-) AS head ON true
-WHERE (b.version, b.head_hash) IS DISTINCT FROM (head.version, head.event_hash)
-   OR head.version IS NULL AND EXISTS (SELECT FROM {schema}.accounts AS a WHERE a.account = s.stream)
-"""
-
-STREAMS: Final = """
-(SELECT stream FROM {schema}.events WHERE version = 1 AND stream > %(after)s ORDER BY stream LIMIT %(limit)s)
-UNION
-(SELECT stream FROM {schema}.balances WHERE stream > %(after)s ORDER BY stream LIMIT %(limit)s)
-UNION
-(SELECT account FROM {schema}.accounts WHERE account > %(after)s ORDER BY account LIMIT %(limit)s)
-ORDER BY stream LIMIT %(limit)s
-"""
-
-
-def out_of_step(connection: Connection, streams: Iterable[str]) -> list[str]:
-    """The streams whose projected head is not the head of the log; one snapshot, no lock."""
-    return [stream for (stream,) in connection.query(COMPARE, (text_array(streams),))]
-
-
-def rebuild(connection: Connection, streams: Iterable[str], noticed_by: str) -> list[str]:
-    """
-    Make the projections of `streams` anew from the log, within the caller's transaction.
-
-    Returns the streams whose rows differed and were mended; each is reported in `projection_repairs`.  The
-    rows are locked first and the log is read in a later statement, so that an append that commits in
-    between is neither missed nor undone.
-
-    Raises:
-        CorruptLog: The events of a stream do not add up; nothing may be rebuilt from them.
-    """
-    names = text_array(sorted(streams))
-    _, missing = connection.send([(LOCK, (names,)), (INSERT_MISSING, (names,))])
-    parameters = {
-        "streams": names,
-        "missing": text_array(stream for (stream,) in missing),
-        "noticed_by": noticed_by,
-    }
-    rows = connection.query(REBUILD, parameters)
-    for stream, version, contradicts in rows:
-        if contradicts:
-            raise CorruptLog(stream, version, "its events do not add up to the numbers that the last one states")
-    connection.query(REBUILD_ASSETS)
-    return [row[0] for row in rows]
-
-
-def all_streams(connection: Connection, page_size: int = REBUILD_STREAMS_MAX) -> Iterator[list[str]]:
-    """Every stream that the log or a projection knows of, in pages."""
-    after = ""
-    while True:
-        rows = connection.query(STREAMS, {"after": after, "limit": page_size})
-        if rows:
-            yield [stream for (stream,) in rows]
-        if len(rows) < page_size:
-            return
-        after = rows[-1][0]

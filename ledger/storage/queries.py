@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from datetime import datetime
+from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 from ledger.core.book import Balance, Book, Stream, Terms
-from ledger.core.commands import canonical_json
-from ledger.core.errors import InvalidCommand, UnknownAccount
+from ledger.core.canonical import canonical_json, utc_text
+from ledger.core.commands import (
+    Direction,
+)
+from ledger.core.errors import InvalidCommand, UnknownAccount, UnknownStream, UnknownTransaction
 from ledger.core.events import Numbers, Recorded, Transaction
+from ledger.core.lifecycle import HOLD, StateMachine
 from ledger.core.money import Money
-from ledger.storage import projector, store
+from ledger.storage import projector, repair, store
 from ledger.storage.database import Connection
 from ledger.storage.store import EVENT_COLUMNS, TRANSACTION_COLUMNS, recorded_from, transaction_from
 
@@ -51,9 +57,43 @@ FROM {schema}.accounts AS a JOIN {schema}.balances AS b ON b.stream = a.account
 GROUP BY a.asset, a.scale, a.account_type ORDER BY a.asset, a.account_type
 """
 
+REVERSALS: Final = """
+SELECT t.transaction_id::text FROM {schema}.transactions AS t
+WHERE t.kind = 'reverse' AND t.request ->> 'transaction_id' = %s ORDER BY t.recorded_at, t.transaction_id LIMIT 1000
+"""
+
+HOLDS: Final = f"""
+SELECT {projector.LEG_COLUMNS} FROM {{schema}}.holds AS h
+WHERE h.account = %s AND h.hold_id > %s::uuid {{wanted}} ORDER BY h.hold_id LIMIT %s
+"""
+
+_LEFT: Final = "h.captured + h.released + h.expired < h.amount"
+_OF_STATUS: Final = {
+    "open": f"AND {_LEFT}",
+    "captured": f"AND NOT {_LEFT} AND h.captured > 0",
+    "expired": f"AND NOT {_LEFT} AND h.captured = 0 AND h.expired > 0",
+    "released": f"AND NOT {_LEFT} AND h.captured = 0 AND h.expired = 0",
+}
+
+HOLDS_DUE: Final = f"""
+SELECT DISTINCT h.expires_at AT TIME ZONE 'UTC', h.hold_id::text FROM {{schema}}.holds AS h
+WHERE (h.expires_at, h.hold_id) > (%s::timestamptz, %s::uuid) AND h.expires_at <= clock_timestamp()
+  AND h.expires_at IS NOT NULL AND {_LEFT}
+ORDER BY 1, 2 LIMIT %s
+"""
+
+STATE: Final = """
+SELECT e.version, e.payload ->> 'target' FROM {schema}.events AS e
+WHERE e.stream = %s AND e.type = 'state_advanced' ORDER BY e.version DESC LIMIT 1
+"""
+
 LEDGER_ID: Final = "SELECT ledger_id::text FROM {schema}.identity"
 
 _FIRST_ID: Final = "00000000-0000-0000-0000-000000000000"
+_FIRST_MOMENT: Final = "-infinity"
+
+Due: TypeAlias = tuple[str, str]
+"""When a hold expires, and which."""
 
 
 class AccountLine(NamedTuple):
@@ -65,10 +105,37 @@ class AccountLine(NamedTuple):
 
 
 class TransactionDetail(NamedTuple):
-    """A transaction with its events in order."""
+    """A transaction with its events in order, what it reverses, and what reverses it."""
 
     transaction: Transaction
     events: list[Recorded]
+    reverses: str | None
+    reversed_by: list[str]
+
+
+class HoldLine(NamedTuple):
+    """One side of a hold, as it stands; `left` is still pending."""
+
+    hold: UUID
+    account: str
+    direction: Direction
+    amount: Money
+    captured: Money
+    released: Money
+    expired: Money
+    left: Money
+    expires_at: datetime | None
+    state: str
+
+
+class StreamState(NamedTuple):
+    """Where something of the caller's own stands, and which events its machine allows next."""
+
+    machine: str
+    subject: str
+    state: str
+    version: int
+    allowed: tuple[str, ...]
 
 
 class TrialLine(NamedTuple):
@@ -129,7 +196,7 @@ def account(connection: Connection, name: str) -> Stream:
     if drifted:
         raise Drift(name)
     if stream.terms is None:
-        if projector.out_of_step(connection, [name]):
+        if repair.out_of_step(connection, [name]):
             raise Drift(name)
         raise UnknownAccount(name)
     return stream
@@ -176,12 +243,73 @@ def transaction(connection: Connection, transaction_id: str) -> TransactionDetai
     A transaction with all its events.
 
     Raises:
-        InvalidCommand: There is none with this id.
+        UnknownTransaction: There is none with this id.
     """
     found = store.recorded_transactions(connection, [_canonical_id(transaction_id)])
     if not found:
-        raise InvalidCommand("transaction id", f"there is no transaction {transaction_id}")
-    return TransactionDetail(found[0], *store.events_of(connection, found))
+        raise UnknownTransaction(transaction_id)
+    (events,) = store.events_of(connection, found)
+    reverses = json.loads(found[0].request).get("transaction_id") if found[0].kind == "reverse" else None
+    reversed_by = [name for (name,) in connection.query(REVERSALS, (found[0].transaction_id,))]
+    return TransactionDetail(found[0], events, reverses, reversed_by)
+
+
+def holds(connection: Connection, name: str, status: str | None, after: str | None, limit: int) -> list[HoldLine]:
+    """
+    The holds on an account in order of their id, in one status or in all.
+
+    Raises:
+        UnknownAccount, Drift: As `account`; a hold that is not what we wrote is drift as well.
+    """
+    _check_limit(limit)
+    if status is not None and status not in HOLD.states:
+        raise InvalidCommand("status", f"{status!r} is none; a hold is {', '.join(HOLD.states)}")
+    terms = account(connection, name).terms
+    assert terms is not None
+    condition = "" if status is None else _OF_STATUS[status]
+    first = _FIRST_ID if after is None else _canonical_id(after)
+    rows = connection.query(HOLDS.replace("{wanted}", condition), (name, first, limit))
+    try:
+        legs = [projector.leg_from(row) for row in rows]
+    except ValueError as error:
+        raise Drift(name) from error
+    money = terms.money
+    return [
+        HoldLine(
+            UUID(leg.hold),
+            name,
+            leg.direction,
+            money(leg.amount),
+            money(leg.captured),
+            money(leg.released),
+            money(leg.expired),
+            money(leg.left),
+            leg.expires_at,
+            leg.state,
+        )
+        for leg in legs
+    ]
+
+
+def holds_due(connection: Connection, after: Due | None, limit: int) -> list[Due]:
+    """Holds whose time is over and that are not yet expired, the oldest first, after one of them."""
+    rows = connection.query(HOLDS_DUE, (*(after or (_FIRST_MOMENT, _FIRST_ID)), limit))
+    return [(utc_text(store.in_utc(expires_at)), hold) for expires_at, hold in rows]
+
+
+def state(connection: Connection, machine: StateMachine, subject: str) -> StreamState:
+    """
+    Where something of the caller's own stands.
+
+    Raises:
+        UnknownStream: It was never begun.
+    """
+    stream = f"#{machine.name}/{subject}"
+    rows = connection.query(STATE, (stream,))
+    if not rows:
+        raise UnknownStream(machine.name, subject)
+    version, found = rows[0]
+    return StreamState(machine.name, subject, found, version, machine.allowed(found))
 
 
 def transactions(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from ledger.core.commands import utc_text
+from ledger.core.canonical import utc_text
 from ledger.core.errors import CorruptLog
 from ledger.core.events import Numbers, Recorded, Transaction
 from ledger.storage.database import Connection, Row
@@ -89,6 +89,25 @@ SELECT_ANNOUNCED_EVENTS: Final = f"""
 SELECT {EVENT_COLUMNS}
 FROM unnest(%s::text[], %s::bigint[]) AS a (stream, version)
 JOIN {{schema}}.events AS e ON e.stream = a.stream AND e.version = a.version
+"""
+
+# How much of each entry of these transactions was reversed since.
+SELECT_REVERSED: Final = """
+SELECT t.request ->> 'transaction_id', (e.payload ->> 'entry')::integer, sum(e.amount)::text
+FROM {schema}.transactions AS t CROSS JOIN unnest(t.announced) AS a (place)
+JOIN {schema}.events AS e
+  ON e.stream = split_part(a.place, ' ', 1) AND e.version = split_part(a.place, ' ', 2)::bigint
+WHERE t.kind = 'reverse' AND t.request ->> 'transaction_id' = ANY(%s::text[])
+GROUP BY 1, 2
+"""
+
+SELECT_TRIAL_BALANCE: Final = """
+SELECT e.asset, a.payload ->> 'account_type',
+       coalesce(sum(e.amount) FILTER (WHERE e.direction = 'debit'), 0)::text,
+       coalesce(sum(e.amount) FILTER (WHERE e.direction = 'credit'), 0)::text
+FROM {schema}.events AS e JOIN {schema}.events AS a ON a.stream = e.stream AND a.version = 1
+WHERE e.type IN ('entry_posted', 'hold_captured') AND e.effective_at < %s::timestamptz
+GROUP BY 1, 2 ORDER BY 1, 2
 """
 
 SELECT_STREAM: Final = f"""

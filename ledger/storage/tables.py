@@ -26,6 +26,8 @@ from sqlalchemy import (
     Text,
     Uuid,
     cast,
+    literal_column,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 
@@ -99,6 +101,11 @@ Index(
     transactions.c.reference,
     transactions.c.transaction_id,
     postgresql_where=transactions.c.reference.is_not(None),
+)
+Index(
+    "transactions_reverses",
+    transactions.c.request.op("->>")(literal_column("'transaction_id'")),
+    postgresql_where=transactions.c.kind == literal_column("'reverse'"),
 )
 Index(
     "transactions_metadata",
@@ -177,6 +184,35 @@ assets: Final = Table(
     Column("scale", SmallInteger, nullable=False),
     CheckConstraint("scale BETWEEN 0 AND 18", name="scale_range"),
     comment="Projection of the ledger's own stream: what can be counted, and in which precision.",
+)
+
+holds: Final = Table(
+    "holds",
+    metadata,
+    _text("account", key=True),
+    Column("hold_id", Uuid, primary_key=True),
+    _text("direction"),
+    _text("asset"),
+    *[_minor(name) for name in ("amount", "captured", "released", "expired")],
+    Column("expires_at", TIMESTAMP(timezone=True, precision=6)),
+    _hash("checksum"),
+    CheckConstraint(
+        "least(captured, released, expired) >= 0 AND captured + released + expired <= amount", name="within_amount"
+    ),
+    comment="Projection: each side of each hold, and what became of it.",
+)
+_PENDING: Final = text("captured + released + expired < amount AND expires_at IS NOT NULL")
+Index("holds_due", holds.c.account, holds.c.expires_at, postgresql_where=_PENDING)
+Index("holds_expiring", holds.c.expires_at, holds.c.hold_id, postgresql_where=_PENDING)
+
+periods: Final = Table(
+    "periods",
+    metadata,
+    Column("singleton", SmallInteger, primary_key=True, autoincrement=False),
+    Column("closed_until", TIMESTAMP(timezone=True, precision=6)),
+    CheckConstraint("singleton = 1", name="one_row"),
+    comment="Projection: until when the books are closed."
+    "  Locked by who closes them, shared by who writes to the past.",
 )
 
 projection_repairs: Final = Table(

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 from ledger.core import chain
 from ledger.core.book import Book, Stream, stream_of, terms_of
-from ledger.core.commands import INTEGER_MAX, AccountType, Direction, canonical_json
+from ledger.core.canonical import canonical_json
+from ledger.core.commands import (
+    INTEGER_MAX,
+    AccountType,
+    Direction,
+)
 from ledger.core.events import ZERO, AccountOpened, AssetDefined, EntryPosted, Event, Numbers, Recorded, Transaction
 from ledger.core.money import MINOR_MAX
 

@@ -40,7 +40,7 @@ from ledger.core.codec import (
     payload_of,
     transaction_header,
 )
-from ledger.core.commands import canonical_json, utc_text
+from ledger.core.canonical import canonical_json, utc_text
 from ledger.core.events import AccountOpened, AssetDefined, EntryPosted, Event
 
 HEADER_HASH = "ab" * 32

@@ -36,7 +36,10 @@ from ledger import (
     debit,
     parse_command,
 )
-from ledger.core.commands import build, utc_text
+from ledger.core.canonical import utc_text
+from ledger.core.commands import (
+    build,
+)
 
 COMMANDS: tuple[Command, ...] = (
     DefineAsset(asset="BTC", scale=8),

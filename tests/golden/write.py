@@ -17,7 +17,7 @@ from ledger import AccountType, Direction, Recorded, Transaction
 from ledger.core.book import Book
 from ledger.core.chain import link, place, sealed
 from ledger.core.codec import event_record, transaction_header
-from ledger.core.commands import canonical_json
+from ledger.core.canonical import canonical_json
 from ledger.core.events import AccountOpened, AssetDefined, EntryPosted, Event
 
 FOLDER: Final = Path(__file__).parent

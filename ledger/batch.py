@@ -1,0 +1,370 @@
+"""
+A batch of commands on its way: what its transactions will be called, and all that it is decided on.
+
+Whatever the commands need is read in one round trip, and never trusted to hold: it is checked when it is written.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import sha1
+from typing import Final, NamedTuple, TypeAlias
+from uuid import UUID
+
+from ledger.core.book import Balance, Book, Terms, remember
+from ledger.core.canonical import utc_text
+from ledger.core.codec import event_from
+from ledger.core.commands import (
+    BATCH_MAX,
+    ClosePeriod,
+    Command,
+    DefineAsset,
+    ExpireHold,
+    OpenAccount,
+)
+from ledger.core.errors import (
+    IdempotencyConflict,
+    InvalidCommand,
+    Rejected,
+)
+from ledger.core.events import (
+    LEDGER_STREAM,
+    Recorded,
+    Transaction,
+)
+from ledger.core.lifecycle import StateMachine
+from ledger.storage import projector, store
+from ledger.storage.database import Connection, Row, Statement
+
+
+class Done(NamedTuple):
+    """
+    What a command did.  A replayed one was done earlier: this is the original answer.
+
+    `versions` and `balances` say where each stream and account stood right after the transaction.
+    """
+
+    transaction: Transaction
+    events: Sequence[Recorded]
+    terms: Sequence[Terms | None]
+    replayed: bool = False
+    dry_run: bool = False
+
+    @property
+    def transaction_id(self) -> UUID:
+        """The id that `transaction()` and `reverse()` take."""
+        return UUID(self.transaction.transaction_id)
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Stream → its version right after."""
+        return dict(zip(self.transaction.streams, self.transaction.versions, strict=True))
+
+    @property
+    def balances(self) -> dict[str, Balance]:
+        """Account → its balance right after."""
+        return {
+            event.stream: Balance.from_numbers(event.stream, terms, event.numbers, event.version)
+            for event, terms in zip(self.events, self.terms, strict=True)
+            if terms is not None and event.numbers is not None
+        }
+
+
+Outcome: TypeAlias = Done | Rejected
+
+
+class Drifted(Exception):
+    """Projected rows that were not written by us."""
+
+    def __init__(self, streams: Sequence[str]) -> None:
+        super().__init__(streams)
+        self.streams = streams
+
+
+class Due(Exception):
+    """Holds on accounts of the batch whose time is over: they expire first."""
+
+    def __init__(self, holds: Sequence[str]) -> None:
+        super().__init__(holds)
+        self.holds = holds
+
+
+@dataclass(slots=True)
+class Batch:
+    """Commands on their way, with the ids that their transactions have in every attempt."""
+
+    commands: list[Command]
+    scope: str
+    atomic: bool
+    dry_run: bool
+    machines: Mapping[str, StateMachine]
+    ids: list[str] = field(default_factory=list)
+    known_ids: list[str] = field(default_factory=list)
+    accounts: set[str] = field(default_factory=set)
+    """What is locked: all accounts, and streams of the caller's own, that the commands touch."""
+
+    assets: set[str] = field(default_factory=set)
+    references: list[str] = field(default_factory=list)
+    """The transactions that commands take up again: holds, and what is reversed."""
+
+    originals: dict[str, tuple[Transaction, list[Recorded]]] = field(default_factory=dict)
+    """Those of them that were found."""
+
+    closing: datetime | None = None
+    backdated: bool = False
+    expiries: int = 0
+    """How many commands were put in front of the caller's own, for holds whose time is over."""
+
+    in_doubt: bool = False
+    """An earlier attempt may have committed before its connection broke: ids without a key are looked up too."""
+
+    @property
+    def locks(self) -> list[str]:
+        """What is locked, in the order of locking."""
+        return sorted(self.accounts)
+
+    @property
+    def streams(self) -> list[str]:
+        """All streams that may be written."""
+        # The ledger's own is not locked: an account may need a currency defined, and hardly ever does.
+        return sorted({*self.accounts, LEDGER_STREAM}) if self.assets or self.closing else self.locks
+
+    @property
+    def plain(self) -> bool:
+        """Whether it can be decided on what is read in one statement, before anything is locked."""
+        return len(self.commands) == 1 and not (self.references or self.backdated or self.closing)
+
+    def touched(self, command: Command) -> Iterable[str]:
+        """The accounts that a command is about."""
+        original = None if command.refers_to is None else self.originals.get(command.refers_to)
+        return command.accounts if original is None else (*command.accounts, *original[0].streams)
+
+    def add(self, command: Command, transaction_id: str) -> None:
+        """Take a command in."""
+        self.ids.append(transaction_id)
+        self.accounts.update(command.accounts)
+        if command.idempotency_key is not None:
+            self.known_ids.append(transaction_id)
+        if command.effective_at is not None:
+            self.backdated = True
+        if command.refers_to is not None:
+            self.references.append(command.refers_to)
+        if isinstance(command, DefineAsset | OpenAccount):
+            self.assets.add(command.asset)
+        elif isinstance(command, ClosePeriod):
+            self.closing = command.until
+
+    def expire_first(self, holds: Sequence[str]) -> None:
+        """Put the expiry of these holds in front."""
+        ids, self.ids = self.ids, []
+        for hold in holds:
+            self.add(ExpireHold(hold=hold), _fresh_id())
+        self.commands[:0] = [ExpireHold(hold=hold) for hold in holds]
+        self.ids += ids
+        self.expiries += len(holds)
+
+
+@dataclass(slots=True)
+class Work:
+    """A batch that has been read, and what becomes of it: the book moves on as its commands are decided."""
+
+    book: Book
+    now: datetime
+    earlier: dict[str, Done]
+    """By transaction id: what was done before this call, or by an earlier command of it."""
+
+    loaded: dict[str, int]
+    """The version of every stream that was read."""
+
+    first: int = 0
+    """The caller's first command."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    """The transactions that are being written, in order."""
+
+    begun: set[str] = field(default_factory=set)
+    """The streams that are being written from their first version on."""
+
+    closed: bool = False
+    """Whether the end of the transaction went out with the writes."""
+
+    @property
+    def rejected(self) -> int | None:
+        """The first command that was rejected."""
+        own = enumerate(self.outcomes[self.first :])
+        return next((index for index, outcome in own if isinstance(outcome, Rejected)), None)
+
+    def suspects(self, batch: Batch) -> set[str]:
+        """
+        Accounts whose projection has to be compared with the log before an answer is given.
+
+        A row that is missing, or an old one that was put back, may be why a command was rejected; and one that
+        was not found and is not written is not checked by any write.
+        """
+        suspects = {stream for stream in batch.locks if stream not in self.loaded}
+        if not batch.dry_run:
+            suspects -= self.begun
+        for command, outcome in zip(batch.commands, self.outcomes, strict=True):
+            if isinstance(outcome, Rejected) and not isinstance(outcome, IdempotencyConflict):
+                suspects.update(batch.touched(command))
+        return suspects
+
+
+# The first row: what time it is, which commands were done before, and which holds are due.
+_LOAD: Final = f"""
+SELECT clock_timestamp() AT TIME ZONE 'UTC', ARRAY({store.KNOWN}), ARRAY({projector.DUE}),
+       {", ".join(["NULL"] * projector.HEAD_COLUMNS_COUNT)}
+UNION ALL
+SELECT NULL, NULL, NULL, {projector.HEAD_COLUMNS} {projector.HEADS}
+"""
+
+
+def keyed_id(ledger_id: str, scope: str, key: str) -> str:
+    """
+    The id of the transaction that an idempotency key stands for.
+
+    UUIDv5 with the ledger's id as its namespace (RFC 9562, section 5.5), so that the primary key of
+    transactions is the idempotency check.
+    """
+    namespace = bytes.fromhex(ledger_id.replace("-", ""))
+    digest = bytearray(sha1(namespace + f"{scope}\0{key}".encode(), usedforsecurity=False).digest()[:16])
+    return _uuid_text(digest, version=5)
+
+
+def _fresh_id() -> str:
+    """A UUIDv7 (RFC 9562, section 5.7): ids made later sort later, which keeps their index compact."""
+    milliseconds = time.time_ns() // 1_000_000
+    return _uuid_text(bytearray(milliseconds.to_bytes(6, "big") + os.urandom(10)), version=7)
+
+
+def _uuid_text(octets: bytearray, version: int) -> str:
+    octets[6] = octets[6] & 0x0F | version << 4
+    octets[8] = octets[8] & 0x3F | 0x80
+    digits = octets.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def prepare(commands: Sequence[Command], ledger_id: str, batch: Batch) -> Batch:
+    if len(commands) > BATCH_MAX:
+        raise InvalidCommand("commands", f"{len(commands)} at once; at most {BATCH_MAX} are taken")
+    for command in commands:
+        key = command.idempotency_key
+        batch.add(command, _fresh_id() if key is None else keyed_id(ledger_id, batch.scope, key))
+    return batch
+
+
+def take_up(connection: Connection, batch: Batch) -> None:
+    """
+    Find the transactions that commands refer to, and with them the accounts that they are about.
+
+    Transactions never change, so that this needs no lock.  One that is not found may come to be in this batch.
+    """
+    missing = [reference for reference in batch.references if reference not in batch.originals]
+    if not missing:
+        return
+    found = store.recorded_transactions(connection, missing)
+    for transaction, events in zip(found, store.events_of(connection, found), strict=True):
+        batch.originals[transaction.transaction_id] = (transaction, events)
+        batch.accounts.update([stream for stream in transaction.streams if stream != LEDGER_STREAM])
+
+
+def load(connection: Connection, batch: Batch, opening: list[Statement], ledger_id: str) -> Work:
+    """Read everything that the batch may be decided on, in one round trip, after `opening`."""
+    known_ids = batch.ids if batch.in_doubt else batch.known_ids
+    locks = store.text_array(batch.locks)
+    heads = (_LOAD, (store.plain_array(known_ids), locks, store.text_array(batch.streams)))
+    book = Book(ledger_id, machines=batch.machines)
+    for name, (transaction, events) in batch.originals.items():
+        remember(book, name, transaction.kind, map(event_from, events), None)
+    further = list(_further(batch))
+    rows, *others = connection.send([*opening, heads, *(statement for statement, _ in further)])[len(opening) :]
+    now, known, due = rows[0][:3]
+    drifted = projector.load(book, [row[3:] for row in rows[1:]])
+    for (_, take), found in zip(further, others, strict=True):
+        drifted += take(book, found)
+    drifted += _holds_missing(batch, book)
+    if drifted:
+        raise Drifted(drifted)
+    expiring = {command.hold for command in batch.commands if isinstance(command, ExpireHold)} if due else ()
+    if overdue := [hold for hold in due if hold not in expiring]:
+        raise Due(overdue)
+    earlier = _recalled(connection, known) if known else {}
+    loaded = {name: stream.version for name, stream in book.streams.items()}
+    return Work(book, store.in_utc(now), earlier, loaded, batch.expiries)
+
+
+Take: TypeAlias = Callable[[Book, list[Row]], list[str]]
+"""Puts rows into the book; returns the streams of those that were not written by us."""
+
+
+def _further(batch: Batch) -> Iterator[tuple[Statement, Take]]:
+    """What some commands need beside the heads of their streams; read after these, to be at least as new."""
+    if batch.assets:
+        yield projector.scales(sorted(batch.assets)), _take_assets
+    if batch.references:
+        yield projector.legs(batch.locks, batch.references), projector.load_legs
+        yield (store.SELECT_REVERSED, (store.text_array(batch.references),)), _take_reversed
+    if own := [stream for stream in batch.locks if stream.startswith("#")]:
+        yield projector.states(own), _take_states
+    if batch.closing:
+        yield (projector.LOCK_PERIOD, ()), _take_period
+        # Later than the lock, for whoever was still writing to the past.
+        yield (store.SELECT_TRIAL_BALANCE, (utc_text(batch.closing),)), _take_trial_balance
+    elif batch.backdated:
+        yield (projector.SHARE_PERIOD, ()), _take_period
+
+
+def _take_assets(book: Book, rows: list[Row]) -> list[str]:
+    book.assets.update(rows)
+    return []
+
+
+def _take_reversed(book: Book, rows: list[Row]) -> list[str]:
+    for transaction_id, entry, amount in rows:
+        book.originals[transaction_id].reversed[entry] = int(amount)
+    return []
+
+
+def _take_states(book: Book, rows: list[Row]) -> list[str]:
+    for stream, state in rows:
+        book.stream(stream).state = state
+    return []
+
+
+def _take_period(book: Book, rows: list[Row]) -> list[str]:
+    book.closed_until = None if rows[0][0] is None else store.in_utc(rows[0][0])
+    return []
+
+
+def _take_trial_balance(book: Book, rows: list[Row]) -> list[str]:
+    book.trial_balance = tuple(rows)
+    return []
+
+
+def _holds_missing(batch: Batch, book: Book) -> list[str]:
+    """Accounts with a hold that is in the log and not among the projected ones."""
+    placed = [transaction for transaction, _ in batch.originals.values() if transaction.kind == "hold"]
+    return [
+        stream
+        for transaction in placed
+        for stream in transaction.streams
+        if stream not in book.holds.get(transaction.transaction_id, {})
+    ]
+
+
+def _recalled(connection: Connection, ids: Sequence[str]) -> dict[str, Done]:
+    """The answers that were given when these transactions were made, by id."""
+    book = Book("")
+    transactions = store.recorded_transactions(connection, ids)
+    streams = sorted({stream for transaction in transactions for stream in transaction.streams})
+    projector.load(book, connection.query(*projector.touch(streams)))
+    answers = {}
+    for transaction, events in zip(transactions, store.events_of(connection, transactions), strict=True):
+        terms = [book.stream(event.stream).terms for event in events]
+        answers[transaction.transaction_id] = Done(transaction, events, terms)
+    return answers

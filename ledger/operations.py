@@ -1,0 +1,322 @@
+"""The commands and queries that a ledger and its guests have in common, one method each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final, TypeAlias, TypedDict, TypeVar, Unpack
+from uuid import UUID
+
+import psycopg
+import sqlalchemy
+import sqlalchemy.orm
+
+from ledger.core.book import Balance
+from ledger.core.commands import (
+    AccountType,
+    Advance,
+    Begin,
+    Capture,
+    ChangeAccount,
+    CloseAccount,
+    ClosePeriod,
+    Command,
+    DefineAsset,
+    Deposit,
+    Entry,
+    Freeze,
+    Hold,
+    OpenAccount,
+    Post,
+    Release,
+    Reverse,
+    Transfer,
+    Unfreeze,
+    Withdraw,
+    build,
+)
+from ledger.core.errors import Rejected, UnknownMachine
+from ledger.core.events import Recorded, Transaction
+from ledger.core.lifecycle import StateMachine
+from ledger.core.money import Money
+from ledger.storage import queries
+from ledger.storage.database import Connection
+from ledger.batch import Done, Outcome
+
+Lender: TypeAlias = psycopg.Connection[Any] | sqlalchemy.Connection | sqlalchemy.orm.Session
+"""What a guest can work on."""
+
+Answer = TypeVar("Answer")
+
+Taken: TypeAlias = Done | UUID | str
+"""A transaction that is taken up again: the answer to its command, or its id."""
+
+
+MENDED_MAX: Final = 100
+"""Drifted accounts that one question mends on its way."""
+
+
+class Context(TypedDict, total=False):
+    """
+    What every command may carry beside its request.
+
+    The same `idempotency_key` with the same request returns the original result; with another request it
+    is an IdempotencyConflict.  `expected_versions` maps accounts to the version they must be at.
+    """
+
+    idempotency_key: str | None
+    reference: str | None
+    effective_at: datetime | None
+    metadata: Mapping[str, str | int | bool]
+    actor: str | None
+    correlation_id: str | None
+    causation_id: str | None
+    expected_versions: Mapping[str, int]
+
+
+class Operations:
+    """The commands and queries that a ledger and its guests have in common."""
+
+    _machines: Mapping[str, StateMachine]
+
+    def handle(
+        self, commands: Sequence[Command], *, scope: str = "", atomic: bool = False, dry_run: bool = False
+    ) -> list[Outcome]:
+        """
+        Carry out commands, at most 10,000, in one transaction; one outcome per command, in order.
+
+        A rejection rejects its command alone, or all of them with `atomic`.  `dry_run` answers what would
+        happen and writes nothing.  `scope` keeps the idempotency keys of different senders apart.
+        """
+        raise NotImplementedError
+
+    def _mend(self, account: str) -> None:
+        raise NotImplementedError
+
+    # Commands
+
+    def define_asset(self, asset: str, scale: int, **context: Unpack[Context]) -> Done:
+        """Define something that can be counted, with its decimal places (0 to 18), once and for ever."""
+        return self._one(build(DefineAsset, asset=asset, scale=scale, **context))
+
+    def open_account(
+        self,
+        account: str,
+        *,
+        asset: str,
+        type: AccountType | str,
+        min_balance: Money | Decimal | int | str | None = None,
+        max_balance: Money | Decimal | int | str | None = None,
+        **context: Unpack[Context],
+    ) -> Done:
+        """
+        Open an account of one asset.
+
+        Limits are of the available balance in the normal direction, in whole units of the asset; None
+        means unlimited.
+        """
+        limits = {"min_balance": min_balance, "max_balance": max_balance}
+        return self._one(build(OpenAccount, account=account, asset=asset, account_type=type, **limits, **context))
+
+    def post(self, entries: Sequence[Entry], **context: Unpack[Context]) -> Done:
+        """Post a transaction of 2 to 200 entries that balances per asset."""
+        return self._one(build(Post, entries=tuple(entries), **context))
+
+    def transfer(self, amount: str | Money, *, debit: str, credit: str, **context: Unpack[Context]) -> Done:
+        """Debit one account and credit another."""
+        return self._one(build(Transfer, amount=amount, debit=debit, credit=credit, **context))
+
+    def deposit(self, account: str, amount: str | Money, *, against: str, **context: Unpack[Context]) -> Done:
+        """Raise an account in its normal direction."""
+        return self._one(build(Deposit, account=account, amount=amount, against=against, **context))
+
+    def withdraw(self, account: str, amount: str | Money, *, against: str, **context: Unpack[Context]) -> Done:
+        """Lower an account in its normal direction."""
+        return self._one(build(Withdraw, account=account, amount=amount, against=against, **context))
+
+    def hold(
+        self,
+        amount: str | Money,
+        *,
+        debit: str,
+        credit: str,
+        expires_at: datetime | None = None,
+        **context: Unpack[Context],
+    ) -> Done:
+        """
+        Set an amount aside: pending on both accounts, and not available any more.
+
+        The answer, or its `transaction_id`, is what `capture` and `release` take.
+        """
+        sides = {"debit": debit, "credit": credit}
+        return self._one(build(Hold, amount=amount, expires_at=expires_at, **sides, **context))
+
+    def capture(
+        self, hold: Taken, amount: str | Money | None = None, *, final: bool = False, **context: Unpack[Context]
+    ) -> Done:
+        """Post a part of a hold, or all that is left; `final` releases the rest."""
+        return self._one(build(Capture, hold=_id_of(hold), amount=amount, final=final, **context))
+
+    def release(self, hold: Taken, amount: str | Money | None = None, **context: Unpack[Context]) -> Done:
+        """Give a part of a hold free again, or all that is left."""
+        return self._one(build(Release, hold=_id_of(hold), amount=amount, **context))
+
+    def reverse(
+        self,
+        transaction: Taken,
+        amount: str | Money | None = None,
+        *,
+        reason: str | None = None,
+        force: bool = False,
+        **context: Unpack[Context],
+    ) -> Done:
+        """
+        Post the opposite of a transaction: all that is not yet reversed of it, or a part.
+
+        `amount` counts what the original debits; every entry is reversed in proportion, exactly or not at
+        all.  `force` goes beyond the limits of the accounts, and is on record.
+        """
+        asked = {"transaction_id": _id_of(transaction), "amount": amount, "reason": reason, "force": force}
+        return self._one(build(Reverse, **asked, **context))
+
+    def freeze(self, account: str, *, reason: str | None = None, **context: Unpack[Context]) -> Done:
+        """Refuse entries on an account; reversals, releases and expiries go on."""
+        return self._one(build(Freeze, account=account, reason=reason, **context))
+
+    def unfreeze(self, account: str, *, reason: str | None = None, **context: Unpack[Context]) -> Done:
+        """Let entries on an account again."""
+        return self._one(build(Unfreeze, account=account, reason=reason, **context))
+
+    def close_account(self, account: str, *, reason: str | None = None, **context: Unpack[Context]) -> Done:
+        """Close an account for good; only at zero, with nothing held."""
+        return self._one(build(CloseAccount, account=account, reason=reason, **context))
+
+    def change_account(
+        self,
+        account: str,
+        *,
+        min_balance: Money | str | None = None,
+        max_balance: Money | str | None = None,
+        reason: str | None = None,
+        **context: Unpack[Context],
+    ) -> Done:
+        """Change an account's limits, `"unlimited"` included, or all of its `metadata`; the rest stays as it is."""
+        limits = {"min_balance": min_balance, "max_balance": max_balance}
+        return self._one(build(ChangeAccount, account=account, reason=reason, **limits, **context))
+
+    def close_period(self, until: datetime, *, reason: str | None = None, **context: Unpack[Context]) -> Done:
+        """
+        Let nothing be posted any more that is effective before `until`; records the trial balance as of then.
+
+        `until` lies at least ten minutes back: what is being written may still belong to its time.
+        """
+        return self._one(build(ClosePeriod, until=until, reason=reason, **context))
+
+    def begin(self, machine: StateMachine | str, subject: str, **context: Unpack[Context]) -> Done:
+        """Begin something of your own, in the first state of its machine: `begin("payment", "p-1")`."""
+        return self._one(build(Begin, machine=_name_of(machine), subject=subject, **context))
+
+    def advance(self, machine: StateMachine | str, subject: str, event: str, **context: Unpack[Context]) -> Done:
+        """Take it to its next state; refused where its machine does not allow the event."""
+        return self._one(build(Advance, machine=_name_of(machine), subject=subject, event=event, **context))
+
+    def _one(self, command: Command) -> Done:
+        (outcome,) = self.handle([command])
+        if isinstance(outcome, Rejected):
+            raise outcome
+        return outcome
+
+    # Queries
+
+    def balance(self, account: str, *, version: int | None = None) -> Balance:
+        """
+        The balance of an account, now or right after one of its versions.
+
+        A projection that was changed behind the ledger's back is rebuilt first.
+
+        Raises:
+            UnknownAccount: There is no such account.
+        """
+        return self._ask(lambda connection: queries.balance(connection, account, version))
+
+    def history(
+        self, account: str, *, after_version: int = 0, before_version: int | None = None, limit: int = 100
+    ) -> list[Recorded]:
+        """
+        The events of an account: a page of at most `limit`.
+
+        Forward from `after_version`, oldest first; or, with `before_version`, backward from there, newest
+        first.  The last event's version leads to the next page.
+        """
+        return self._ask(lambda connection: queries.history(connection, account, after_version, before_version, limit))
+
+    def transaction(self, transaction_id: UUID | str) -> queries.TransactionDetail:
+        """A transaction with all its events."""
+        return self._ask(lambda connection: queries.transaction(connection, str(transaction_id)))
+
+    def transactions(
+        self,
+        *,
+        reference: str | None = None,
+        metadata: Mapping[str, str | int | bool] | None = None,
+        after: UUID | str | None = None,
+        limit: int = 100,
+    ) -> list[Transaction]:
+        """Transactions with this reference, or whose metadata contains these pairs, or both; in order of id."""
+        last = None if after is None else str(after)
+        return self._ask(lambda connection: queries.transactions(connection, reference, metadata, last, limit))
+
+    def accounts(
+        self,
+        *,
+        asset: str | None = None,
+        metadata: Mapping[str, str | int | bool] | None = None,
+        after: str = "",
+        limit: int = 100,
+    ) -> list[queries.AccountLine]:
+        """Accounts in order of their id, with terms and balance: a page of at most `limit`."""
+        return self._ask(lambda connection: queries.accounts(connection, asset, metadata, after, limit))
+
+    def holds(
+        self, account: str, *, status: str | None = None, after: UUID | str | None = None, limit: int = 100
+    ) -> list[queries.HoldLine]:
+        """The holds on an account in order of their id: open, captured, released, expired, or all of them."""
+        last = None if after is None else str(after)
+        return self._ask(lambda connection: queries.holds(connection, account, status, last, limit))
+
+    def state(self, machine: StateMachine | str, subject: str) -> queries.StreamState:
+        """
+        Where something of your own stands: `.state`, `.version`, and the events that are `.allowed` next.
+
+        Raises:
+            UnknownStream: It was never begun.
+            UnknownMachine: The ledger was not given this machine.
+        """
+        known = self._machines.get(_name_of(machine))
+        if known is None:
+            raise UnknownMachine(_name_of(machine), sorted(self._machines))
+        return self._ask(lambda connection: queries.state(connection, known, subject))
+
+    def trial_balance(self) -> queries.TrialBalance:
+        """Debits and credits of all accounts, by asset and type."""
+        return self._ask(queries.trial_balance)
+
+    def _ask(self, question: Callable[[Connection], Answer]) -> Answer:
+        for _ in range(MENDED_MAX):
+            try:
+                return self._answer(question)
+            except queries.Drift as drift:
+                self._mend(drift.account)
+        return self._answer(question)
+
+    def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
+        raise NotImplementedError
+
+
+def _id_of(taken: Taken) -> UUID | str:
+    return taken.transaction_id if isinstance(taken, Done) else taken
+
+
+def _name_of(machine: StateMachine | str) -> str:
+    return machine if isinstance(machine, str) else machine.name

@@ -1,0 +1,316 @@
+"""
+Projections made anew from the log, in set-based SQL: what they must be, where they differ, and the repair.
+
+Self-healing is never silent: each repair is on record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from ledger.core.errors import CorruptLog
+from ledger.core.events import LEDGER_STREAM
+from ledger.storage.database import Connection
+from ledger.storage.projector import LOCK
+from ledger.storage.store import text_array
+
+REBUILD_STREAMS_MAX: Final = 1_000
+"""Streams rebuilt in one transaction: how long writers may wait for a rebuild."""
+
+
+# The same text as `codec.head_checksum`, in SQL; a test holds the two against each other.
+_CHECKSUM: Final = """
+sha256(convert_to(
+    concat_ws('|', x.stream, x.version, x.posted_debits, x.posted_credits, x.pending_debits, x.pending_credits,
+              encode(x.head_hash, 'hex'), to_char(x.recorded_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+    || CASE WHEN x.account_type IS NULL THEN '' ELSE
+           '|' || concat_ws('|', x.account_type, x.asset, x.scale, coalesce(x.min_balance::text, ''),
+                            coalesce(x.max_balance::text, ''), x.state, x.account_metadata) END,
+    'UTF8'))
+"""
+
+# The same text as `codec.leg_checksum`, in SQL.
+_CHECKSUM_OF_LEG: Final = """
+sha256(convert_to(
+    concat_ws('|', x.hold_id, x.account, x.direction, x.asset, x.amount, x.captured, x.released, x.expired,
+              coalesce(to_char(x.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '')), 'UTF8'))
+"""
+
+
+def _posted(side: str) -> str:
+    of_type = "type IN ('entry_posted', 'hold_captured')"
+    return f"coalesce(sum(amount) FILTER (WHERE direction = '{side}' AND {of_type}), 0)"
+
+
+def _pending(side: str) -> str:
+    """A hold is placed once; whatever happens to it later takes from what is pending."""
+    change = "CASE type WHEN 'hold_placed' THEN amount ELSE -amount END"
+    return f"coalesce(sum({change}) FILTER (WHERE direction = '{side}' AND type <> 'entry_posted'), 0)"
+
+
+# What the projections of these streams must be, from the log alone.  The sums are made anew; a difference between
+# them and what the last event says of itself means that the log cannot be trusted.
+EXPECTED: Final = f"""
+log AS MATERIALIZED (
+    SELECT stream, count(*) AS events, max(version) AS version,
+           {_posted("debit")} AS posted_debits, {_posted("credit")} AS posted_credits,
+           {_pending("debit")} AS pending_debits, {_pending("credit")} AS pending_credits,
+           max(version) FILTER (WHERE type = 'account_state_changed') AS state_version,
+           max(version) FILTER (WHERE type = 'account_terms_changed') AS terms_version
+    FROM {{schema}}.events WHERE stream = ANY(%(streams)s::text[]) GROUP BY stream
+), replayed AS MATERIALIZED (
+    SELECT log.stream, log.version, log.posted_debits, log.posted_credits, log.pending_debits, log.pending_credits,
+           head.event_hash AS head_hash, head.recorded_at,
+           log.events <> log.version
+               OR (log.posted_debits, log.posted_credits, log.pending_debits, log.pending_credits)
+                  <> (coalesce(head.posted_debits, 0), coalesce(head.posted_credits, 0),
+                      coalesce(head.pending_debits, 0), coalesce(head.pending_credits, 0)) AS contradicts_itself,
+           opened.payload ->> 'account_type' AS account_type,
+           opened.payload ->> 'asset' AS asset,
+           (opened.payload ->> 'scale')::smallint AS scale,
+           (coalesce(terms.payload, opened.payload) ->> 'min_balance')::numeric AS min_balance,
+           (coalesce(terms.payload, opened.payload) ->> 'max_balance')::numeric AS max_balance,
+           CASE WHEN opened.stream IS NOT NULL THEN coalesce(state.payload ->> 'state', 'open') END AS state,
+           CASE WHEN opened.stream IS NOT NULL THEN
+               (coalesce(terms.payload, opened.payload) -> 'metadata')::text END AS account_metadata
+    FROM log
+    JOIN {{schema}}.events AS head
+      ON head.stream = log.stream AND head.version = log.version AND head.stream = ANY(%(streams)s::text[])
+    LEFT JOIN {{schema}}.events AS opened
+      ON opened.stream = log.stream AND opened.version = 1 AND opened.type = 'account_opened'
+     AND opened.stream = ANY(%(streams)s::text[])
+    LEFT JOIN {{schema}}.events AS state ON state.stream = log.stream AND state.version = log.state_version
+    LEFT JOIN {{schema}}.events AS terms ON terms.stream = log.stream AND terms.version = log.terms_version
+), expected AS MATERIALIZED (
+    SELECT x.*, {_CHECKSUM} AS checksum FROM replayed AS x
+)
+"""
+
+# The legs of holds, from the log alone.
+EXPECTED_LEGS: Final = f"""
+moved AS MATERIALIZED (
+    SELECT stream, (payload ->> 'hold')::uuid AS hold_id,
+           coalesce(sum(amount) FILTER (WHERE type = 'hold_captured'), 0) AS captured,
+           coalesce(sum(amount) FILTER (WHERE type = 'hold_released'), 0) AS released,
+           coalesce(sum(amount) FILTER (WHERE type = 'hold_expired'), 0) AS expired
+    FROM {{schema}}.events
+    WHERE type IN ('hold_captured', 'hold_released', 'hold_expired') {{of_streams}}
+    GROUP BY 1, 2
+), placed AS (
+    SELECT e.stream AS account, e.transaction_id AS hold_id, e.direction, e.asset, e.amount,
+           coalesce(m.captured, 0) AS captured, coalesce(m.released, 0) AS released,
+           coalesce(m.expired, 0) AS expired, (e.payload ->> 'expires_at')::timestamptz AS expires_at
+    FROM {{schema}}.events AS e LEFT JOIN moved AS m ON m.stream = e.stream AND m.hold_id = e.transaction_id
+    WHERE e.type = 'hold_placed' {{of_placed}}
+), legs AS MATERIALIZED (
+    SELECT x.*, {_CHECKSUM_OF_LEG} AS checksum FROM placed AS x
+), differing_legs AS MATERIALIZED (
+    SELECT coalesce(l.account, h.account) AS stream, coalesce(l.hold_id, h.hold_id) AS hold, l.*
+    FROM legs AS l
+    FULL JOIN (SELECT * FROM {{schema}}.holds AS h WHERE true {{of_holds}}) AS h
+      ON h.account = l.account AND h.hold_id = l.hold_id
+    WHERE (h.direction, h.asset, h.amount, h.captured, h.released, h.expired, h.expires_at, h.checksum)
+          IS DISTINCT FROM
+          (l.direction, l.asset, l.amount, l.captured, l.released, l.expired, l.expires_at, l.checksum)
+)
+"""
+
+OF_STREAMS: Final = {
+    "{of_streams}": "AND stream = ANY(%(streams)s::text[])",
+    "{of_placed}": "AND e.stream = ANY(%(streams)s::text[])",
+    "{of_holds}": "AND h.account = ANY(%(streams)s::text[])",
+}
+
+DIFFERING: Final = """
+differing AS MATERIALIZED (
+    SELECT s.stream AS name, x.*, b.version AS found_version,
+           CASE WHEN b.stream IS NOT NULL THEN json_build_object(
+               'posted_debits', b.posted_debits::text, 'posted_credits', b.posted_credits::text,
+               'pending_debits', b.pending_debits::text, 'pending_credits', b.pending_credits::text,
+               'head_hash', encode(b.head_hash, 'hex'), 'checksum', encode(b.checksum, 'hex'),
+               'account', row_to_json(a)) END AS found,
+           CASE WHEN x.stream IS NOT NULL THEN json_build_object(
+               'posted_debits', x.posted_debits::text, 'posted_credits', x.posted_credits::text,
+               'pending_debits', x.pending_debits::text, 'pending_credits', x.pending_credits::text,
+               'head_hash', encode(x.head_hash, 'hex'), 'checksum', encode(x.checksum, 'hex')) END AS rebuilt
+    FROM unnest(%(streams)s::text[]) AS s (stream)
+    LEFT JOIN expected AS x ON x.stream = s.stream
+    LEFT JOIN {schema}.balances AS b ON b.stream = s.stream AND b.stream = ANY(%(streams)s::text[])
+    LEFT JOIN {schema}.accounts AS a ON a.account = s.stream AND a.account = ANY(%(streams)s::text[])
+    WHERE (x.stream IS NOT NULL OR b.stream IS NOT NULL OR a.account IS NOT NULL)
+      AND ((b.version, b.posted_debits, b.posted_credits, b.pending_debits, b.pending_credits,
+            b.head_hash, b.recorded_at, b.checksum)
+           IS DISTINCT FROM
+           (x.version, x.posted_debits, x.posted_credits, x.pending_debits, x.pending_credits,
+            x.head_hash, x.recorded_at, x.checksum)
+        OR (a.account_type, a.asset, a.scale, a.min_balance, a.max_balance, a.state, a.metadata::text)
+           IS DISTINCT FROM
+           (x.account_type, x.asset, x.scale, x.min_balance, x.max_balance, x.state, x.account_metadata))
+)
+"""
+
+# A row to lock for every stream of the log; one that was missing is filled in by the rebuild that follows.
+INSERT_MISSING: Final = """
+INSERT INTO {schema}.balances (
+    stream, version, posted_debits, posted_credits, pending_debits, pending_credits, recorded_at, head_hash, checksum)
+SELECT stream, 1, 0, 0, 0, 0, recorded_at, '', '' FROM {schema}.events
+WHERE version = 1 AND stream = ANY(%s::text[]) ORDER BY stream
+ON CONFLICT (stream) DO NOTHING
+RETURNING stream
+"""
+
+REBUILD: Final = f"""
+WITH {EXPECTED}, {DIFFERING}, mended AS (
+    UPDATE {{schema}}.balances AS b
+    SET version = d.version, posted_debits = d.posted_debits, posted_credits = d.posted_credits,
+        pending_debits = d.pending_debits, pending_credits = d.pending_credits,
+        head_hash = d.head_hash, recorded_at = d.recorded_at, checksum = d.checksum
+    FROM differing AS d
+    WHERE b.stream = d.stream AND NOT d.contradicts_itself AND b.stream = ANY(%(streams)s::text[])
+), opened AS (
+    INSERT INTO {{schema}}.accounts (
+        account, account_type, asset, scale, min_balance, max_balance, state, metadata)
+    SELECT stream, account_type, asset, scale, min_balance, max_balance, state, account_metadata::json
+    FROM differing WHERE account_type IS NOT NULL AND NOT contradicts_itself
+    ON CONFLICT (account) DO UPDATE
+    SET account_type = excluded.account_type, asset = excluded.asset, scale = excluded.scale,
+        min_balance = excluded.min_balance, max_balance = excluded.max_balance, state = excluded.state,
+        metadata = excluded.metadata
+), orphaned AS (
+    DELETE FROM {{schema}}.balances
+    WHERE stream IN (SELECT name FROM differing WHERE stream IS NULL) AND stream = ANY(%(streams)s::text[])
+), orphaned_accounts AS (
+    DELETE FROM {{schema}}.accounts
+    WHERE account IN (SELECT name FROM differing WHERE account_type IS NULL) AND account = ANY(%(streams)s::text[])
+), reported AS (
+    INSERT INTO {{schema}}.projection_repairs (
+        stream, repair_id, repaired_at, noticed_by, found_version, expected_version, found, expected)
+    SELECT name, gen_random_uuid(), clock_timestamp(), %(noticed_by)s,
+           CASE WHEN name = ANY(%(missing)s::text[]) THEN NULL ELSE found_version END, version,
+           CASE WHEN name = ANY(%(missing)s::text[]) THEN NULL ELSE found END, rebuilt
+    FROM differing WHERE contradicts_itself IS NOT TRUE
+    RETURNING stream
+)
+SELECT name, version, contradicts_itself IS TRUE FROM differing
+UNION ALL
+SELECT stream, version, true FROM expected WHERE contradicts_itself
+"""
+
+_REBUILD_LEGS: Final = f"""
+WITH {EXPECTED_LEGS}, mended AS (
+    INSERT INTO {{schema}}.holds (
+        hold_id, account, direction, asset, amount, captured, released, expired, expires_at, checksum)
+    SELECT hold_id, account, direction, asset, amount, captured, released, expired, expires_at, checksum
+    FROM differing_legs WHERE account IS NOT NULL
+    ON CONFLICT (account, hold_id) DO UPDATE
+    SET direction = excluded.direction, asset = excluded.asset, amount = excluded.amount,
+        captured = excluded.captured, released = excluded.released, expired = excluded.expired,
+        expires_at = excluded.expires_at, checksum = excluded.checksum
+), orphaned AS (
+    DELETE FROM {{schema}}.holds AS h USING differing_legs AS d
+    WHERE d.account IS NULL AND h.account = d.stream AND h.hold_id = d.hold
+), reported AS (
+    INSERT INTO {{schema}}.projection_repairs (
+        stream, repair_id, repaired_at, noticed_by, found_version, expected_version, found, expected)
+    SELECT d.stream, gen_random_uuid(), clock_timestamp(), %(noticed_by)s, b.version, b.version,
+           json_build_object('hold', d.hold, 'captured', h.captured::text, 'released', h.released::text,
+                             'expired', h.expired::text, 'amount', h.amount::text),
+           json_build_object('hold', d.hold, 'captured', d.captured::text, 'released', d.released::text,
+                             'expired', d.expired::text, 'amount', d.amount::text)
+    FROM differing_legs AS d
+    LEFT JOIN {{schema}}.holds AS h ON h.account = d.stream AND h.hold_id = d.hold
+    LEFT JOIN {{schema}}.balances AS b ON b.stream = d.stream
+)
+SELECT DISTINCT stream FROM differing_legs ORDER BY stream
+"""
+
+REBUILD_PERIOD: Final = """
+UPDATE {schema}.periods
+SET closed_until = (
+    SELECT (payload ->> 'until')::timestamptz FROM {schema}.events
+    WHERE stream = '$ledger' AND type = 'period_closed' ORDER BY version DESC LIMIT 1)
+"""
+
+REBUILD_ASSETS: Final = """
+INSERT INTO {schema}.assets
+SELECT payload ->> 'asset', (payload ->> 'scale')::smallint FROM {schema}.events
+WHERE stream = '$ledger' AND type = 'asset_defined'
+ON CONFLICT (asset) DO NOTHING
+"""
+
+COMPARE: Final = """
+SELECT s.stream
+FROM unnest(%s::text[]) AS s (stream)
+LEFT JOIN {schema}.balances AS b ON b.stream = s.stream
+LEFT JOIN LATERAL (
+    SELECT version, event_hash FROM {schema}.events AS e WHERE e.stream = s.stream ORDER BY version DESC LIMIT 1
+) AS head ON true
+WHERE (b.version, b.head_hash) IS DISTINCT FROM (head.version, head.event_hash)
+   OR head.version IS NULL AND EXISTS (SELECT FROM {schema}.accounts AS a WHERE a.account = s.stream)
+"""
+
+STREAMS: Final = """
+(SELECT stream FROM {schema}.events WHERE version = 1 AND stream > %(after)s ORDER BY stream LIMIT %(limit)s)
+UNION
+(SELECT stream FROM {schema}.balances WHERE stream > %(after)s ORDER BY stream LIMIT %(limit)s)
+UNION
+(SELECT account FROM {schema}.accounts WHERE account > %(after)s ORDER BY account LIMIT %(limit)s)
+ORDER BY stream LIMIT %(limit)s
+"""
+
+
+def only(text: str, conditions: Mapping[str, str]) -> str:
+    """SQL with its conditions filled in."""
+    for place, condition in conditions.items():
+        text = text.replace(place, condition)
+    return text
+
+
+REBUILD_LEGS: Final = only(_REBUILD_LEGS, OF_STREAMS)
+
+
+def out_of_step(connection: Connection, streams: Iterable[str]) -> list[str]:
+    """The streams whose projected head is not the head of the log; one snapshot, no lock."""
+    return [stream for (stream,) in connection.query(COMPARE, (text_array(streams),))]
+
+
+def rebuild(connection: Connection, streams: Sequence[str], noticed_by: str) -> list[str]:
+    """
+    Make the projections of `streams` anew from the log, within the caller's transaction.
+
+    Returns the streams whose rows differed and were mended; each is reported in `projection_repairs`.  The
+    rows are locked first and the log is read in a later statement, so that an append that commits in
+    between is neither missed nor undone.
+
+    Raises:
+        CorruptLog: The events of a stream do not add up; nothing may be rebuilt from them.
+    """
+    names = text_array(sorted(streams))
+    _, missing = connection.send([(LOCK, (names,)), (INSERT_MISSING, (names,))])
+    parameters = {
+        "streams": names,
+        "missing": text_array(stream for (stream,) in missing),
+        "noticed_by": noticed_by,
+    }
+    rows = connection.query(REBUILD, parameters)
+    for stream, version, contradicts in rows:
+        if contradicts:
+            raise CorruptLog(stream, version, "its events do not add up to the numbers that the last one states")
+    mended = {row[0] for row in rows}
+    mended.update(name for (name,) in connection.query(REBUILD_LEGS, parameters))
+    if LEDGER_STREAM in streams:
+        connection.send([(REBUILD_ASSETS, ()), (REBUILD_PERIOD, ())])
+    return sorted(mended)
+
+
+def all_streams(connection: Connection, page_size: int = REBUILD_STREAMS_MAX) -> Iterator[list[str]]:
+    """Every stream that the log or a projection knows of, in pages."""
+    after = ""
+    while True:
+        rows = connection.query(STREAMS, {"after": after, "limit": page_size})
+        if rows:
+            yield [stream for (stream,) in rows]
+        if len(rows) < page_size:
+            return
+        after = rows[-1][0]
