@@ -15,18 +15,18 @@ import sqlalchemy.orm
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from ledger.audit.verify import Report, verify
+from ledger.batch import Done, Outcome
 from ledger.core.commands import (
     Command,
     ExpireHold,
 )
-from ledger.core.errors import ConcurrencyError, UnsupportedConnection
+from ledger.core.errors import ConcurrencyError, CorruptLog, UnsupportedConnection
 from ledger.core.lifecycle import StateMachine
 from ledger.lifecycle import shipped_machines
 from ledger.operations import Answer, Operations
 from ledger.storage import embedded, migrations, projector, queries, repair
 from ledger.storage.database import Connection, Database, Timeouts, engine_for, in_our_words
 from ledger.storage.tables import DEFAULT_SCHEMA
-from ledger.batch import Done, Outcome
 from ledger.writer import Writer, handle_as_guest
 
 Lender: TypeAlias = psycopg.Connection[Any] | sqlalchemy.Connection | sqlalchemy.orm.Session
@@ -164,18 +164,24 @@ class Ledger(Operations):
 
         Raises:
             UnknownAccount: The log has no such account.
-            CorruptLog: The log of an account contradicts itself.
+            CorruptLog: The log of an account contradicts itself; all others were rebuilt.
         """
         mended: list[str] = []
+        corrupt: list[CorruptLog] = []
         done = 0
         with self._database.connection() as connection:
-            pages: Iterable[list[str]] = [sorted(accounts)] if accounts else repair.all_streams(connection)
+            named = sorted(set(accounts))
+            size = repair.REBUILD_STREAMS_MAX
+            pages: Iterable[Sequence[str]] = repair.all_streams(connection, size)
+            if named:
+                pages = [named[at : at + size] for at in range(0, len(named), size)]
             for page in pages:
-                with connection.transaction():
-                    mended += repair.rebuild(connection, page, noticed_by)
+                mended += _rebuilt(connection, page, noticed_by, corrupt)
                 done += len(page)
                 if progress is not None:
                     progress(done)
+        if corrupt:
+            raise _together(corrupt)
         for account in set(accounts) - set(mended):
             self.balance(account)
         return mended
@@ -220,8 +226,8 @@ class Ledger(Operations):
     def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
         return self._database.ask(question)
 
-    def _mend(self, account: str) -> None:
-        self.rebuild(account, noticed_by="read")
+    def _mend(self, accounts: Sequence[str]) -> None:
+        self.rebuild(*accounts, noticed_by="read")
 
 
 class Guest(Operations):
@@ -259,9 +265,9 @@ class Guest(Operations):
         with self._connection() as connection:
             return question(connection)
 
-    def _mend(self, account: str) -> None:
+    def _mend(self, accounts: Sequence[str]) -> None:
         with self._connection() as connection:
-            repair.rebuild(connection, [account], noticed_by="read")
+            repair.rebuild(connection, accounts, noticed_by="read")
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
@@ -275,6 +281,25 @@ class Guest(Operations):
                     " up front, ledger.join(connection, accounts=[…]), and run the whole transaction again."
                 ) from error
             raise
+
+
+def _rebuilt(connection: Connection, page: Sequence[str], noticed_by: str, corrupt: list[CorruptLog]) -> list[str]:
+    """Rebuild streams together; where one of them contradicts itself, each by itself, and note those that do."""
+    try:
+        with connection.transaction(unbounded=True):
+            return repair.rebuild(connection, page, noticed_by)
+    except CorruptLog as error:
+        if len(page) == 1:
+            corrupt.append(error)
+            return []
+    return [name for stream in page for name in _rebuilt(connection, [stream], noticed_by, corrupt)]
+
+
+def _together(corrupt: Sequence[CorruptLog]) -> CorruptLog:
+    first = corrupt[0]
+    others = ", ".join(error.stream for error in corrupt[1:10])
+    also = f"; so do {len(corrupt) - 1} others: {others}" if others else ""
+    return CorruptLog(first.stream, first.version, first.problem + also)
 
 
 def _lent(connection: object, schema: str) -> Connection:

@@ -119,6 +119,9 @@ class Batch:
     expiries: int = 0
     """How many commands were put in front of the caller's own, for holds whose time is over."""
 
+    drifted: Sequence[str] = ()
+    """Streams to rebuild before a dry run looks at them; nothing of it lasts."""
+
     in_doubt: bool = False
     """An earlier attempt may have committed before its connection broke: ids without a key are looked up too."""
 
@@ -305,7 +308,7 @@ Take: TypeAlias = Callable[[Book, list[Row]], list[str]]
 def _further(batch: Batch) -> Iterator[tuple[Statement, Take]]:
     """What some commands need beside the heads of their streams; read after these, to be at least as new."""
     if batch.assets:
-        yield projector.scales(sorted(batch.assets)), _take_assets
+        yield (store.SELECT_SCALES, (store.text_array(sorted(batch.assets)),)), _take_assets
     if batch.references:
         yield projector.legs(batch.locks, batch.references), projector.load_legs
         yield (store.SELECT_REVERSED, (store.text_array(batch.references),)), _take_reversed

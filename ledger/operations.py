@@ -12,6 +12,7 @@ import psycopg
 import sqlalchemy
 import sqlalchemy.orm
 
+from ledger.batch import Done, Outcome
 from ledger.core.book import Balance
 from ledger.core.commands import (
     AccountType,
@@ -36,13 +37,12 @@ from ledger.core.commands import (
     Withdraw,
     build,
 )
-from ledger.core.errors import Rejected, UnknownMachine
+from ledger.core.errors import ConcurrencyError, Rejected, UnknownMachine
 from ledger.core.events import Recorded, Transaction
 from ledger.core.lifecycle import StateMachine
 from ledger.core.money import Money
 from ledger.storage import queries
 from ledger.storage.database import Connection
-from ledger.batch import Done, Outcome
 
 Lender: TypeAlias = psycopg.Connection[Any] | sqlalchemy.Connection | sqlalchemy.orm.Session
 """What a guest can work on."""
@@ -53,8 +53,8 @@ Taken: TypeAlias = Done | UUID | str
 """A transaction that is taken up again: the answer to its command, or its id."""
 
 
-MENDED_MAX: Final = 100
-"""Drifted accounts that one question mends on its way."""
+MENDED_MAX: Final = 5
+"""How often one question mends what has drifted, and is asked again."""
 
 
 class Context(TypedDict, total=False):
@@ -91,7 +91,7 @@ class Operations:
         """
         raise NotImplementedError
 
-    def _mend(self, account: str) -> None:
+    def _mend(self, accounts: Sequence[str]) -> None:
         raise NotImplementedError
 
     # Commands
@@ -307,8 +307,8 @@ class Operations:
             try:
                 return self._answer(question)
             except queries.Drift as drift:
-                self._mend(drift.account)
-        return self._answer(question)
+                self._mend(drift.accounts)
+        raise ConcurrencyError("Projections drift as fast as they are rebuilt. Run `ledger verify`.")
 
     def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
         raise NotImplementedError

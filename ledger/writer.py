@@ -144,6 +144,10 @@ class Writer:
             frame = _Frame(connection.begin(), closing=[("COMMIT", ())], undo="ROLLBACK")
         opening = [*frame.opening, projector.lock(batch.locks)] if locked else []
         try:
+            if batch.drifted:
+                connection.send(opening)
+                repair.rebuild(connection, batch.drifted, noticed_by="dry run")
+                opening = []
             work = load(connection, batch, opening, self._ledger_id())
             _write(connection, batch, work, frame, locked)
             return work.outcomes[batch.expiries :]
@@ -152,7 +156,10 @@ class Writer:
             raise
         except Drifted as drift:
             connection.rollback()
-            self._rebuild(connection, drift.streams)
+            if batch.dry_run:
+                batch.drifted = [*batch.drifted, *drift.streams]
+            else:
+                self._rebuild(connection, drift.streams)
         except psycopg.Error as error:
             # Having waited too long for a lock is not among these: waiting again would not be bounded.
             if not _is_conflict(error) and error.sqlstate not in RETRYABLE:

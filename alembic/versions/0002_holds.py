@@ -1,9 +1,9 @@
 """
 Holds, reversals and closed periods; the guard of events sums what is posted and what is pending apart.
 
-Why: holds, reversals, account states and state machines.
-Locks taken: an exclusive lock on transactions while its index is built, which takes as long as reading the
-table once; on events only for the moment in which the guard is replaced.
+Why: holds, reversals, account states and state machines; and assets, whose table could say what the log does not.
+Locks taken: an exclusive lock on transactions and events while their indexes are built and a constraint is checked,
+which takes as long as reading both tables once or twice.
 How to undo: not by a downgrade, once a hold was placed.
 """
 
@@ -47,6 +47,12 @@ COMMENT ON TABLE {schema}.periods IS
     'Projection: until when the books are closed.  Locked by who closes them, shared by who writes to the past.';
 INSERT INTO {schema}.periods VALUES (1, NULL);
 
+-- The scale of an asset is read from the log; that it is defined once is a promise of the database.
+CREATE UNIQUE INDEX events_assets ON {schema}.events (stream, (payload ->> 'asset')) WHERE type = 'asset_defined';
+DROP TABLE {schema}.assets;
+
+ALTER TABLE {schema}.transactions ADD CONSTRAINT transactions_announced_flat
+    CHECK (array_ndims(announced) = 1 AND array_position(announced, NULL) IS NULL);
 CREATE INDEX transactions_reverses ON {schema}.transactions ((request ->> 'transaction_id'))
     WHERE kind = 'reverse';
 """

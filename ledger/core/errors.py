@@ -350,7 +350,7 @@ class ConcurrencyError(LedgerError):
 @dataclass(eq=False)
 class CorruptLog(LedgerError):
     """The event log of {stream} contradicts itself at version {version}: {problem}.
-    Nothing was changed; run `ledger verify` and restore from a backup.
+    Nothing of it was changed; run `ledger verify` and restore from a backup.
     """
 
     code: ClassVar[str] = "corrupt_log"

@@ -156,10 +156,17 @@ class Connection:
             raise psycopg.errors.error_from_result(result)
 
     @contextmanager
-    def transaction(self, *, read_only: bool = False) -> Iterator[None]:
-        """A transaction of our own; in a read-only one all statements see the same snapshot."""
+    def transaction(self, *, read_only: bool = False, unbounded: bool = False) -> Iterator[None]:
+        """
+        A transaction of our own; in a read-only one all statements see the same snapshot.
+
+        In an `unbounded` one a statement may take as long as the log is long.
+        """
+        opening = self.begin("REPEATABLE READ, READ ONLY") if read_only else self.begin()
+        if unbounded:
+            opening.append(("SET LOCAL statement_timeout = 0", ()))
         try:
-            self.send(self.begin("REPEATABLE READ, READ ONLY") if read_only else self.begin())
+            self.send(opening)
             yield
             self.query("COMMIT")
         except BaseException:

@@ -1,5 +1,5 @@
 """
-Balances, accounts and assets: carried along with each append, compared with the log, rebuilt from it.
+Balances, accounts and holds: carried along with each append, and compared with what we wrote.
 
 A projected row carries a checksum over its fields.  One that does not match was not written by us; one that
 matches but lags behind or runs ahead of the log shows when the next event does not fit.  Either way the row
@@ -24,7 +24,6 @@ from ledger.core.events import (
     AccountOpened,
     AccountStateChanged,
     AccountTermsChanged,
-    AssetDefined,
     Event,
     Numbers,
     OfHold,
@@ -73,8 +72,6 @@ FROM {schema}.balances AS b LEFT JOIN {schema}.accounts AS a ON a.account = b.st
 
 SELECT_HEADS: Final = f"SELECT {HEAD_COLUMNS} {HEADS}"
 
-LOAD_ASSETS: Final = "SELECT asset, scale FROM {schema}.assets WHERE asset = ANY(%s::text[])"
-
 INSERT_BALANCES: Final = """
 INSERT INTO {schema}.balances (
     stream, version, posted_debits, posted_credits, pending_debits, pending_credits, head_hash, recorded_at, checksum)
@@ -119,8 +116,6 @@ FROM unnest(
 AS n (account, account_type, asset, scale, min_balance, max_balance, state, metadata)
 WHERE a.account = n.account
 """
-
-INSERT_ASSETS: Final = "INSERT INTO {schema}.assets SELECT * FROM unnest(%s::text[], %s::smallint[])"
 
 # A hold is placed once; later events move what became of it.
 PUT_LEGS: Final = """
@@ -177,11 +172,6 @@ def legs(accounts: Iterable[str], holds: Iterable[str]) -> Statement:
 def states(streams: Iterable[str]) -> Statement:
     """The statement that returns the states of a caller's own streams."""
     return SELECT_STATES, (text_array(streams),)
-
-
-def scales(assets: Iterable[str]) -> Statement:
-    """The statement that returns the scales of `assets`."""
-    return LOAD_ASSETS, (text_array(assets),)
 
 
 def lock(streams: Iterable[str]) -> Statement:
@@ -269,13 +259,9 @@ def project(before: Mapping[str, int], book: Book, facts: Sequence[Event]) -> li
     """
     statements: list[Statement] = []
     new = [book.streams[name] for name in sorted(before) if before[name] == 0]
-    defined = [fact.asset for fact in facts if isinstance(fact, AssetDefined)]
     opened = {fact.account for fact in facts if isinstance(fact, AccountOpened)}
     changed = {fact.account for fact in facts if isinstance(fact, AccountStateChanged | AccountTermsChanged)} - opened
     held = {(fact.account, fact.hold) for fact in facts if isinstance(fact, OfHold)}
-    if defined:
-        decimals = plain_array(str(book.assets[asset]) for asset in defined)
-        statements.append((INSERT_ASSETS, (text_array(defined), decimals)))
     for sql, accounts in ((INSERT_ACCOUNTS, opened), (UPDATE_ACCOUNTS, changed)):
         if accounts:
             statements.append((sql, _account_columns([book.streams[name] for name in sorted(accounts)])))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -170,11 +170,11 @@ class TrialBalance:
 
 
 class Drift(Exception):
-    """A projected row was not written by us; make it anew and ask again."""
+    """Projected rows that were not written by us; make them anew and ask again."""
 
-    def __init__(self, account: str) -> None:
-        super().__init__(account)
-        self.account = account
+    def __init__(self, accounts: Sequence[str]) -> None:
+        super().__init__(accounts)
+        self.accounts = accounts
 
 
 def ledger_id(connection: Connection) -> str:
@@ -194,10 +194,10 @@ def account(connection: Connection, name: str) -> Stream:
     drifted = projector.load(book, connection.query(*projector.touch([name])))
     stream = book.stream(name)
     if drifted:
-        raise Drift(name)
+        raise Drift([name])
     if stream.terms is None:
         if repair.out_of_step(connection, [name]):
-            raise Drift(name)
+            raise Drift([name])
         raise UnknownAccount(name)
     return stream
 
@@ -272,7 +272,7 @@ def holds(connection: Connection, name: str, status: str | None, after: str | No
     try:
         legs = [projector.leg_from(row) for row in rows]
     except ValueError as error:
-        raise Drift(name) from error
+        raise Drift([name]) from error
     money = terms.money
     return [
         HoldLine(
@@ -337,9 +337,9 @@ def accounts(
     names = [name for (name,) in connection.query(ACCOUNTS.replace("{wanted}", conditions), parameters)]
     book = Book("")
     if drifted := projector.load(book, connection.query(*projector.touch(names))):
-        raise Drift(drifted[0])
+        raise Drift(drifted)
     if missing := [name for name in names if name not in book.streams]:
-        raise Drift(missing[0])
+        raise Drift(missing)
     streams = [book.stream(name) for name in names]
     return [AccountLine(stream.stream, stream.terms, stream.balance) for stream in streams if stream.terms is not None]
 

@@ -232,13 +232,6 @@ SET closed_until = (
     WHERE stream = '$ledger' AND type = 'period_closed' ORDER BY version DESC LIMIT 1)
 """
 
-REBUILD_ASSETS: Final = """
-INSERT INTO {schema}.assets
-SELECT payload ->> 'asset', (payload ->> 'scale')::smallint FROM {schema}.events
-WHERE stream = '$ledger' AND type = 'asset_defined'
-ON CONFLICT (asset) DO NOTHING
-"""
-
 COMPARE: Final = """
 SELECT s.stream
 FROM unnest(%s::text[]) AS s (stream)
@@ -300,7 +293,7 @@ def rebuild(connection: Connection, streams: Sequence[str], noticed_by: str) -> 
     mended = {row[0] for row in rows}
     mended.update(name for (name,) in connection.query(REBUILD_LEGS, parameters))
     if LEDGER_STREAM in streams:
-        connection.send([(REBUILD_ASSETS, ()), (REBUILD_PERIOD, ())])
+        connection.query(REBUILD_PERIOD)
     return sorted(mended)
 
 

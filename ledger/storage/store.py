@@ -91,6 +91,12 @@ FROM unnest(%s::text[], %s::bigint[]) AS a (stream, version)
 JOIN {{schema}}.events AS e ON e.stream = a.stream AND e.version = a.version
 """
 
+# The log itself says in which precision an asset is counted; an index finds it.
+SELECT_SCALES: Final = """
+SELECT e.payload ->> 'asset', (e.payload ->> 'scale')::integer FROM {schema}.events AS e
+WHERE e.stream = '$ledger' AND e.type = 'asset_defined' AND e.payload ->> 'asset' = ANY(%s::text[])
+"""
+
 # How much of each entry of these transactions was reversed since.
 SELECT_REVERSED: Final = """
 SELECT t.request ->> 'transaction_id', (e.payload ->> 'entry')::integer, sum(e.amount)::text
@@ -170,15 +176,33 @@ def transaction_from(row: Row) -> Transaction:
     Raises:
         CorruptLog: It holds what no transaction of ours holds.
     """
-    places = [place.rpartition(" ") for place in row[6]]
     try:
-        streams = tuple([stream for stream, _, _ in places])
-        versions = tuple([int(version) for _, _, version in places])
+        places = [place_from(place) for place in row[6]]
+        streams, versions = zip(*places, strict=True)
         return Transaction._make((*row[:6], streams, versions, row[7], in_utc(row[8]), in_utc(row[9]), *row[10:]))
     except (ValueError, TypeError, AttributeError) as error:
-        stream, _, version = places[0]
-        place = int(version) if version.isdecimal() else 0
-        raise CorruptLog(stream, place, f"transaction {row[0]} cannot be read ({error})") from error
+        raise CorruptLog(*first_place(row[6]), f"transaction {row[0]} cannot be read ({error})") from error
+
+
+def place_from(announced: str) -> tuple[str, int]:
+    """
+    The stream and version of an announced event.
+
+    Raises:
+        ValueError: We never announced it so.
+    """
+    stream, _, version = announced.rpartition(" ")
+    if not (stream and version.isascii() and version.isdigit()):
+        raise ValueError(f"it announces {announced!r}")
+    return stream, int(version)
+
+
+def first_place(announced: Sequence[str]) -> tuple[str, int]:
+    """Where a transaction says that its first event is, however it says so."""
+    try:
+        return place_from(announced[0])
+    except ValueError:
+        return announced[0], 0
 
 
 def recorded_from(row: Row) -> Recorded:

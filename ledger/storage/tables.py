@@ -92,6 +92,7 @@ transactions: Final = Table(
     Column("metadata", JSON),
     _hash("header_hash"),
     CheckConstraint("cardinality(announced) >= 1", name="events_announced"),
+    CheckConstraint("array_ndims(announced) = 1 AND array_position(announced, NULL) IS NULL", name="announced_flat"),
     CheckConstraint("entry_count BETWEEN 0 AND cardinality(announced)", name="entry_count"),
     CheckConstraint("octet_length(header_hash) = 32", name="header_hash_size"),
     comment="Append-only: one row per accepted command; announced lists its events in order, as stream and version.",
@@ -145,6 +146,13 @@ events: Final = Table(
     CheckConstraint("octet_length(prev_hash) = 32 AND octet_length(event_hash) = 32", name="hash_size"),
     comment="Append-only: the truth.  One stream per account, versions 1, 2, 3 … without a gap.",
 )
+Index(
+    "events_assets",
+    events.c.stream,
+    events.c.payload.op("->>")(literal_column("'asset'")),
+    unique=True,
+    postgresql_where=events.c.type == literal_column("'asset_defined'"),
+)
 Index("events_streams", events.c.stream, postgresql_where=events.c.version == 1)
 
 accounts: Final = Table(
@@ -175,15 +183,6 @@ balances: Final = Table(
     # Room on each page for the next version of its rows, so that an update touches no index.
     postgresql_with={"fillfactor": "50"},
     comment="Projection: the head of every stream; compare-and-set on version.",
-)
-
-assets: Final = Table(
-    "assets",
-    metadata,
-    _text("asset", key=True),
-    Column("scale", SmallInteger, nullable=False),
-    CheckConstraint("scale BETWEEN 0 AND 18", name="scale_range"),
-    comment="Projection of the ledger's own stream: what can be counted, and in which precision.",
 )
 
 holds: Final = Table(
@@ -238,7 +237,7 @@ outbox: Final = Table(
     comment="What the feed has yet to number: one row per database transaction, its transactions in order.",
 )
 
-APPEND_ONLY: Final = ("identity", "transactions", "events", "assets", "projection_repairs")
+APPEND_ONLY: Final = ("identity", "transactions", "events", "projection_repairs")
 """Tables that the database itself refuses to change."""
 
 

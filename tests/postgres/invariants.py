@@ -15,7 +15,7 @@ _UNSENT = """
 SELECT transaction_id FROM ledger.transactions
 EXCEPT ALL SELECT unnest(transaction_ids) FROM ledger.outbox
 """
-_PROJECTIONS = ("balances", "accounts", "assets")
+_PROJECTIONS = ("balances", "accounts", "holds", "periods")
 
 
 def assert_sound(ledger: Ledger, url: str) -> None:
@@ -27,7 +27,7 @@ def assert_sound(ledger: Ledger, url: str) -> None:
     assert _rows(url, _UNSENT) == []
     before = projections(url)
     with psycopg.connect(url, autocommit=True) as owner:
-        owner.execute("TRUNCATE ledger.balances, ledger.accounts")
+        owner.execute("TRUNCATE ledger.balances, ledger.accounts, ledger.holds")
     ledger.rebuild()
     assert projections(url) == before
 

@@ -25,14 +25,12 @@ KEYS = {
     "identity": "singleton",
     "transactions": "transaction_id",
     "events": "stream, version",
-    "assets": "asset",
     "projection_repairs": "stream, repair_id",
 }
 COLUMNS = {
     "identity": "created_at",
     "transactions": "reference",
     "events": "amount",
-    "assets": "scale",
     "projection_repairs": "noticed_by",
 }
 ATTACKS = {

@@ -329,7 +329,7 @@ def test_findings_are_bounded(funded: Ledger, tamper: Tamper) -> None:
 def test_verification_changes_nothing(funded: Ledger, psql: Psql, tamper: Tamper) -> None:
     """It reads in a read-only snapshot: not one row version differs afterwards, whatever was found."""
     tamper("UPDATE events SET amount = 2999 " + ALICE_3, "UPDATE balances SET posted_debits = 5 WHERE stream = 'bob'")
-    tables = ("transactions", "events", "accounts", "balances", "assets", "outbox", "projection_repairs")
+    tables = ("transactions", "events", "accounts", "balances", "holds", "outbox", "projection_repairs")
 
     def state() -> list[Any]:
         return [
@@ -369,3 +369,28 @@ def test_memory_is_flat(funded: Ledger) -> None:
     few, many = peak(1_000), peak(9_000)
     # 18,000 more rows, kept, would be 20 MB at least; caches of a fixed size account for a few.
     assert many - few < 6_000_000
+
+
+@pytest.mark.parametrize("announced", ["{garbage}", '{"alice x"}', '{"alice ²"}', '{" 1"}', '{"alice -1"}'])
+def test_unreadable_announcement_is_a_finding(watched: Ledger, psql: Psql, announced: str) -> None:
+    """A transaction row that no program of ours wrote is reported like anything else; the rest is checked."""
+    psql.execute(
+        "INSERT INTO transactions (transaction_id, kind, scope, request, entry_count, announced, effective_at,"
+        " recorded_at, header_hash) VALUES (gen_random_uuid(), 'post', '', '{}', 0, %s, now(), now(), sha256(''))",
+        (announced,),
+    )
+    report = watched.verify()
+    assert {finding.column for finding in report.findings} >= {"header_hash", "version"}
+    assert report.checked["streams"] == watched.verify().checked["streams"]
+
+
+@pytest.mark.parametrize("announced", ["{NULL}", '{{"alice 1","bob 2"}}'])
+def test_announcement_of_another_shape_is_refused(watched: Ledger, psql: Psql, announced: str) -> None:
+    """What could not even be read as a list of places does not get in."""
+    with pytest.raises(psycopg.errors.CheckViolation):
+        psql.execute(
+            "INSERT INTO transactions (transaction_id, kind, scope, request, entry_count, announced, effective_at,"
+            " recorded_at, header_hash) VALUES (gen_random_uuid(), 'post', '', '{}', 0, %s, now(), now(), sha256(''))",
+            (announced,),
+        )
+    assert watched.verify().ok
