@@ -9,7 +9,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from decimal import Decimal
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,8 +94,10 @@ class Ours:
     """The ledger, as an application calls it."""
 
     def __init__(self, url: URL) -> None:
-        self._ledger = Ledger.connect(text(url))
+        self._url = text(url)
+        self._ledger = Ledger.connect(self._url)
         self._ledger.migrate()
+        self._workers = ProcessPoolExecutor(2, mp_context=get_context("spawn"))
         names = [_account(number) for number in range(ACCOUNTS)]
         for start in range(0, ACCOUNTS, BATCH):
             self._ledger.handle(
@@ -112,24 +117,22 @@ class Ours:
 
     def batches(self, seconds: float) -> float:
         """A thousand transfers a call, each with a key, from one thread; making the commands counts."""
-        return _rate(1, seconds, self._batch)
+        return _rate(1, seconds, lambda: _batch(self._ledger, 0, ACCOUNTS))
+
+    def batches_apart(self, seconds: float) -> float:
+        """The same from two processes, each with accounts of its own, as consumers of two partitions have them."""
+        half = ACCOUNTS // 2
+        workers = [self._workers.submit(_batches_of, self._url, first, half, seconds) for first in (0, half)]
+        return sum(worker.result(timeout=60 + seconds) for worker in workers)
 
     def _transfer(self, key: str | None) -> int:
         source, target = _pair()
         self._ledger.transfer("1.00 USD", debit=source, credit=target, idempotency_key=key)
         return 1
 
-    def _batch(self) -> int:
-        commands = []
-        for _ in range(BATCH):
-            source, target = _pair()
-            commands.append(Transfer(amount="1.00 USD", debit=source, credit=target, idempotency_key=_key()))
-        outcomes = self._ledger.handle(commands)
-        assert all(isinstance(outcome, Done) for outcome in outcomes)
-        return BATCH
-
     def close(self) -> None:
         """Check that what was measured was also done right, and give the connections back."""
+        self._workers.shutdown()
         assert self._ledger.trial_balance().balanced
         self._ledger.close()
 
@@ -228,9 +231,31 @@ def _account(number: int) -> str:
     return f"account-{number:05}"
 
 
-def _pair() -> tuple[str, str]:
-    source, target = random.sample(range(ACCOUNTS), 2)
+def _pair(first: int = 0, accounts: int = ACCOUNTS) -> tuple[str, str]:
+    source, target = random.sample(range(first, first + accounts), 2)
     return _account(source), _account(target)
+
+
+def _batch(ledger: Ledger, first: int, accounts: int) -> int:
+    commands = []
+    for _ in range(BATCH):
+        source, target = _pair(first, accounts)
+        commands.append(Transfer(amount="1.00 USD", debit=source, credit=target, idempotency_key=_key()))
+    outcomes = ledger.handle(commands)
+    assert all(isinstance(outcome, Done) for outcome in outcomes)
+    return BATCH
+
+
+def _batches_of(url: str, first: int, accounts: int, seconds: float) -> float:
+    """What one of several processes does."""
+    ledger = _connected(url)
+    _batch(ledger, first, accounts)
+    return _rate(1, seconds, lambda: _batch(ledger, first, accounts))
+
+
+@cache
+def _connected(url: str) -> Ledger:
+    return Ledger.connect(url)
 
 
 def _key() -> str:

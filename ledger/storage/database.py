@@ -330,6 +330,8 @@ def _prepare_session(driver: psycopg.Connection[Any], timeouts: Timeouts) -> boo
         driver.execute("SET plan_cache_mode = force_generic_plan")
         # A plan that is made while a table is small would be kept when it is not.
         driver.execute("SET enable_seqscan = off")
+        # Where there is no other way than a whole table, its price would look like work worth compiling for.
+        driver.execute("SET jit = off")
     else:
         driver.prepare_threshold = None
     if not driver.autocommit:
