@@ -2,6 +2,7 @@
 
 from ledger.application import Guest, Ledger
 from ledger.audit.verify import Finding, Report
+from ledger.batch import Done
 from ledger.core.book import Balance, Terms
 from ledger.core.commands import (
     AccountType,
@@ -61,6 +62,7 @@ from ledger.core.errors import (
     StreamExists,
     TransitionRefused,
     UnbalancedTransaction,
+    UndecodableMessage,
     UnknownAccount,
     UnknownAsset,
     UnknownMachine,
@@ -77,7 +79,6 @@ from ledger.storage.database import Timeouts
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance, TrialLine
 from ledger.storage.tables import include_object, include_object_for
-from ledger.batch import Done
 
 __all__ = [
     "AccountExists",
@@ -151,6 +152,7 @@ __all__ = [
     "TrialBalance",
     "TrialLine",
     "UnbalancedTransaction",
+    "UndecodableMessage",
     "Unfreeze",
     "UnknownAccount",
     "UnknownAsset",

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from ledger.audit.verify import Finding, Report
+from ledger.batch import Done
 from ledger.core.book import Balance, Terms
 from ledger.core.canonical import utc_text
 from ledger.core.errors import LedgerError
 from ledger.core.events import Recorded, Transaction
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, TransactionDetail, TrialBalance
-from ledger.batch import Done
 
 Json: TypeAlias = dict[str, Any]
 

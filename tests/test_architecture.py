@@ -22,6 +22,8 @@ FLOW: Final = """
     core.commands                               | what may be asked             → validated
     core.events core.book core.decide           | what it makes happen          → decided
     core.codec core.chain                       | what is hashed
+    order.message order.decoders order.monitor  | what arrives, and in which order
+    order.cursor order.sequencer order.disturb
     storage.tables storage.database             | where it is kept
     storage.embedded storage.migrations
     storage.store                               | what is kept                  → appended
@@ -55,6 +57,7 @@ PURE: Final = {
     "json",
     "re",
     "typing",
+    "uuid",
     "pydantic",
     "pydantic_core",
 }

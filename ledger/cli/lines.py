@@ -12,11 +12,11 @@ from typing import Final, TypeAlias
 from pydantic_core import to_json
 
 from ledger.application import Ledger
+from ledger.batch import Done, Outcome
 from ledger.cli.output import complain, progress
 from ledger.core.commands import Command, parse_command
 from ledger.core.errors import InvalidCommand, LedgerError
 from ledger.wire import Json, done_json, error_json
-from ledger.batch import Done, Outcome
 
 BATCH_LINES: Final = 1_000
 """Lines handled in one transaction at most."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ledger.batch import Done
 from ledger.cli.lines import post_lines
 from ledger.cli.options import CommandContext, Target, command, opened
 from ledger.cli.output import answer, console, print_error, row, table
@@ -25,7 +26,6 @@ from ledger.core.commands import (
 )
 from ledger.core.errors import InvalidCommand, Rejected
 from ledger.wire import done_json
-from ledger.batch import Done
 
 Amount = Annotated[list[str], typer.Argument(help="Such as 12.50 USD.", metavar="AMOUNT", show_default=False)]
 Account = Annotated[str, typer.Argument(help="The account's id.", metavar="ACCOUNT", show_default=False)]

@@ -9,6 +9,7 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     │       NotReversible, InvalidAmount, AssetMismatch, UnbalancedTransaction, ExceedsRest,
     │       AccountNotEmpty, InsufficientFunds, LimitExceeded, AtomicBatchRejected
     ├── InvalidCommand        the request itself is malformed
+    ├── UndecodableMessage    what a producer sent cannot be read
     ├── InvalidStateMachine   a declaration of states and transitions that cannot work
     ├── ConcurrencyError      lost a race more often than the retry limit allows: try again
     ├── CorruptLog            the event log contradicts itself: stop and verify
@@ -335,6 +336,17 @@ class InvalidStateMachine(LedgerError, ValueError):
         place = f"{self.where}: " if self.where else ""
         subject = f"State machine {self.machine}" if self.machine else "This state machine"
         return f"{place}{subject} is not valid: {'; '.join(self.problems)}."
+
+
+@dataclass(eq=False)
+class UndecodableMessage(LedgerError, ValueError):
+    """{where}: {problem}. {advice}"""
+
+    code: ClassVar[str] = "undecodable_message"
+
+    where: str
+    problem: str
+    advice: str
 
 
 @dataclass(eq=False)
