@@ -22,8 +22,10 @@ from ledger.core.commands import (
 )
 from ledger.core.errors import ConcurrencyError, CorruptLog, UnsupportedConnection
 from ledger.core.lifecycle import StateMachine
+from ledger.inbox import Handler, Inbox, Retry, Unordered
 from ledger.lifecycle import shipped_machines
 from ledger.operations import Answer, Operations
+from ledger.order.cursor import Strict
 from ledger.storage import embedded, migrations, projector, queries, repair
 from ledger.storage.database import Connection, Database, Timeouts, engine_for, in_our_words
 from ledger.storage.tables import DEFAULT_SCHEMA
@@ -198,6 +200,17 @@ class Ledger(Operations):
         ledger_id = self._ledger_id()
         with self._database.connection() as connection:
             return verify(connection, ledger_id, accounts, progress)
+
+    def inbox(
+        self,
+        source: str,
+        policy: Strict | Unordered,
+        *,
+        retry: Retry | None = None,
+        handlers: Mapping[str, Handler] | None = None,
+    ) -> Inbox:
+        """Give the inbox of one source of messages: they take effect once and in order."""
+        return Inbox(source, policy, retry or Retry(), handlers or {}, self._database, self._ledger_id, self._machines)
 
     @contextmanager
     def join(

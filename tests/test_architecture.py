@@ -28,9 +28,10 @@ FLOW: Final = """
     storage.embedded storage.migrations
     storage.store                               | what is kept                  → appended
     storage.projector storage.repair            | what it adds up to            → projected
-    storage.queries                             | what is answered              → queried
+    storage.mailbox storage.queries             | what is answered              → queried
     batch writer                                | the only write path
     audit.verify                                | re-derive, never trust
+    inbox                                       | messages, once and in order
     lifecycle operations application            | the one public object
     ledger                                      | the public names
     testing settings wire                       | what surrounds it

@@ -118,7 +118,8 @@ def create_roles(database: Database, prefix: str = "ledger") -> tuple[str, str, 
 
 
 def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
-    projections = "accounts", "balances"
+    projections = "accounts", "balances", "holds", "periods"
+    inbox = "inbox_streams", "inbox_messages", "inbox_ids", "dead_letters", "inbox_counters"
     yield f'GRANT "{owner}" TO CURRENT_USER'
     yield f"REVOKE ALL ON SCHEMA {schema} FROM PUBLIC"
     yield f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM PUBLIC"
@@ -128,9 +129,9 @@ def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
     yield f'GRANT USAGE, CREATE ON SCHEMA {schema} TO "{owner}"'
     yield f'GRANT USAGE ON SCHEMA {schema} TO "{app}", "{audit}"'
     yield f'GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO "{app}", "{audit}"'
-    for table in (*(name for name in APPEND_ONLY if name != "identity"), "outbox", *projections):
+    for table in (*(name for name in APPEND_ONLY if name != "identity"), "outbox", *projections, *inbox):
         yield f'GRANT INSERT ON {schema}.{table} TO "{app}"'
-    for table in projections:
+    for table in (*projections, *inbox):
         # DELETE: a rebuild removes a projected row that no event stands behind.
         yield f'GRANT UPDATE, DELETE ON {schema}.{table} TO "{app}"'
 

@@ -18,12 +18,14 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Index,
+    Integer,
     LargeBinary,
     MetaData,
     Numeric,
     SmallInteger,
     Table,
     Text,
+    UniqueConstraint,
     Uuid,
     cast,
     literal_column,
@@ -237,7 +239,146 @@ outbox: Final = Table(
     comment="What the feed has yet to number: one row per database transaction, its transactions in order.",
 )
 
-APPEND_ONLY: Final = ("identity", "transactions", "events", "projection_repairs")
+inbox_streams: Final = Table(
+    "inbox_streams",
+    metadata,
+    _text("stream", key=True),
+    _text("source", key=True),
+    Column("start_sequence", BigInteger),
+    Column("last_sequence", BigInteger, nullable=False),
+    Column("highest_sequence", BigInteger, nullable=False),
+    Column("held", BigInteger, nullable=False),
+    _text("status"),
+    Column("waiting_since", TIMESTAMP(timezone=True, precision=6)),
+    Column("deadline", TIMESTAMP(timezone=True, precision=6)),
+    Column("attempts", Integer, nullable=False),
+    _text("last_error", nullable=True),
+    Column("release_to", BigInteger),
+    Column("revision", BigInteger, nullable=False),
+    CheckConstraint("held >= 0 AND attempts >= 0 AND revision >= 0", name="counts"),
+    comment="Where each stream of messages stands; compare-and-set on revision.  Never expires.",
+)
+Index(
+    "inbox_streams_due",
+    inbox_streams.c.source,
+    inbox_streams.c.deadline,
+    inbox_streams.c.stream,
+    postgresql_where=inbox_streams.c.deadline.is_not(None),
+)
+Index(
+    "inbox_streams_stuck",
+    inbox_streams.c.source,
+    inbox_streams.c.stream,
+    postgresql_where=inbox_streams.c.status != literal_column("'flowing'"),
+)
+
+inbox_messages: Final = Table(
+    "inbox_messages",
+    metadata,
+    _text("stream", key=True),
+    _text("source", key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    _text("message_id"),
+    Column("digest", LargeBinary, nullable=False),
+    _text("state"),
+    Column("content", JSON),
+    Column("outcome", JSON),
+    _moment("received_at"),
+    comment="Messages of strict streams: held until their turn, and what became of them.  Contents may be given up.",
+)
+Index("inbox_messages_id", inbox_messages.c.stream, inbox_messages.c.source, inbox_messages.c.message_id)
+Index(
+    "inbox_messages_held",
+    inbox_messages.c.stream,
+    inbox_messages.c.source,
+    inbox_messages.c.sequence,
+    postgresql_where=inbox_messages.c.state == literal_column("'held'"),
+)
+
+inbox_ids: Final = Table(
+    "inbox_ids",
+    metadata,
+    _text("stream", key=True),
+    _text("source", key=True),
+    _text("message_id", key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("content", JSON),
+    Column("outcome", JSON),
+    _moment("received_at"),
+    comment="Messages whose order does not matter: each id once.",
+)
+
+inbox_releases: Final = Table(
+    "inbox_releases",
+    metadata,
+    _text("stream", key=True),
+    _text("source", key=True),
+    Column("first_sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("last_sequence", BigInteger, nullable=False),
+    _text("reason"),
+    _text("actor", nullable=True),
+    _moment("recorded_at"),
+    comment="Append-only: what streams went on without, and who decided so.",
+)
+
+dead_letters: Final = Table(
+    "dead_letters",
+    metadata,
+    _text("stream", key=True),
+    _text("source", key=True),
+    Column("dead_letter_id", Uuid, primary_key=True),
+    Column("sequence", BigInteger),
+    _text("message_id"),
+    _text("why"),
+    _text("error", nullable=True),
+    Column("attempts", Integer, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("content", JSON, nullable=False),
+    _moment("first_seen"),
+    _moment("last_seen"),
+    _text("state"),
+    UniqueConstraint("stream", "source", "message_id", "digest", "why", name="dead_letters_same"),
+    comment="Messages that a person decides about.",
+)
+Index(
+    "dead_letters_open",
+    dead_letters.c.source,
+    dead_letters.c.first_seen,
+    dead_letters.c.dead_letter_id,
+    postgresql_where=dead_letters.c.state == literal_column("'open'"),
+)
+
+dead_letter_decisions: Final = Table(
+    "dead_letter_decisions",
+    metadata,
+    _text("stream", key=True),
+    _text("source", key=True),
+    Column("dead_letter_id", Uuid, primary_key=True),
+    _moment("recorded_at", key=True),
+    _text("decision"),
+    _text("actor", nullable=True),
+    _text("note", nullable=True),
+    comment="Append-only: what was decided about dead letters, by whom and why.",
+)
+
+inbox_counters: Final = Table(
+    "inbox_counters",
+    metadata,
+    _text("source", key=True),
+    Column("shard", SmallInteger, primary_key=True, autoincrement=False),
+    _text("counter", key=True),
+    Column("count", BigInteger, nullable=False),
+    comment="What the inbox counted; several rows a counter, so that no row is hot.",
+)
+
+APPEND_ONLY: Final = (
+    "identity",
+    "transactions",
+    "events",
+    "projection_repairs",
+    "inbox_releases",
+    "dead_letter_decisions",
+)
 """Tables that the database itself refuses to change."""
 
 

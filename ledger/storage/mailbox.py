@@ -1,0 +1,464 @@
+"""
+What the inbox keeps: rows ⇄ the facts of `order.cursor`.  Set-based, whatever the number of streams and messages.
+
+All statements are about one source, and name the streams, by which the tables are placed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from ledger.core.canonical import utc_text
+from ledger.order.cursor import (
+    Cursor,
+    Decision,
+    Glimpse,
+    Kept,
+    Lookup,
+    NotTaken,
+    Range,
+    State,
+    Status,
+    Tally,
+)
+from ledger.order.decoders import cloudevents
+from ledger.order.message import SEQUENCE_MAX, Message, encode
+from ledger.storage.database import Connection, Row, Statement
+from ledger.storage.store import bytes_array, in_utc, plain_array, readable, text_array
+
+SHARDS: Final = 16
+
+OPEN_STREAMS: Final = """
+INSERT INTO {schema}.inbox_streams (
+    stream, source, last_sequence, highest_sequence, held, status, attempts, revision)
+SELECT stream, %s, -1, -1, 0, 'flowing', 0, 0 FROM unnest(%s::text[]) AS s (stream) ORDER BY stream
+ON CONFLICT (stream, source) DO NOTHING
+"""
+
+LOCK_STREAMS: Final = f"""
+SELECT clock_timestamp() AT TIME ZONE 'UTC', s.stream, s.start_sequence, s.last_sequence, s.highest_sequence, s.held,
+       s.status, {readable("s.waiting_since")}, s.revision, {readable("s.deadline")}, s.attempts, s.release_to
+FROM {{schema}}.inbox_streams AS s
+WHERE s.stream = ANY(%s::text[]) AND s.source = %s ORDER BY s.stream FOR NO KEY UPDATE
+"""
+
+_KEPT: Final = "m.stream, m.sequence, m.message_id, m.digest, m.state"
+
+BY_SEQUENCE: Final = f"""
+SELECT {_KEPT}, NULL FROM unnest(%s::text[], %s::bigint[]) AS w (stream, sequence)
+JOIN {{schema}}.inbox_messages AS m ON m.stream = w.stream AND m.source = %s AND m.sequence = w.sequence
+"""
+
+BY_ID: Final = f"""
+SELECT DISTINCT ON (m.stream, m.message_id) {_KEPT}, NULL
+FROM unnest(%s::text[], %s::text[]) AS w (stream, message_id)
+JOIN {{schema}}.inbox_messages AS m ON m.stream = w.stream AND m.source = %s AND m.message_id = w.message_id
+ORDER BY m.stream, m.message_id, m.sequence
+"""
+
+RUNS: Final = f"""
+SELECT {_KEPT}, m.content::text FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS w (stream, start, most)
+CROSS JOIN LATERAL (
+    SELECT * FROM {{schema}}.inbox_messages AS h
+    WHERE h.stream = w.stream AND h.source = %s AND h.state = 'held' AND h.sequence >= w.start
+    ORDER BY h.sequence LIMIT w.most
+) AS m
+"""
+
+RELEASES: Final = """
+SELECT r.stream, r.first_sequence, r.last_sequence FROM unnest(%s::text[], %s::bigint[]) AS w (stream, sequence)
+JOIN {schema}.inbox_releases AS r
+  ON r.stream = w.stream AND r.source = %s AND w.sequence BETWEEN r.first_sequence AND r.last_sequence
+"""
+
+KNOWN_IDS: Final = """
+SELECT k.stream, k.message_id, k.digest FROM unnest(%s::text[], %s::text[]) AS w (stream, message_id)
+JOIN {schema}.inbox_ids AS k ON k.stream = w.stream AND k.source = %s AND k.message_id = w.message_id
+"""
+
+SET_ASIDE: Final = """
+WITH aside AS (
+    UPDATE {schema}.inbox_messages SET state = 'set_aside'
+    WHERE stream = ANY(%s::text[]) AND source = %s AND state = 'held'
+    RETURNING *
+)
+INSERT INTO {schema}.dead_letters (
+    stream, source, dead_letter_id, sequence, message_id, why, attempts, digest, content, first_seen, last_seen, state)
+SELECT stream, source, gen_random_uuid(), sequence, message_id, 'waited', 0, digest, content, received_at, now(), 'open'
+FROM aside
+ON CONFLICT (stream, source, message_id, digest, why) DO UPDATE SET last_seen = now(), state = 'open'
+"""
+
+PUT_MESSAGES: Final = """
+INSERT INTO {schema}.inbox_messages (stream, source, sequence, message_id, digest, state, content, outcome, received_at)
+SELECT stream, %s, sequence, message_id, digest, state, content::json, outcome::json, now()
+FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::bytea[], %s::text[], %s::text[], %s::text[])
+AS m (stream, sequence, message_id, digest, state, content, outcome)
+ORDER BY stream, sequence
+ON CONFLICT (stream, source, sequence) DO UPDATE
+SET state = excluded.state, outcome = excluded.outcome, content = excluded.content
+WHERE inbox_messages.state IN ('held', 'set_aside', 'review')
+"""
+
+PUT_IDS: Final = """
+INSERT INTO {schema}.inbox_ids (stream, source, message_id, digest, content, outcome, received_at)
+SELECT stream, %s, message_id, digest, content::json, outcome::json, now()
+FROM unnest(%s::text[], %s::text[], %s::bytea[], %s::text[], %s::text[])
+AS m (stream, message_id, digest, content, outcome)
+ORDER BY stream, message_id
+"""
+
+PUT_DEAD_LETTERS: Final = """
+INSERT INTO {schema}.dead_letters (
+    stream, source, dead_letter_id, sequence, message_id, why, error, attempts, digest, content, first_seen, last_seen,
+    state)
+SELECT stream, %s, gen_random_uuid(), sequence, message_id, why, error, attempts, digest, content::json, now(), now(),
+       'open'
+FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::bytea[], %s::text[])
+AS d (stream, sequence, message_id, why, error, attempts, digest, content)
+ORDER BY stream, message_id
+ON CONFLICT (stream, source, message_id, digest, why) DO UPDATE
+SET attempts = dead_letters.attempts + 1, last_seen = now(), error = excluded.error
+"""
+
+SETTLE: Final = """
+UPDATE {schema}.dead_letters AS d SET state = 'settled', last_seen = now()
+FROM unnest(%s::text[], %s::bigint[]) AS t (stream, sequence)
+WHERE d.stream = t.stream AND d.source = %s AND d.sequence = t.sequence AND d.state = 'open'
+"""
+
+PUT_RELEASES: Final = """
+INSERT INTO {schema}.inbox_releases (stream, source, first_sequence, last_sequence, reason, recorded_at)
+SELECT stream, %s, first, last, reason, now()
+FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::text[]) AS r (stream, first, last, reason)
+"""
+
+# Fails with division_by_zero unless every cursor is still where it was read.
+MOVE_CURSORS: Final = """
+WITH moved AS (
+    UPDATE {schema}.inbox_streams AS s
+    SET start_sequence = n.start, last_sequence = n.last, highest_sequence = n.highest, held = n.held,
+        status = n.status, waiting_since = n.since, deadline = n.deadline, attempts = n.attempts,
+        last_error = n.error, release_to = n.release_to, revision = n.expected + 1
+    FROM unnest(
+        %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::timestamptz[],
+        %s::timestamptz[], %s::integer[], %s::text[], %s::bigint[], %s::bigint[])
+    AS n (stream, start, last, highest, held, status, since, deadline, attempts, error, release_to, expected)
+    WHERE s.stream = n.stream AND s.source = %s AND s.revision = n.expected
+    RETURNING s.stream
+)
+SELECT 1 / (count(*) = %s)::integer FROM moved
+"""
+
+COUNT: Final = """
+INSERT INTO {schema}.inbox_counters (source, shard, counter, count)
+SELECT %s, %s, counter, count FROM unnest(%s::text[], %s::bigint[]) AS c (counter, count) ORDER BY counter
+ON CONFLICT (source, shard, counter) DO UPDATE SET count = inbox_counters.count + excluded.count
+"""
+
+
+STATS: Final = """
+SELECT counter, sum(count)::bigint FROM {schema}.inbox_counters WHERE source = %s GROUP BY counter
+"""
+
+GAUGES: Final = """
+SELECT count(*), coalesce(sum(held), 0)::bigint, count(*) FILTER (WHERE status = 'parked'),
+       extract(epoch FROM clock_timestamp() - min(waiting_since) FILTER (WHERE status <> 'flowing'))::float8
+FROM {schema}.inbox_streams WHERE source = %s
+"""
+
+GAPS: Final = f"""
+SELECT s.stream, s.last_sequence + 1, s.highest_sequence, s.held, s.status, {readable("s.waiting_since")}, s.last_error
+FROM {{schema}}.inbox_streams AS s
+WHERE s.source = %s AND s.status <> 'flowing' AND s.stream > %s ORDER BY s.stream LIMIT %s
+"""
+
+# What no row explains, from the start of the stream to the highest sequence heard of.
+MISSING: Final = """
+WITH known AS (
+    SELECT m.sequence AS first, m.sequence AS last FROM {schema}.inbox_messages AS m, {schema}.inbox_streams AS s
+    WHERE m.stream = %(stream)s AND m.source = %(source)s AND s.stream = m.stream AND s.source = m.source
+      AND m.sequence > s.last_sequence
+    UNION ALL
+    SELECT s.last_sequence, s.last_sequence FROM {schema}.inbox_streams AS s
+    WHERE s.stream = %(stream)s AND s.source = %(source)s
+    UNION ALL
+    SELECT s.highest_sequence + 1, s.highest_sequence + 1 FROM {schema}.inbox_streams AS s
+    WHERE s.stream = %(stream)s AND s.source = %(source)s AND s.highest_sequence > s.last_sequence
+), ordered AS (
+    SELECT last + 1 AS first, lead(first) OVER (ORDER BY first) - 1 AS last FROM known
+)
+SELECT first, last FROM ordered WHERE first <= last ORDER BY first LIMIT %(limit)s
+"""
+
+
+class Stats(NamedTuple):
+    """What was counted of a source, and how it stands: streams, messages held, parked streams, the longest wait."""
+
+    counters: dict[str, int]
+    streams: int
+    held: int
+    parked: int
+    oldest_wait: timedelta | None
+
+
+class Gap(NamedTuple):
+    """A stream that waits: for `missing`, with `held` messages up to `highest` kept meanwhile."""
+
+    stream: str
+    missing: int
+    highest: int
+    held: int
+    status: str
+    since: datetime | None
+    error: str | None
+
+
+class Standing(NamedTuple):
+    """Where a stream stands, and how it fares with its next message."""
+
+    cursor: Cursor
+    deadline: datetime | None = None
+    attempts: int = 0
+    release_to: int = -1
+    error: str | None = None
+
+
+class Settled(NamedTuple):
+    """A message that was processed, and what came of it, as JSON."""
+
+    message: Message
+    outcome: str
+
+
+def lock_streams(connection: Connection, source: str, streams: Sequence[str]) -> tuple[datetime, dict[str, Standing]]:
+    """Lock the cursors of `streams`, in one order; what time it is, and where each stands."""
+    names = text_array(streams)
+    _, rows = connection.send([(OPEN_STREAMS, (source, names)), (LOCK_STREAMS, (names, source))])
+    return in_utc(rows[0][0]), {row[1]: _standing(row) for row in rows}
+
+
+def glimpses(connection: Connection, source: str, lookups: Mapping[str, Lookup]) -> dict[str, Glimpse]:
+    """What each stream's decision needs of the messages that are kept; after the cursors were locked."""
+    sequences = [(stream, sequence) for stream, wanted in lookups.items() for sequence in wanted.sequences]
+    ids = [(stream, message_id) for stream, wanted in lookups.items() for message_id in wanted.ids]
+    runs = [(stream, wanted) for stream, wanted in lookups.items() if wanted.run_from is not None]
+    names, numbers = text_array(stream for stream, _ in sequences), plain_array(str(number) for _, number in sequences)
+    found = connection.send(
+        [
+            (BY_SEQUENCE, (names, numbers, source)),
+            (BY_ID, (text_array(stream for stream, _ in ids), text_array(message_id for _, message_id in ids), source)),
+            (
+                RUNS,
+                (
+                    text_array(stream for stream, _ in runs),
+                    plain_array(str(wanted.run_from) for _, wanted in runs),
+                    plain_array(str(wanted.run_max) for _, wanted in runs),
+                    source,
+                ),
+            ),
+            (RELEASES, (names, numbers, source)),
+        ]
+    )
+    kept: dict[str, dict[int, Kept]] = {stream: {} for stream in lookups}
+    for row in (*found[0], *found[1], *found[2]):
+        one = _kept(row)
+        if one.message is not None or one.sequence not in kept[row[0]]:
+            kept[row[0]][one.sequence] = one
+    released: dict[str, list[Range]] = {}
+    for stream, first, last in found[3]:
+        released.setdefault(stream, []).append(Range(first, last))
+    run_to = {stream: SEQUENCE_MAX if wanted.run_from is not None else -1 for stream, wanted in lookups.items()}
+    count: dict[str, int] = {}
+    for stream, sequence, *_ in found[2]:
+        count[stream] = count.get(stream, 0) + 1
+        if count[stream] == lookups[stream].run_max:
+            run_to[stream] = sequence
+    return {
+        stream: Glimpse(tuple(kept[stream].values()), tuple(released.get(stream, ())), run_to[stream])
+        for stream in lookups
+    }
+
+
+def stats(connection: Connection, source: str) -> Stats:
+    """The counters and gauges of a source."""
+    counted, ((streams, held, parked, waited),) = connection.send([(STATS, (source,)), (GAUGES, (source,))])
+    oldest = None if waited is None else timedelta(seconds=waited)
+    return Stats(dict(counted), streams, held, parked, oldest)
+
+
+def gaps(connection: Connection, source: str, after: str, limit: int) -> list[Gap]:
+    """The streams of a source that wait."""
+    return [
+        Gap._make((*row[:5], None if row[5] is None else in_utc(row[5]), row[6]))
+        for row in connection.query(GAPS, (source, after, limit))
+    ]
+
+
+def missing(connection: Connection, source: str, stream: str, limit: int) -> list[Range]:
+    """The sequences of a stream that nothing explains."""
+    asked = {"source": source, "stream": stream, "limit": limit}
+    return [Range(first, last) for first, last in connection.query(MISSING, asked)]
+
+
+def known_ids(connection: Connection, source: str, messages: Sequence[Message]) -> dict[tuple[str, str], bytes]:
+    """The digests of unordered messages that came before, by stream and id."""
+    streams, ids = text_array(each.stream for each in messages), text_array(each.id for each in messages)
+    return {(stream, name): digest for stream, name, digest in connection.query(KNOWN_IDS, (streams, ids, source))}
+
+
+def write(
+    source: str,
+    decisions: Mapping[str, tuple[Standing, Decision]],
+    settled: Mapping[str, Sequence[Settled]],
+    failed: Mapping[str, tuple[Message, str, int]],
+    standing: Mapping[str, Standing],
+) -> list[Statement]:
+    """
+    The statements that carry decisions out: messages, dead letters, releases, cursors, counters.
+
+    `standing` is where each stream stands afterwards; `failed` are messages that are given up, with error and attempts.
+    """
+    statements: list[Statement] = []
+    aside = [stream for stream, (_, decision) in decisions.items() if decision.set_aside_held]
+    if aside:
+        statements.append((SET_ASIDE, (text_array(aside), source)))
+    rows: list[tuple[Message, State, str | None]] = []
+    letters: list[tuple[Message, str, str | None, int]] = []
+    releases: list[tuple[str, Range, str]] = []
+    again: list[tuple[str, int]] = []
+    tally: dict[str, int] = {}
+    for stream, (_, decision) in decisions.items():
+        rows += [(each.message, State.DONE, each.outcome) for each in settled.get(stream, ())]
+        given_up = failed[stream][0].sequence if stream in failed else None
+        rows += [(message, State.HELD, None) for message in decision.hold if message.sequence != given_up]
+        rows += [(each.message, State.SET_ASIDE, None) for each in decision.overflow]
+        rows += [(each.message, State.REVIEW, None) for each in decision.review if _takes_a_place(each)]
+        letters += [(each.message, each.why.value, None, 0) for each in (*decision.review, *decision.overflow)]
+        releases += [(stream, range_, "waited") for range_ in decision.released]
+        again += [(stream, sequence) for sequence in decision.taken_again]
+        for field in fields(Tally):
+            tally[field.name] = tally.get(field.name, 0) + getattr(decision.tally, field.name)
+    for message, error, attempts in failed.values():
+        rows.append((message, State.REVIEW, None))
+        letters.append((message, "failed", error, attempts))
+    tally["dead_lettered"] = len(letters)
+    if rows:
+        statements.append((PUT_MESSAGES, (source, *_message_columns(rows))))
+    if letters:
+        statements.append((PUT_DEAD_LETTERS, (source, *_letter_columns(letters))))
+    if again:
+        places = text_array(stream for stream, _ in again), plain_array(str(number) for _, number in again)
+        statements.append((SETTLE, (*places, source)))
+    if releases:
+        columns = (
+            text_array(stream for stream, _, _ in releases),
+            plain_array(str(range_.first) for _, range_, _ in releases),
+            plain_array(str(range_.last) for _, range_, _ in releases),
+            text_array(reason for _, _, reason in releases),
+        )
+        statements.append((PUT_RELEASES, (source, *columns)))
+    changed = {stream: after for stream, after in standing.items() if after != decisions[stream][0]}
+    if changed:
+        statements.append(_moved(source, changed, decisions))
+    statements.append(count(source, tally))
+    return statements
+
+
+def count(source: str, tally: Mapping[str, int]) -> Statement:
+    """The statement that adds to the counters of a source."""
+    counted = {name: number for name, number in tally.items() if number}
+    shard = os.getpid() % SHARDS
+    return COUNT, (source, shard, text_array(counted), plain_array(map(str, counted.values())))
+
+
+def put_ids(source: str, settled: Sequence[Settled]) -> Statement:
+    """The statement that keeps unordered messages."""
+    return PUT_IDS, (
+        source,
+        text_array(each.message.stream for each in settled),
+        text_array(each.message.id for each in settled),
+        bytes_array(each.message.digest for each in settled),
+        text_array(encode(each.message).decode() for each in settled),
+        text_array(each.outcome for each in settled),
+    )
+
+
+def put_letters(source: str, letters: Sequence[tuple[Message, str, str | None, int]]) -> Statement:
+    """The statement that keeps messages for a person: each with why, error and attempts."""
+    return PUT_DEAD_LETTERS, (source, *_letter_columns(letters))
+
+
+def _takes_a_place(refused: NotTaken) -> bool:
+    """Whether a message in review is known by its sequence, so that a copy of it is a duplicate."""
+    return refused.why.value in ("before_start", "released")
+
+
+def _standing(row: Row) -> Standing:
+    since = None if row[7] is None else in_utc(row[7])
+    cursor = Cursor(row[2], row[3], row[4], row[5], Status(row[6]), since, row[8])
+    return Standing(cursor, None if row[9] is None else in_utc(row[9]), row[10], -1 if row[11] is None else row[11])
+
+
+def _kept(row: Row) -> Kept:
+    _, sequence, message_id, digest, state, content = row
+    message = None
+    if content is not None:
+        (read,) = cloudevents(content.encode())
+        assert isinstance(read, Message), f"kept message {message_id} cannot be read: {read}"
+        message = read
+    return Kept(sequence, message_id, digest, State(state), message)
+
+
+def _message_columns(rows: Sequence[tuple[Message, State, str | None]]) -> list[str]:
+    return [
+        text_array(message.stream for message, _, _ in rows),
+        plain_array(str(message.sequence) for message, _, _ in rows),
+        text_array(message.id for message, _, _ in rows),
+        bytes_array(message.digest for message, _, _ in rows),
+        text_array(state.value for _, state, _ in rows),
+        text_array(encode(message).decode() for message, _, _ in rows),
+        text_array(outcome for _, _, outcome in rows),
+    ]
+
+
+def _letter_columns(letters: Sequence[tuple[Message, str, str | None, int]]) -> list[str]:
+    # One statement cannot put the same letter twice.
+    letters = list({(each[0].stream, each[0].id, each[0].digest, each[1]): each for each in letters}.values())
+    return [
+        text_array(message.stream for message, _, _, _ in letters),
+        plain_array("NULL" if message.sequence is None else str(message.sequence) for message, _, _, _ in letters),
+        text_array(message.id for message, _, _, _ in letters),
+        text_array(why for _, why, _, _ in letters),
+        text_array(error for _, _, error, _ in letters),
+        plain_array(str(attempts) for _, _, _, attempts in letters),
+        bytes_array(message.digest for message, _, _, _ in letters),
+        text_array(encode(message).decode() for message, _, _, _ in letters),
+    ]
+
+
+def _moved(source: str, changed: Mapping[str, Standing], before: Mapping[str, tuple[Standing, Any]]) -> Statement:
+    cursors = [after.cursor for after in changed.values()]
+    columns = (
+        text_array(changed),
+        plain_array("NULL" if cursor.start is None else str(cursor.start) for cursor in cursors),
+        plain_array(str(cursor.last) for cursor in cursors),
+        plain_array(str(cursor.highest) for cursor in cursors),
+        plain_array(str(cursor.held) for cursor in cursors),
+        text_array(cursor.status.value for cursor in cursors),
+        _moments(cursor.waiting_since for cursor in cursors),
+        _moments(after.deadline for after in changed.values()),
+        plain_array(str(after.attempts) for after in changed.values()),
+        text_array(after.error for after in changed.values()),
+        plain_array("NULL" if after.release_to < 0 else str(after.release_to) for after in changed.values()),
+        plain_array(str(before[stream][0].cursor.revision) for stream in changed),
+    )
+    return MOVE_CURSORS, (*columns, source, len(changed))
+
+
+def _moments(moments: Iterable[datetime | None]) -> str:
+    return plain_array("NULL" if moment is None else utc_text(moment) for moment in moments)
