@@ -17,20 +17,21 @@ from datetime import datetime, timedelta
 from functools import partial
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from uuid import UUID
 
 import psycopg
 
 from ledger.batch import Done, Outcome
 from ledger.core.canonical import canonical_json
 from ledger.core.commands import Command, parse_command
-from ledger.core.errors import ConcurrencyError, LedgerError, Rejected
+from ledger.core.errors import ConcurrencyError, InvalidCommand, LedgerError, Rejected
 from ledger.core.lifecycle import StateMachine
-from ledger.order.cursor import Decision, Range, Strict, Tally
+from ledger.order.cursor import Decision, Range, Status, Strict, Tally
 from ledger.order.message import Message
 from ledger.order.sequencer import RUN_MAX, decide, decide_unordered, lookup
 from ledger.storage import mailbox, projector
 from ledger.storage.database import RETRYABLE, Connection, Database
-from ledger.storage.mailbox import Gap, Settled, Standing, Stats
+from ledger.storage.mailbox import DeadLetter, Gap, LetterDecision, Settled, Standing, Stats
 from ledger.writer import ATTEMPTS_MAX, handle_as_guest
 
 TOGETHER_MAX: Final = 1_000
@@ -46,7 +47,7 @@ class Unordered(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often a message that cannot be handled is tried in place, before it is a dead letter and its stream goes on."""
+    """How often a message that cannot be handled is tried in place, before it is given up."""
 
     attempts_max: int = 5
     delay: timedelta = timedelta(seconds=1)
@@ -70,6 +71,9 @@ Handler: TypeAlias = Callable[[Message, Connection], Any]
 
 
 Arriving = TypeVar("Arriving")
+
+Verdict: TypeAlias = tuple[str, str | None, str | None]
+"""Which dead letter, who decided, and why."""
 
 
 class _Failed(NamedTuple):
@@ -140,6 +144,68 @@ class Inbox:
     def missing(self, stream: str, *, limit: int = 1_000) -> list[Range]:
         """The sequences of a stream that are missing: neither processed, nor kept, nor gone on without."""
         return self._database.ask(partial(mailbox.missing, source=self.source, stream=stream, limit=limit))
+
+    def dead_letters(
+        self, *, state: str = "open", why: str | None = None, after: UUID | str | None = None, limit: int = 100
+    ) -> list[DeadLetter]:
+        """The messages that a person decides about, in order of their id; or those that were decided about."""
+        last = str(after or UUID(int=0))
+        return self._database.ask(lambda connection: mailbox.letters(connection, self.source, state, why, last, limit))
+
+    def decisions(self, dead_letter: UUID | str) -> list[LetterDecision]:
+        """What was decided about a dead letter, in order."""
+        return self._database.ask(
+            partial(mailbox.letter_decisions, source=self.source, dead_letter_id=str(dead_letter))
+        )
+
+    def requeue(self, dead_letter: UUID | str, *, actor: str | None = None, note: str | None = None) -> Received:
+        """
+        Let a dead letter take effect after all: in its place, where its stream has not gone on, or else now.
+
+        Raises:
+            InvalidCommand: It is no open dead letter of this source.
+        """
+        return self._finish(self._in_transaction(self._requeue, (str(dead_letter), actor, note)))
+
+    def discard(self, dead_letter: UUID | str, *, actor: str | None = None, note: str | None = None) -> Received:
+        """
+        Decide that a dead letter has no effect, for good; a stream that waited for this decision goes on.
+
+        Raises:
+            InvalidCommand: It is no open dead letter of this source.
+        """
+        return self._finish(self._in_transaction(self._discard, (str(dead_letter), actor, note)))
+
+    def _requeue(self, connection: Connection, asked: Verdict) -> Received:
+        letter = self._open_letter(connection, asked)
+        message = letter.message
+        connection.send([mailbox.decided(letter, "requeued", *asked[1:])])
+        if isinstance(self.policy, Strict) and message.sequence is not None:
+            _, before = mailbox.lock_streams(connection, self.source, [message.stream])
+            if message.sequence > before[message.stream].cursor.last and letter.why != "sequence_conflict":
+                place = (message.stream, self.source)
+                connection.send([(mailbox.TAKE_AGAIN, (*place, message.sequence)), (mailbox.CALM, place)])
+                return self._receive_strict(connection, {message.stream: [message]})
+        ((done, failure),) = self._carry_out(connection, [[message]])
+        if failure is not None:
+            raise InvalidCommand(f"dead letter {letter.dead_letter_id}", failure.error)
+        return Received(Tally(processed=1), done, [], [])
+
+    def _discard(self, connection: Connection, asked: Verdict) -> Received:
+        letter = self._open_letter(connection, asked)
+        sequence = letter.sequence
+        connection.send([mailbox.decided(letter, "discarded", *asked[1:])])
+        if isinstance(self.policy, Strict) and sequence is not None and letter.why == "failed":
+            connection.send([(mailbox.LET_GO, (sequence, letter.stream, self.source, sequence))])
+            return Received(Tally(), [], [], [letter.stream])
+        return Received(Tally(), [], [], [])
+
+    def _open_letter(self, connection: Connection, asked: Verdict) -> DeadLetter:
+        letter = mailbox.lock_letter(connection, self.source, asked[0])
+        if letter is None or letter.state != "open":
+            state = "not one of this source" if letter is None else letter.state
+            raise InvalidCommand("dead letter", f"{asked[0]} is {state}")
+        return letter
 
     def _due(self, connection: Connection, after: str) -> list[str]:
         rows = connection.query(
@@ -254,6 +320,8 @@ class Inbox:
         cursor = decision.cursor
         stuck = before.attempts > 0 and before.release_to < 0 and cursor.last == before.cursor.last
         if failure is None:
+            if stuck and before.deadline is None:
+                cursor = replace(cursor, status=Status.PARKED)
             deadline = before.deadline if stuck else now if decision.more else cursor.deadline(self._strict)
             return Standing(cursor, deadline, before.attempts if stuck else 0)
         attempts = before.attempts + 1 if stuck else 1
@@ -263,7 +331,7 @@ class Inbox:
         # It is in review, and held no more.
         cursor = replace(cursor, held=max(0, cursor.held - 1))
         if self._retry.park:
-            return Standing(cursor, None, attempts, error=failure.error)
+            return Standing(replace(cursor, status=Status.PARKED), None, attempts, error=failure.error)
         sequence = failure.message.sequence
         assert sequence is not None
         return Standing(cursor, now, attempts, release_to=sequence, error=failure.error)

@@ -122,7 +122,8 @@ FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::in
 AS d (stream, sequence, message_id, why, error, attempts, digest, content)
 ORDER BY stream, message_id
 ON CONFLICT (stream, source, message_id, digest, why) DO UPDATE
-SET attempts = dead_letters.attempts + 1, last_seen = now(), error = excluded.error
+SET attempts = dead_letters.attempts + 1, last_seen = now(), error = excluded.error,
+    state = CASE dead_letters.state WHEN 'discarded' THEN 'discarded' ELSE 'open' END
 """
 
 SETTLE: Final = """
@@ -194,6 +195,76 @@ WITH known AS (
 )
 SELECT first, last FROM ordered WHERE first <= last ORDER BY first LIMIT %(limit)s
 """
+
+
+_LETTER: Final = f"""
+d.dead_letter_id::text, d.source, d.stream, d.sequence, d.message_id, d.why, d.error, d.attempts, d.content::text,
+{readable("d.first_seen")}, {readable("d.last_seen")}, d.state
+"""
+
+LETTERS: Final = f"""
+SELECT {_LETTER} FROM {{schema}}.dead_letters AS d
+WHERE d.source = %s AND d.state = %s AND d.dead_letter_id > %s::uuid {{wanted}} ORDER BY d.dead_letter_id LIMIT %s
+"""
+
+LOCK_LETTER: Final = f"""
+SELECT {_LETTER} FROM {{schema}}.dead_letters AS d WHERE d.source = %s AND d.dead_letter_id = %s::uuid FOR UPDATE
+"""
+
+DECIDE_LETTER: Final = """
+WITH decided AS (
+    UPDATE {schema}.dead_letters SET state = %s, last_seen = now()
+    WHERE stream = %s AND source = %s AND dead_letter_id = %s::uuid
+)
+INSERT INTO {schema}.dead_letter_decisions (stream, source, dead_letter_id, recorded_at, decision, actor, note)
+VALUES (%s, %s, %s::uuid, clock_timestamp(), %s, %s, %s)
+"""
+
+DECISIONS: Final = f"""
+SELECT {readable("d.recorded_at")}, d.decision, d.actor, d.note FROM {{schema}}.dead_letter_decisions AS d
+WHERE d.source = %s AND d.dead_letter_id = %s::uuid ORDER BY d.recorded_at
+"""
+
+TAKE_AGAIN: Final = """
+UPDATE {schema}.inbox_messages SET state = 'set_aside'
+WHERE stream = %s AND source = %s AND sequence = %s AND state = 'review'
+"""
+
+LET_GO: Final = """
+UPDATE {schema}.inbox_streams SET release_to = %s, deadline = now(), revision = revision + 1
+WHERE stream = %s AND source = %s AND last_sequence = %s - 1
+"""
+
+CALM: Final = """
+UPDATE {schema}.inbox_streams SET attempts = 0, last_error = NULL, revision = revision + 1
+WHERE stream = %s AND source = %s
+"""
+
+
+class DeadLetter(NamedTuple):
+    """A message that a person decides about: why it is here, the last error, how often it was tried."""
+
+    dead_letter_id: str
+    source: str
+    stream: str
+    sequence: int | None
+    message_id: str
+    why: str
+    error: str | None
+    attempts: int
+    message: Message
+    first_seen: datetime
+    last_seen: datetime
+    state: str
+
+
+class LetterDecision(NamedTuple):
+    """What was decided about a dead letter, by whom and why."""
+
+    recorded_at: datetime
+    decision: str
+    actor: str | None
+    note: str | None
 
 
 class Stats(NamedTuple):
@@ -305,6 +376,33 @@ def missing(connection: Connection, source: str, stream: str, limit: int) -> lis
     return [Range(first, last) for first, last in connection.query(MISSING, asked)]
 
 
+def letters(
+    connection: Connection, source: str, state: str, why: str | None, after: str, limit: int
+) -> list[DeadLetter]:
+    """The dead letters of a source in order of their id."""
+    wanted = "" if why is None else "AND d.why = %s"
+    asked = (source, state, after, *([] if why is None else [why]), limit)
+    return [_letter(row) for row in connection.query(LETTERS.replace("{wanted}", wanted), asked)]
+
+
+def lock_letter(connection: Connection, source: str, dead_letter_id: str) -> DeadLetter | None:
+    """One dead letter, locked."""
+    rows = connection.query(LOCK_LETTER, (source, dead_letter_id))
+    return _letter(rows[0]) if rows else None
+
+
+def decided(letter: DeadLetter, decision: str, actor: str | None, note: str | None) -> Statement:
+    """The statement that records what was decided about a dead letter."""
+    place = (letter.stream, letter.source, letter.dead_letter_id)
+    return DECIDE_LETTER, (decision, *place, *place, decision, actor, note)
+
+
+def letter_decisions(connection: Connection, source: str, dead_letter_id: str) -> list[LetterDecision]:
+    """What was decided about a dead letter, in order."""
+    rows = connection.query(DECISIONS, (source, dead_letter_id))
+    return [LetterDecision(in_utc(row[0]), *row[1:]) for row in rows]
+
+
 def known_ids(connection: Connection, source: str, messages: Sequence[Message]) -> dict[tuple[str, str], bytes]:
     """The digests of unordered messages that came before, by stream and id."""
     streams, ids = text_array(each.stream for each in messages), text_array(each.id for each in messages)
@@ -406,12 +504,17 @@ def _standing(row: Row) -> Standing:
 
 def _kept(row: Row) -> Kept:
     _, sequence, message_id, digest, state, content = row
-    message = None
-    if content is not None:
-        (read,) = cloudevents(content.encode())
-        assert isinstance(read, Message), f"kept message {message_id} cannot be read: {read}"
-        message = read
-    return Kept(sequence, message_id, digest, State(state), message)
+    return Kept(sequence, message_id, digest, State(state), None if content is None else _message(content))
+
+
+def _message(content: str) -> Message:
+    (read,) = cloudevents(content.encode())
+    assert isinstance(read, Message), f"a kept message cannot be read: {read}"
+    return read
+
+
+def _letter(row: Row) -> DeadLetter:
+    return DeadLetter._make((*row[:8], _message(row[8]), in_utc(row[9]), in_utc(row[10]), row[11]))
 
 
 def _message_columns(rows: Sequence[tuple[Message, State, str | None]]) -> list[str]:

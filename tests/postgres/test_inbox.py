@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -14,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ledger import Done, InsufficientFunds, Ledger
-from ledger.inbox import Inbox, Retry, Unordered
+from ledger import Done, InsufficientFunds, InvalidCommand, Ledger
+from ledger.inbox import Handler, Inbox, Retry, Unordered
 from ledger.order.cursor import OnGap, Range, Strict
 from ledger.order.message import Json, Message
 from ledger.storage.database import Connection
@@ -239,3 +240,45 @@ def test_long_backlog_is_worked_off(bank: Ledger) -> None:
     assert len(outcomes(inbox, [deposit("alice", 1, "0.01 USD")])) == 2_501
     assert bank.balance("alice").posted.minor == 2_501
     assert inbox.stats().held == 0
+
+
+def failing(broken: set[str]) -> dict[str, Handler]:
+    """A handler that fails on the messages in `broken`, as long as they are in it."""
+
+    def handle(message: Message, connection: Connection) -> None:
+        connection.query("SELECT 1 / 0" if message.id in broken else "SELECT 1")
+
+    return {"shop.ordered": handle}
+
+
+@pytest.mark.parametrize("park", [False, True])
+def test_dead_letter_is_requeued(bank: Ledger, park: bool) -> None:
+    """After the fault is mended it takes effect: in its place where its stream waited, else now; on record."""
+    broken = {"a-2"}
+    retry = Retry(attempts_max=1, park=park)
+    inbox = bank.inbox("shop", PATIENT, retry=retry, handlers=failing(broken))
+    inbox.receive([Message("shop", f"a-{n}", "shop.ordered", "a", n) for n in (1, 2, 3)])
+    inbox.tick()
+    assert [gap.status for gap in inbox.gaps()] == (["parked"] if park else [])
+    (letter,) = inbox.dead_letters()
+    with pytest.raises(InvalidCommand) if not park else nullcontext():
+        inbox.requeue(letter.dead_letter_id)
+    broken.clear()
+    (letter,) = inbox.dead_letters()
+    received = inbox.requeue(letter.dead_letter_id, actor="ann", note="deployed")
+    assert [message.id for message, _ in received.outcomes] == (["a-2", "a-3"] if park else ["a-2"])
+    assert inbox.dead_letters() == []
+    assert [(each.decision, each.actor) for each in inbox.decisions(letter.dead_letter_id)][-1] == ("requeued", "ann")
+    with pytest.raises(InvalidCommand):
+        inbox.requeue(letter.dead_letter_id)
+
+
+def test_dead_letter_is_discarded(bank: Ledger) -> None:
+    """Somebody decides that it has no effect: the stream that waited for it goes on without."""
+    inbox = bank.inbox("shop", PATIENT, retry=Retry(attempts_max=1, park=True), handlers=failing({"a-1"}))
+    inbox.receive([Message("shop", f"a-{n}", "shop.ordered", "a", n) for n in (1, 2)])
+    (letter,) = inbox.dead_letters()
+    received = inbox.discard(letter.dead_letter_id, actor="bea", note="a test order")
+    assert [message.id for message, _ in received.outcomes] == ["a-2"]
+    assert inbox.gaps() == []
+    assert [each.note for each in inbox.decisions(letter.dead_letter_id)] == ["a test order"]
