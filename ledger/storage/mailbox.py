@@ -447,11 +447,12 @@ def write(
     tally["dead_lettered"] = len(letters)
     if rows:
         statements.append((PUT_MESSAGES, (source, *_message_columns(rows))))
-    if letters:
-        statements.append((PUT_DEAD_LETTERS, (source, *_letter_columns(letters))))
     if again:
+        # Before new letters: what was taken again may have failed again.
         places = text_array(stream for stream, _ in again), plain_array(str(number) for _, number in again)
         statements.append((SETTLE, (*places, source)))
+    if letters:
+        statements.append((PUT_DEAD_LETTERS, (source, *_letter_columns(letters))))
     if releases:
         columns = (
             text_array(stream for stream, _, _ in releases),
