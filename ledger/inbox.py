@@ -133,6 +133,13 @@ class Inbox:
             total = _added(total, self._in_transaction(self._receive_strict, {stream: [] for stream in total.more}))
         return total
 
+    def refuse(self, message: Message, error: str) -> None:
+        """Keep what could not even be read, for a person to see."""
+        with self._database.connection() as connection, connection.transaction():
+            letters = [(message, "undecodable", error, 0)]
+            counted = mailbox.count(self.source, {"undecodable": 1, "dead_lettered": 1})
+            connection.send([mailbox.put_letters(self.source, letters), counted])
+
     def stats(self) -> Stats:
         """What the inbox has counted of this source, and how it stands now."""
         return self._database.ask(partial(mailbox.stats, source=self.source))

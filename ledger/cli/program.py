@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from ledger.cli import asking, demo, upkeep, writing
+from ledger.cli import asking, demo, ordering, upkeep, writing
 from ledger.cli.options import READER_GONE, Target
 from ledger.cli.output import complain, print_error
 from ledger.core.errors import CorruptLog, InvalidAmount, InvalidCommand, LedgerError, Rejected
@@ -33,6 +33,7 @@ app = typer.Typer(
 _FIRST: Final = "To begin"
 _WRITE: Final = "Write"
 _ASK: Final = "Ask"
+_ORDER: Final = "Order"
 _CHECK: Final = "Check"
 
 app.command("demo", rich_help_panel=_FIRST)(demo.demo)
@@ -47,6 +48,9 @@ app.command("balance", rich_help_panel=_ASK)(asking.balance)
 app.command("history", rich_help_panel=_ASK)(asking.history)
 app.command("transaction", rich_help_panel=_ASK)(asking.transaction)
 app.command("accounts", rich_help_panel=_ASK)(asking.accounts)
+app.command("ingest", rich_help_panel=_ORDER)(ordering.ingest)
+app.add_typer(ordering.inbox_app, rich_help_panel=_ORDER)
+app.add_typer(ordering.letters_app, rich_help_panel=_ORDER)
 app.command("trial-balance", rich_help_panel=_CHECK)(asking.trial_balance)
 app.command("verify", rich_help_panel=_CHECK)(upkeep.verify)
 app.command("rebuild", rich_help_panel=_CHECK)(upkeep.rebuild)
