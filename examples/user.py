@@ -1,54 +1,60 @@
 """
 Users: CREATE_USER must happen before UPDATE_USER, and DELETE_USER after all updates.
 
-The machine is one of those that come with the ledger; `ledger/lifecycles/user.toml` is its declaration.
+The machine is one of those that come with the ledger; `ledger/lifecycles/user.toml` is its declaration.  The state of
+each user is a stream of events, as that of an account is.
 
-    python examples/user.py
+`python examples/user.py` works on the database that LEDGER_DATABASE_URL names, or else on one of its own.
 """
 
 from __future__ import annotations
 
-from ledger import Rejected
-from ledger.lifecycle import shipped
+import atexit
+import os
+import shutil
+from secrets import token_hex
+from tempfile import mkdtemp
 
-USER = shipped("user")
-
-
-class Users:
-    """The state of each user, in memory."""
-
-    def __init__(self) -> None:
-        self._states: dict[str, str] = {}
-
-    def begin(self, user: str) -> str:
-        """Create a user, once."""
-        if user in self._states:
-            raise LookupError(f"user {user} exists already")
-        self._states[user] = USER.initial
-        return USER.initial
-
-    def advance(self, user: str, event: str) -> str:
-        """Let something happen to a user who exists."""
-        if user not in self._states:
-            raise LookupError(f"user {user} does not exist; create it first")
-        self._states[user] = USER.advance(self._states[user], event, stream=user)
-        return self._states[user]
+from ledger import Ledger, Rejected, StreamExists, TransitionRefused
 
 
-def receive(users: Users, user: str, *messages: str) -> None:
+def receive(ledger: Ledger, user: str, *messages: str) -> None:
     """Take messages in the order in which they arrive, and say what became of each."""
     for message in messages:
         try:
-            state = users.begin(user) if message == "create" else users.advance(user, message)
-        except (Rejected, LookupError) as refusal:
-            print(f"  {message}: refused, {refusal}")
+            if message == "create":
+                ledger.begin("user", user)
+            else:
+                ledger.advance("user", user, message)
+        except (TransitionRefused, StreamExists) as refusal:
+            print(f"  {message}: refused while {refusal.state}")
+        except Rejected as refusal:
+            print(f"  {message}: refused, {refusal.code}")
         else:
-            print(f"  {message}: {state}")
+            print(f"  {message}: {ledger.state('user', user).state}")
+
+
+def main(ledger: Ledger) -> None:
+    """Let messages about one user come in any order, and those about another as they were sent."""
+    alice, bob = (f"{name}-{token_hex(4)}" for name in ("alice", "bob"))
+    print("Out of order:")
+    receive(ledger, alice, "update", "create", "create", "reinstate", "delete", "update")
+    print("In order:")
+    receive(ledger, bob, "create", "update", "verify", "suspend", "reinstate", "update", "delete")
+
+
+def opened() -> Ledger:
+    """The ledger of the environment, or one that lasts as long as this program."""
+    url = os.environ.get("LEDGER_DATABASE_URL")
+    if url:
+        return Ledger.connect(url)
+    folder = mkdtemp(prefix="ledger-")
+    # Before the server registers its own end: at exit, the last to come is the first to go.
+    atexit.register(shutil.rmtree, folder)
+    return Ledger.embedded(folder)
 
 
 if __name__ == "__main__":
-    everybody = Users()
-    print("Out of order:")
-    receive(everybody, "alice", "update", "create", "reinstate", "delete", "update")
-    print("In order:")
-    receive(everybody, "bob", "create", "update", "verify", "suspend", "reinstate", "update", "delete")
+    with opened() as ledger:
+        ledger.migrate()
+        main(ledger)

@@ -44,6 +44,7 @@ from ledger.core.errors import (
     CorruptLog,
     DatabaseUnavailable,
     ExceedsRest,
+    GuardRefused,
     HoldNotDue,
     HoldNotOpen,
     IdempotencyConflict,
@@ -74,7 +75,11 @@ from ledger.core.errors import (
 from ledger.core.events import Numbers, Recorded, Transaction
 from ledger.core.lifecycle import StateMachine, Transition, on
 from ledger.core.money import Money
+from ledger.inbox import Inbox, Received, Retry, Unordered
 from ledger.operations import Context
+from ledger.order.cursor import OnGap, Strict
+from ledger.order.message import Message
+from ledger.order.monitor import OrderMonitor
 from ledger.storage.database import Timeouts
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance, TrialLine
@@ -111,12 +116,14 @@ __all__ = [
     "ExpireHold",
     "Finding",
     "Freeze",
+    "GuardRefused",
     "Guest",
     "Hold",
     "HoldLine",
     "HoldNotDue",
     "HoldNotOpen",
     "IdempotencyConflict",
+    "Inbox",
     "InsufficientFunds",
     "InvalidAmount",
     "InvalidCommand",
@@ -124,24 +131,30 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "LimitExceeded",
+    "Message",
     "Migrated",
     "Money",
     "NotReversible",
     "Numbers",
+    "OnGap",
     "OpenAccount",
+    "OrderMonitor",
     "PeriodIsClosed",
     "PeriodNotOver",
     "Post",
     "Reason",
+    "Received",
     "Recorded",
     "Rejected",
     "Release",
     "Report",
+    "Retry",
     "Reverse",
     "SchemaMismatch",
     "StateMachine",
     "StreamExists",
     "StreamState",
+    "Strict",
     "Terms",
     "Timeouts",
     "Transaction",
@@ -159,6 +172,7 @@ __all__ = [
     "UnknownMachine",
     "UnknownStream",
     "UnknownTransaction",
+    "Unordered",
     "UnsupportedConnection",
     "VersionConflict",
     "Withdraw",

@@ -13,6 +13,7 @@ import psycopg
 import sqlalchemy
 import sqlalchemy.orm
 from psycopg.pq import PipelineStatus, TransactionStatus
+from sqlalchemy.exc import InvalidRequestError
 
 from ledger.audit.verify import Report, verify
 from ledger.batch import Done, Outcome
@@ -20,14 +21,15 @@ from ledger.core.commands import (
     Command,
     ExpireHold,
 )
-from ledger.core.errors import ConcurrencyError, CorruptLog, UnsupportedConnection
+from ledger.core.errors import ConcurrencyError, CorruptLog, InvalidCommand, UnsupportedConnection
+from ledger.core.fields import checked
 from ledger.core.lifecycle import StateMachine
 from ledger.inbox import Handler, Inbox, Retry, Unordered
 from ledger.lifecycle import shipped_machines
-from ledger.operations import Answer, Operations
+from ledger.operations import TEXT, Answer, Operations
 from ledger.order.cursor import Strict
 from ledger.storage import embedded, migrations, projector, queries, repair
-from ledger.storage.database import Connection, Database, Timeouts, engine_for, in_our_words
+from ledger.storage.database import Connection, Database, Timeouts, check_encoding, engine_for, in_our_words
 from ledger.storage.tables import DEFAULT_SCHEMA
 from ledger.writer import Writer, handle_as_guest
 
@@ -171,6 +173,8 @@ class Ledger(Operations):
         mended: list[str] = []
         corrupt: list[CorruptLog] = []
         done = 0
+        for account in accounts:
+            checked(TEXT, "account", account)
         with self._database.connection() as connection:
             named = sorted(set(accounts))
             size = repair.REBUILD_STREAMS_MAX
@@ -197,6 +201,8 @@ class Ledger(Operations):
         Raises:
             UnknownAccount: Neither the log nor a projection knows one of `accounts`.
         """
+        for account in accounts:
+            checked(TEXT, "account", account)
         ledger_id = self._ledger_id()
         with self._database.connection() as connection:
             return verify(connection, ledger_id, accounts, progress)
@@ -229,7 +235,10 @@ class Ledger(Operations):
             UnsupportedConnection: Not a psycopg 3 or SQLAlchemy connection in a transaction.
             ConcurrencyError: The caller's whole transaction has to be run again.
         """
-        yield Guest(connection, self._database.schema, sorted(set(accounts)), self._machines)
+        if isinstance(accounts, str):
+            raise InvalidCommand("accounts", f"name them in a list: [{accounts!r}]")
+        names = sorted({checked(TEXT, "accounts", account) for account in accounts})
+        yield Guest(connection, self._database.schema, names, self._machines)
 
     def _ledger_id(self) -> str:
         if self._id is None:
@@ -321,29 +330,39 @@ def _lent(connection: object, schema: str) -> Connection:
 
     Asked for anew each time: a session begins its transaction, and each of its savepoints, only when it is used.
     """
-    if isinstance(connection, sqlalchemy.orm.Session):
-        connection = connection.connection()
-    if isinstance(connection, sqlalchemy.Connection):
-        driver = connection.connection.driver_connection
-        if not isinstance(driver, psycopg.Connection):
-            raise UnsupportedConnection(
-                f"an SQLAlchemy connection through {connection.dialect.driver}",
-                "Create the engine with postgresql+psycopg://.",
-            )
-        if not connection.in_transaction():
-            # Through SQLAlchemy, which would otherwise not know that a transaction has begun, nor commit it.
-            connection.exec_driver_sql("SELECT 1")
-        connection = driver
+    advice = "Begin one first: with connection.transaction(): …"
+    if isinstance(connection, sqlalchemy.orm.Session | sqlalchemy.Connection):
+        connection = _driver_of(connection)
+        advice = "Begin one, at another isolation level than AUTOCOMMIT: with engine.begin() as connection: …"
     if not isinstance(connection, psycopg.Connection):
         raise UnsupportedConnection(_described(connection), _UNSUPPORTED_ADVICE)
+    if connection.closed and not connection.broken:
+        raise UnsupportedConnection("a closed connection", "Lend one that is open.")
     if connection.info.pipeline_status is not PipelineStatus.OFF:
         raise UnsupportedConnection("a connection in pipeline mode", "Leave the pipeline before you join.")
     if connection.autocommit and connection.info.transaction_status is TransactionStatus.IDLE:
-        raise UnsupportedConnection(
-            "an autocommit connection outside of a transaction",
-            "Begin one first: with connection.transaction(): …",
-        )
+        raise UnsupportedConnection("an autocommit connection outside of a transaction", advice)
+    check_encoding(connection)
     return Connection(connection, schema)
+
+
+def _driver_of(lender: sqlalchemy.orm.Session | sqlalchemy.Connection) -> object:
+    """What SQLAlchemy speaks through, in a transaction that SQLAlchemy knows of."""
+    try:
+        connection = lender.connection() if isinstance(lender, sqlalchemy.orm.Session) else lender
+        driver = connection.connection.driver_connection
+        if isinstance(driver, psycopg.Connection) and not connection.in_transaction():
+            # Through SQLAlchemy, which would otherwise not know that a transaction has begun, nor commit it.
+            connection.exec_driver_sql("SELECT 1")
+    except InvalidRequestError as error:
+        said = str(error).partition("\n")[0].rstrip(".")
+        raise UnsupportedConnection(f"what SQLAlchemy itself refuses ({said})", "Lend one that is open.") from error
+    if not isinstance(driver, psycopg.Connection):
+        raise UnsupportedConnection(
+            f"an SQLAlchemy connection through {connection.dialect.driver}",
+            "Create the engine with postgresql+psycopg://.",
+        )
+    return driver
 
 
 def _described(connection: object) -> str:

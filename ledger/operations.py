@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, TypeAlias, TypedDict, TypeVar, Unpack
+from typing import Annotated, Any, Final, TypeAlias, TypedDict, TypeVar, Unpack
 from uuid import UUID
 
 import psycopg
 import sqlalchemy
 import sqlalchemy.orm
+from pydantic import Field, TypeAdapter
 
 from ledger.batch import Done, Outcome
 from ledger.core.book import Balance
@@ -37,8 +38,9 @@ from ledger.core.commands import (
     Withdraw,
     build,
 )
-from ledger.core.errors import ConcurrencyError, Rejected, UnknownMachine
+from ledger.core.errors import ConcurrencyError, DatabaseUnavailable, Rejected, UnknownMachine
 from ledger.core.events import Recorded, Transaction
+from ledger.core.fields import Metadata, Text, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.core.money import Money
 from ledger.storage import queries
@@ -52,6 +54,15 @@ Answer = TypeVar("Answer")
 Taken: TypeAlias = Done | UUID | str
 """A transaction that is taken up again: the answer to its command, or its id."""
 
+
+TEXT: Final = TypeAdapter(Text)
+NUMBER: Final = TypeAdapter(Annotated[int, Field(strict=True)])
+METADATA: Final = TypeAdapter(Metadata)
+
+_MAY_NOT_WRITE: Final = frozenset({"42501", "25006"})
+"""No privilege; a server, or a session, that is read-only."""
+
+_NAMED_MAX: Final = 10
 
 MENDED_MAX: Final = 5
 """How often one question mends what has drifted, and is asked again."""
@@ -238,6 +249,9 @@ class Operations:
         Raises:
             UnknownAccount: There is no such account.
         """
+        checked(TEXT, "account", account)
+        if version is not None:
+            checked(NUMBER, "version", version)
         return self._ask(lambda connection: queries.balance(connection, account, version))
 
     def history(
@@ -249,6 +263,10 @@ class Operations:
         Forward from `after_version`, oldest first; or, with `before_version`, backward from there, newest
         first.  The last event's version leads to the next page.
         """
+        checked(TEXT, "account", account)
+        checked(NUMBER, "after_version", after_version)
+        checked(NUMBER, "before_version", 0 if before_version is None else before_version)
+        checked(NUMBER, "limit", limit)
         return self._ask(lambda connection: queries.history(connection, account, after_version, before_version, limit))
 
     def transaction(self, transaction_id: UUID | str) -> queries.TransactionDetail:
@@ -264,8 +282,16 @@ class Operations:
         limit: int = 100,
     ) -> list[Transaction]:
         """Transactions with this reference, or whose metadata contains these pairs, or both; in order of id."""
+        _check_criteria(limit, metadata, reference=reference)
         last = None if after is None else str(after)
         return self._ask(lambda connection: queries.transactions(connection, reference, metadata, last, limit))
+
+    def account(self, account: str) -> queries.AccountLine:
+        """An account with its terms and its balance, both as they are now."""
+        checked(TEXT, "account", account)
+        stream = self._ask(lambda connection: queries.account(connection, account))
+        assert stream.terms is not None  # Or there would be no such account.
+        return queries.AccountLine(account, stream.terms, stream.balance)
 
     def accounts(
         self,
@@ -276,12 +302,16 @@ class Operations:
         limit: int = 100,
     ) -> list[queries.AccountLine]:
         """Accounts in order of their id, with terms and balance: a page of at most `limit`."""
+        checked(TEXT, "after", after)
+        _check_criteria(limit, metadata, asset=asset)
         return self._ask(lambda connection: queries.accounts(connection, asset, metadata, after, limit))
 
     def holds(
         self, account: str, *, status: str | None = None, after: UUID | str | None = None, limit: int = 100
     ) -> list[queries.HoldLine]:
         """The holds on an account in order of their id: open, captured, released, expired, or all of them."""
+        checked(TEXT, "account", account)
+        _check_criteria(limit, None, status=status)
         last = None if after is None else str(after)
         return self._ask(lambda connection: queries.holds(connection, account, status, last, limit))
 
@@ -293,6 +323,8 @@ class Operations:
             UnknownStream: It was never begun.
             UnknownMachine: The ledger was not given this machine.
         """
+        checked(TEXT, "machine", _name_of(machine))
+        checked(TEXT, "subject", subject)
         known = self._machines.get(_name_of(machine))
         if known is None:
             raise UnknownMachine(_name_of(machine), sorted(self._machines))
@@ -307,11 +339,34 @@ class Operations:
             try:
                 return self._answer(question)
             except queries.Drift as drift:
-                self._mend(drift.accounts)
+                self._mend_if_allowed(drift.accounts)
         raise ConcurrencyError("Projections drift as fast as they are rebuilt. Run `ledger verify`.")
+
+    def _mend_if_allowed(self, accounts: Sequence[str]) -> None:
+        try:
+            self._mend(accounts)
+        except DatabaseUnavailable as error:
+            if error.sqlstate not in _MAY_NOT_WRITE:
+                raise
+            named = " ".join(accounts[:_NAMED_MAX])
+            raise DatabaseUnavailable(
+                f"The projection has drifted from the log ({named}), and who may only read cannot mend it.",
+                f"Somebody who may write has to run `ledger rebuild {named}`.",
+                error.sqlstate,
+            ) from error
 
     def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
         raise NotImplementedError
+
+
+def _check_criteria(limit: int, metadata: Mapping[str, Any] | None, **texts: str | None) -> None:
+    """Refuse what no page can be asked by."""
+    checked(NUMBER, "limit", limit)
+    if metadata is not None:
+        checked(METADATA, "metadata", metadata)
+    for name, text in texts.items():
+        if text is not None:
+            checked(TEXT, name, text)
 
 
 def _id_of(taken: Taken) -> UUID | str:
@@ -319,4 +374,4 @@ def _id_of(taken: Taken) -> UUID | str:
 
 
 def _name_of(machine: StateMachine | str) -> str:
-    return machine if isinstance(machine, str) else machine.name
+    return machine.name if isinstance(machine, StateMachine) else machine

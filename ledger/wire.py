@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from ledger.audit.verify import Finding, Report
 from ledger.batch import Done
@@ -17,20 +17,31 @@ from ledger.core.book import Balance, Terms
 from ledger.core.canonical import utc_text
 from ledger.core.errors import LedgerError
 from ledger.core.events import Recorded, Transaction
+from ledger.core.lifecycle import StateMachine
 from ledger.storage.migrations import Migrated
-from ledger.storage.queries import AccountLine, TransactionDetail, TrialBalance
+from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance
 
 Json: TypeAlias = dict[str, Any]
+
+_STATE_AFTER: Final = {"account_state_changed": "state", "state_advanced": "target"}
+"""The events that lead to another state, and where in their payload it stands."""
 
 
 def error_json(error: LedgerError) -> Json:
     """What went wrong: a stable code, a sentence, whether the same call may succeed later, and the facts."""
     return {
         "code": error.code,
-        "message": " ".join(str(error).split()),
+        "message": _printable(" ".join(str(error).split())),
         "retryable": error.retryable,
-        "fields": error.fields,
+        "fields": {name: _printable(fact) for name, fact in error.fields.items()},
     }
+
+
+def _printable(fact: object) -> object:
+    """As it is, but that half a character, which JSON has no way to write, is shown by its number."""
+    if isinstance(fact, list):
+        return [_printable(each) for each in fact]
+    return fact.encode(errors="backslashreplace").decode() if isinstance(fact, str) else fact
 
 
 def done_json(done: Done) -> Json:
@@ -46,7 +57,17 @@ def done_json(done: Done) -> Json:
         "replayed": done.replayed,
         "dry_run": done.dry_run,
         "versions": done.versions,
+        "states": states_of(done),
         "balances": {account: balance_json(balance) for account, balance in done.balances.items()},
+    }
+
+
+def states_of(done: Done) -> dict[str, str]:
+    """Stream → the state that the command led it to; of those whose state it was about."""
+    return {
+        event.stream: json.loads(event.payload)[_STATE_AFTER[event.type]]
+        for event in done.events
+        if event.type in _STATE_AFTER
     }
 
 
@@ -62,7 +83,7 @@ def balance_json(balance: Balance) -> Json:
 
 
 def terms_json(terms: Terms) -> Json:
-    """What an account was opened as."""
+    """What an account is: what it was opened as, and what was changed since."""
     limits = [None if limit is None else str(terms.money(limit)) for limit in (terms.min_balance, terms.max_balance)]
     return {
         "type": terms.account_type.value,
@@ -127,11 +148,39 @@ def transaction_json(transaction: Transaction) -> Json:
 
 
 def detail_json(detail: TransactionDetail, terms: Mapping[str, Terms]) -> Json:
-    """A transaction with its events in order; `terms` are those of its accounts."""
+    """A transaction with its events in order, and its reversals both ways; `terms` are those of its accounts."""
     return {
         "transaction": transaction_json(detail.transaction),
+        "reverses": detail.reverses,
+        "reversed_by": detail.reversed_by,
         "events": [event_json(event, terms.get(event.stream)) for event in detail.events],
     }
+
+
+def hold_json(line: HoldLine) -> Json:
+    """One side of a hold, as it stands."""
+    return {
+        "hold": str(line.hold),
+        "account": line.account,
+        "direction": line.direction.value,
+        "state": line.state,
+        "amount": str(line.amount),
+        "captured": str(line.captured),
+        "released": str(line.released),
+        "expired": str(line.expired),
+        "left": str(line.left),
+        "expires_at": None if line.expires_at is None else utc_text(line.expires_at),
+    }
+
+
+def state_json(state: StreamState) -> Json:
+    """Where something of the caller's own stands, and what may happen to it next."""
+    return {**state._asdict(), "allowed": list(state.allowed)}
+
+
+def machine_json(machine: StateMachine) -> Json:
+    """A state machine as a file would declare it, its fingerprint, and its drawing in Mermaid."""
+    return {**machine.as_mapping(), "fingerprint": machine.fingerprint(), "diagram": machine.diagram()}
 
 
 def trial_balance_json(trial: TrialBalance) -> Json:

@@ -19,12 +19,14 @@ from typing import Final, NamedTuple
 
 import psycopg
 import psycopg.errors
+from pydantic import TypeAdapter
 
 from ledger.batch import Batch, Done, Drifted, Due, Outcome, Work, load, prepare, take_up
 from ledger.core import chain
 from ledger.core.book import Book, remember
 from ledger.core.canonical import canonical_json
 from ledger.core.commands import (
+    COMMAND_TYPES,
     Command,
 )
 from ledger.core.decide import Occasion, decide, recall
@@ -44,6 +46,7 @@ from ledger.core.events import (
     Recorded,
     Transaction,
 )
+from ledger.core.fields import Scope, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.storage import projector, repair, store
 from ledger.storage.database import GUARD_CLASS, RETRYABLE, Connection, Database, Statement
@@ -55,6 +58,8 @@ _BACKOFF_SECONDS: Final = 0.004
 _BACKOFF_SECONDS_MAX: Final = 0.5
 _PART_COMMANDS: Final = 200
 """Commands decided before their rows are sent: while the server inserts them, the next ones are decided."""
+
+SCOPE: Final = TypeAdapter(Scope)
 
 _CONFLICTS: Final = frozenset({projector.LOST, "23505"})
 """A compare-and-set that found another version; a row that somebody else inserted first."""
@@ -114,6 +119,7 @@ class Writer:
             ConnectionLost: The server went away and did not come back: the outcome is unknown.
             CorruptLog, DatabaseUnavailable, InvalidCommand, SchemaMismatch: Nothing was written.
         """
+        _check(commands, scope)
         if not commands:
             return []
         batch = prepare(commands, self._ledger_id(), Batch([*commands], scope, atomic, dry_run, self._machines))
@@ -171,7 +177,7 @@ class Writer:
             # Without a lock this was a race.  Under the locks nobody else can have moved these streams, so
             # either a key was in flight, or the projection and the log disagree.
             if locked:
-                self._rebuild(connection, repair.out_of_step(connection, batch.streams))
+                self._rebuild(connection, _out_of_step(connection, batch, error))
         raise _Moved
 
     def _rebuild(self, connection: Connection, streams: Sequence[str]) -> None:
@@ -200,6 +206,7 @@ def handle_as_guest(
     Raises:
         ConcurrencyError: The caller's whole transaction has to be run again.
     """
+    _check(commands, scope)
     if not commands:
         return []
     batch = prepare(commands, ledger_id, Batch([*commands], scope, atomic, dry_run, machines))
@@ -231,9 +238,17 @@ def handle_as_guest(
                     "Another transaction wrote to these accounts, and this one's isolation level cannot see it."
                     " Run the whole transaction again."
                 ) from None
-            if streams := repair.out_of_step(connection, batch.streams):
+            if streams := _out_of_step(connection, batch, error):
                 repair.rebuild(connection, streams, noticed_by="write")
     raise ConcurrencyError(f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again.")
+
+
+def _check(commands: Sequence[Command], scope: str) -> None:
+    if scope != "":
+        checked(SCOPE, "scope", scope)
+    for place, command in enumerate(commands):
+        if type(command) not in COMMAND_TYPES:
+            raise InvalidCommand(f"commands.{place}", f"{command!r:.80} is not a command")
 
 
 def _write(connection: Connection, batch: Batch, work: Work, frame: _Frame, locked: bool) -> None:
@@ -366,12 +381,35 @@ def _reject_together(work: Work) -> None:
     """All or nothing: one rejection takes the rest of the batch with it."""
     assert work.rejected is not None
     cause = AtomicBatchRejected(work.rejected, str(work.outcomes[work.first + work.rejected]))
-    work.outcomes = [outcome if isinstance(outcome, Rejected) else cause for outcome in work.outcomes]
+    undone = set(work.ids)
+
+    def stands(outcome: Outcome) -> bool:
+        """Rejected for its own sake, or done before this call."""
+        return isinstance(outcome, Rejected) or not (outcome.dry_run or outcome.transaction.transaction_id in undone)
+
+    work.outcomes = [outcome if stands(outcome) else cause for outcome in work.outcomes]
 
 
 def _is_conflict(error: psycopg.Error) -> bool:
     """Whether an attempt failed because of what others wrote, and not of what the server is."""
-    return error.sqlstate in _CONFLICTS or (error.sqlstate or "").startswith(GUARD_CLASS)
+    return error.sqlstate in _CONFLICTS or _is_guard(error)
+
+
+def _is_guard(error: psycopg.Error) -> bool:
+    return (error.sqlstate or "").startswith(GUARD_CLASS)
+
+
+def _out_of_step(connection: Connection, batch: Batch, error: psycopg.Error) -> Sequence[str]:
+    """
+    What is to be rebuilt after a conflict under the locks.
+
+    Raises:
+        psycopg.Error: A guard refused although everything is in step with the log: it would refuse again.
+    """
+    streams = repair.out_of_step(connection, batch.streams)
+    if _is_guard(error) and not streams:
+        raise error
+    return streams
 
 
 def _back_off(attempt: int) -> None:

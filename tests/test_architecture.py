@@ -19,7 +19,7 @@ from ledger.core import errors
 FLOW: Final = """
     core.errors core.iso4217 core.money         | what may go wrong, and what is counted
     core.canonical core.lifecycle               | one text for each value; what may follow what
-    core.commands                               | what may be asked             → validated
+    core.fields core.commands                   | what may be asked             → validated
     core.events core.book core.decide           | what it makes happen          → decided
     core.codec core.chain                       | what is hashed
     order.message order.decoders order.monitor  | what arrives, and in which order
@@ -36,7 +36,8 @@ FLOW: Final = """
     ledger                                      | the public names
     testing settings wire                       | what surrounds it
     cli.output cli.options cli.lines            | the command line
-    cli.asking cli.writing cli.upkeep
+    cli.asking cli.writing cli.holding
+    cli.ruling cli.lifecycles cli.ordering cli.upkeep
     cli.incident cli.demo cli.program
     cli __main__
 """

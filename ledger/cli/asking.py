@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Final
 
 import typer
 from rich.markup import escape
@@ -12,12 +12,11 @@ from rich.table import Table
 
 from ledger.application import Ledger
 from ledger.cli.options import Target, command, opened, pairs
-from ledger.cli.output import answer, console, moment, print_json, row, table
-from ledger.core.book import Balance, Terms, terms_of
-from ledger.core.codec import event_from
+from ledger.cli.output import answer, console, fitting, moment, print_json, row, table
+from ledger.core.book import Balance, Terms
 from ledger.core.commands import Direction
-from ledger.core.errors import CorruptLog, InvalidCommand
-from ledger.core.events import AccountOpened, Recorded, Transaction
+from ledger.core.errors import InvalidCommand
+from ledger.core.events import Numbers, Recorded, Transaction
 from ledger.storage.queries import TransactionDetail
 from ledger.wire import (
     account_json,
@@ -34,9 +33,6 @@ Metadata = Annotated[
     list[str] | None,
     typer.Option(help="Only with KEY=TEXT, or KEY:=JSON for an integer, true or false.", metavar="KEY=VALUE"),
 ]
-
-_WIDE = 118
-"""Columns from which a transaction's id fits beside everything else."""
 
 
 @command
@@ -69,12 +65,12 @@ def history(
         raise InvalidCommand("history", "--after and --before go in opposite directions; give one of them")
     with opened(target.settings) as ledger:
         events = ledger.history(account, after_version=after, before_version=before, limit=limit)
-        terms = _terms(ledger, account)
+        terms = ledger.account(account).terms
     plain = {"account": account, **terms_json(terms), "events": [event_json(event, terms) for event in events]}
     if target.as_json:
         print_json(plain)
     else:
-        _show_history(account, terms, events, more=len(events) == limit)
+        _show_history(account, terms, events, full=len(events) == limit)
     return 0
 
 
@@ -101,7 +97,7 @@ def transaction(
             answer(target.as_json, plain, _listed(found))
             return 0
         detail = ledger.transaction(_id_behind(ledger, transaction_id))
-        terms = {event.stream: _terms(ledger, event.stream) for event in detail.events if event.numbers is not None}
+        terms = {event.stream: ledger.account(event.stream).terms for event in detail.events if event.numbers}
     if target.as_json:
         print_json(detail_json(detail, terms))
     else:
@@ -120,10 +116,10 @@ def accounts(
     """List accounts with their balances, in order of their ids."""
     with opened(target.settings) as ledger:
         found = ledger.accounts(asset=asset, metadata=pairs(metadata), after=after, limit=limit)
-    made = table("account", "type", "version", "posted", "available", right=("version", *_AMOUNTS))
+    made = table("account", "type", "state", "version", "posted", "available", right=("version", *_AMOUNTS))
     for line in found:
-        balance = line.balance
-        row(made, line.account, line.terms.account_type, balance.version, balance.posted, balance.available)
+        terms, balance = line.terms, line.balance
+        row(made, line.account, terms.account_type, terms.state, balance.version, balance.posted, balance.available)
     more = [f"[dim]more: --after {escape(found[-1].account)}[/]"] if len(found) == limit else []
     answer(target.as_json, {"accounts": [account_json(line) for line in found]}, made, *more)
     return 0
@@ -145,15 +141,7 @@ def trial_balance(target: Target) -> int:
     return 0 if trial.balanced else 1
 
 
-_AMOUNTS = ("posted", "pending", "available")
-
-
-def _terms(ledger: Ledger, account: str) -> Terms:
-    """What an account was opened as: its first event says so."""
-    opening = event_from(ledger.history(account, limit=1)[0])
-    if not isinstance(opening, AccountOpened):
-        raise CorruptLog(account, 1, "its first event does not open the account")
-    return terms_of(opening)
+_AMOUNTS: Final = ("posted", "pending", "available", "balance")
 
 
 def _id_behind(ledger: Ledger, text: str) -> str:
@@ -169,34 +157,59 @@ def _id_behind(ledger: Ledger, text: str) -> str:
     return events[0].transaction_id
 
 
-def _show_history(account: str, terms: Terms, events: list[Recorded], *, more: bool) -> None:
+def _show_history(account: str, terms: Terms, events: list[Recorded], *, full: bool) -> None:
     out = console()
     out.print(
         f"[bold]{escape(account)}[/]  {terms.asset}, {terms.account_type.value}: grows by {terms.normal.value}s"
-        f"{_limits(terms)}"
+        f"{_limits(terms)}{'' if terms.state == 'open' else f', [yellow]{terms.state}[/]'}"
     )
-    columns = ["version", "recorded (UTC)", "debit", "credit", "balance"]
-    if wide := out.width >= _WIDE:
-        columns.append("transaction")
-    made = table(*columns, right=("version", "debit", "credit", "balance"))
+    shown = []
     for event in events:
-        cells: list[object] = [event.version, moment(event.recorded_at), *_sides(event, terms)]
-        if event.numbers is not None:
-            cells.append(Balance.from_numbers(account, terms, event.numbers, event.version).posted)
-        if wide:
-            cells.append(event.transaction_id)
-        row(made, *cells)
+        debited, credited = _sides(event, terms)
+        after = Balance.from_numbers(account, terms, event.numbers or Numbers(), event.version)
+        shown.append({
+            "version": event.version, "recorded (UTC)": moment(event.recorded_at), "event": _name(event),
+            "debit": debited, "credit": credited, "balance": after.posted, "available": after.available,
+            "transaction": event.transaction_id,
+        })  # fmt: skip
+    few = ("version", "event", "debit", "credit", "balance")
+    some = ("version", "recorded (UTC)", "event", "debit", "credit", "balance")
+    # What is available is worth a column only where holds make it differ.
+    more = (*some, "available") if any(each["balance"] != each["available"] for each in shown) else some
+    made = fitting(shown, (*more, "transaction"), more, some, few, right=("version", "debit", "credit", *_AMOUNTS))
     out.print(made)
     if events:
         last = events[-1].version
         out.print(f"[dim]`ledger transaction {escape(account)}#{last}` shows what is behind version {last}[/]")
-    if more:
+    if full:
         out.print("[dim]there may be more: --after or --before the last version[/]")
+
+
+_NAMES: Final = {
+    "account_opened": "opened",
+    "account_terms_changed": "changed",
+    "entry_posted": "",
+    "hold_placed": "held",
+    "hold_captured": "captured",
+    "hold_released": "released",
+    "hold_expired": "expired",
+}
+"""What an event is called in a column of a table; an entry says enough by its side."""
+
+
+def _name(event: Recorded) -> str:
+    if event.type in _STATES:
+        return str(json.loads(event.payload)[_STATES[event.type]])
+    return _NAMES.get(event.type, event.type.replace("_", " "))
+
+
+_STATES: Final = {"account_state_changed": "state", "state_advanced": "target"}
+"""An event that leads to a state is called by its name."""
 
 
 def _sides(event: Recorded, terms: Terms) -> tuple[object, object]:
     if event.amount is None:
-        return ("opened", "") if event.version == 1 else (event.type, "")
+        return ("", "")
     amount = terms.money(event.amount)
     return (amount, "") if event.direction == Direction.DEBIT else ("", amount)
 
@@ -218,7 +231,7 @@ def _show_detail(detail: TransactionDetail, terms: dict[str, Terms]) -> None:
     out = console()
     about = detail.transaction
     out.print(f"[bold]{about.transaction_id}[/]  {about.kind}")
-    facts = {
+    facts: dict[str, object] = {
         "effective (UTC)": moment(about.effective_at),
         "recorded (UTC)": moment(about.recorded_at),
         "reference": about.reference,
@@ -227,16 +240,28 @@ def _show_detail(detail: TransactionDetail, terms: dict[str, Terms]) -> None:
         "correlation id": about.correlation_id,
         "causation id": about.causation_id,
     }
+    facts |= _of_request(json.loads(about.request))
+    facts |= {"reverses": detail.reverses, "reversed by": ", ".join(detail.reversed_by) or None}
     facts |= {f"metadata {key}": value for key, value in json.loads(about.metadata or "{}").items()}
     for name, value in facts.items():
         if value is not None:
             out.print(f"  {escape(name):<16} {escape(str(value))}")
-    made = table("account", "version", "debit", "credit", "balance", right=("version", "debit", "credit", "balance"))
+    columns = ["event", "debit", "credit", "balance"]
+    if not any(event.numbers for event in detail.events):
+        columns = ["event"]
+    made = table("account", "version", *columns, right=("version", *columns[1:]))
     for event in detail.events:
         held = terms.get(event.stream)
-        if held is None or event.numbers is None:
-            row(made, event.stream, event.version, event.type, "", "")
-            continue
-        after = Balance.from_numbers(event.stream, held, event.numbers, event.version)
-        row(made, event.stream, event.version, *_sides(event, held), after.posted)
+        cells: list[object] = [event.stream, event.version, _name(event)]
+        if held is not None and event.numbers is not None:
+            cells += [*_sides(event, held), Balance.from_numbers(event.stream, held, event.numbers, 0).posted]
+        row(made, *cells)
     out.print(made)
+
+
+_ASKED: Final = ("hold", "expires_at", "until", "min_balance", "max_balance", "final", "force", "reason")
+"""What a request may say that its events do not show."""
+
+
+def _of_request(request: Mapping[str, object]) -> dict[str, object]:
+    return {name.replace("_", " "): request[name] for name in _ASKED if name in request}

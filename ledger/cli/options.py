@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
-from datetime import datetime
 from functools import wraps
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
 from ledger.application import Ledger
 from ledger.core.errors import InvalidCommand
+from ledger.core.lifecycle import StateMachine
+from ledger.lifecycle import load
 from ledger.settings import Settings
 
 _WHERE = "Where"
@@ -62,20 +64,47 @@ class Target:
 
 
 @contextmanager
-def opened(settings: Settings, *, migrate_embedded: bool = True) -> Iterator[Ledger]:
+def opened(
+    settings: Settings, *, migrate_embedded: bool = True, machines: Iterable[StateMachine] = ()
+) -> Iterator[Ledger]:
     """
     The ledger to work on.
 
     An embedded one is ours alone, so it is migrated on the way; a database that somebody named is theirs.
     """
     if settings.database_url is not None:
-        with Ledger.connect(settings.database_url, schema=settings.schema) as ledger:
+        with Ledger.connect(settings.database_url, schema=settings.schema, machines=machines) as ledger:
             yield ledger
         return
-    with Ledger.embedded(settings.data_folder(), schema=settings.schema) as ledger:
+    with Ledger.embedded(settings.data_folder(), schema=settings.schema, machines=machines) as ledger:
         if migrate_embedded:
             ledger.migrate()
         yield ledger
+
+
+MachineFiles: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(help="State machines of your own: a .toml or .json file each; repeatable.", metavar="FILE"),
+]
+
+
+def read_machines(files: Iterable[str] | None) -> list[StateMachine]:
+    """Read the state machines in these files, as `read_machine`."""
+    return [read_machine(file) for file in files or ()]
+
+
+def read_machine(file: str) -> StateMachine:
+    """
+    Read a state machine from a file.
+
+    Raises:
+        InvalidCommand: There is no such file, or it cannot be read.
+        InvalidStateMachine: It holds none that can work.
+    """
+    try:
+        return load(file)
+    except OSError as error:
+        raise InvalidCommand(file, f"{error.strerror or error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +158,12 @@ class CommandContext:
         return {
             "idempotency_key": self.idempotency_key,
             "reference": self.reference,
-            "effective_at": _moment(self.effective_at),
+            "effective_at": self.effective_at,
             "metadata": pairs(self.metadata),
             "actor": self.actor,
             "correlation_id": self.correlation_id,
             "causation_id": self.causation_id,
-            "expected_versions": dict(_expected(text) for text in self.expect or ()),
+            "expected_versions": _expected(self.expect or ()),
         }
 
 
@@ -143,42 +172,37 @@ def pairs(texts: Iterable[str] | None) -> dict[str, Any]:
     Read KEY=TEXT and KEY:=JSON.
 
     Raises:
-        InvalidCommand: A text is neither.
+        InvalidCommand: A text is neither, or names a key that another has named.
     """
     found: dict[str, Any] = {}
     for text in texts or ():
-        key, equals, value = text.partition("=")
-        if not equals or key in ("", ":"):
+        written, equals, value = text.partition("=")
+        key = written.removesuffix(":")
+        if not equals or not key:
             raise InvalidCommand("metadata", f"{text!r} is not KEY=VALUE")
-        if key.endswith(":"):
-            try:
-                found[key[:-1]] = json.loads(value)
-            except ValueError:
-                raise InvalidCommand(
-                    "metadata", f"{value!r} in {text!r} is not JSON; for a text write KEY=TEXT"
-                ) from None
-        else:
-            found[key] = value
+        if key in found:
+            raise InvalidCommand("metadata", f"{key!r} is given twice")
+        found[key] = value if key == written else _json(text, value)
     return found
 
 
-def _expected(text: str) -> tuple[str, int]:
-    account, _, version = text.rpartition("=")
-    if not account or not version.isdecimal():
-        raise InvalidCommand("expect", f"{text!r} is not ACCOUNT=VERSION")
-    return account, int(version)
-
-
-def _moment(text: str | None) -> datetime | None:
-    if text is None:
-        return None
+def _json(text: str, value: str) -> Any:
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise InvalidCommand("effective_at", f"{text!r} is not a time with its zone, such as 2026-01-02T03:04:05Z")
-    return moment
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise InvalidCommand("metadata", f"{value!r} in {text!r} is not JSON; for a text write KEY=TEXT") from None
+
+
+def _expected(texts: Iterable[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for text in texts:
+        account, _, version = text.rpartition("=")
+        if not account or not re.fullmatch("[0-9]{1,16}", version):
+            raise InvalidCommand("expect", f"{text!r} is not ACCOUNT=VERSION")
+        if account in found:
+            raise InvalidCommand("expect", f"{account!r} is given twice")
+        found[account] = int(version)
+    return found
 
 
 def command(function: Callable[..., int]) -> Callable[..., int]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pydantic_core import to_json
 from rich import box
@@ -20,6 +20,10 @@ from ledger.wire import Json, error_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+_ENDLESS: Final = 10_000
+"""Wider than any table."""
 
 
 class _Console(Console):
@@ -74,6 +78,19 @@ def table(*headings: str, right: Sequence[str] = ()) -> Table:
 def row(made: Table, *cells: object) -> None:
     """Add a row; texts of users are not markup."""
     made.add_row(*(escape(str(cell)) for cell in cells))
+
+
+def fitting(rows: Sequence[Mapping[str, object]], *layouts: Sequence[str], right: Sequence[str] = ()) -> Table:
+    """The table with the first of these sets of columns that the terminal is wide enough for, or with the last."""
+    out = console()
+    unbounded = out.options.update(max_width=_ENDLESS)
+    for columns in layouts:
+        made = table(*columns, right=right)
+        for cells in rows:
+            row(made, *(cells[column] for column in columns))
+        if out.measure(made, options=unbounded).maximum <= out.width:
+            break
+    return made
 
 
 def moment(at: datetime) -> str:

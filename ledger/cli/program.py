@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from ledger.cli import asking, demo, ordering, upkeep, writing
+from ledger.cli import asking, demo, holding, lifecycles, ordering, ruling, upkeep, writing
 from ledger.cli.options import READER_GONE, Target
 from ledger.cli.output import complain, print_error
 from ledger.core.errors import CorruptLog, InvalidAmount, InvalidCommand, LedgerError, Rejected
@@ -32,6 +32,9 @@ app = typer.Typer(
 
 _FIRST: Final = "To begin"
 _WRITE: Final = "Write"
+_HOLD: Final = "Hold"
+_RULE: Final = "Rule what may be posted"
+_ADVANCE: Final = "State machines"
 _ASK: Final = "Ask"
 _ORDER: Final = "Order"
 _CHECK: Final = "Check"
@@ -44,6 +47,21 @@ app.command("deposit", rich_help_panel=_WRITE)(writing.deposit)
 app.command("withdraw", rich_help_panel=_WRITE)(writing.withdraw)
 app.command("transfer", rich_help_panel=_WRITE)(writing.transfer)
 app.command("post", rich_help_panel=_WRITE)(writing.post)
+app.command("reverse", rich_help_panel=_WRITE)(writing.reverse)
+app.command("hold", rich_help_panel=_HOLD)(holding.hold)
+app.command("capture", rich_help_panel=_HOLD)(holding.capture)
+app.command("release", rich_help_panel=_HOLD)(holding.release)
+app.command("holds", rich_help_panel=_HOLD)(holding.holds)
+app.command("expire-holds", rich_help_panel=_HOLD)(holding.expire_holds)
+app.command("freeze", rich_help_panel=_RULE)(ruling.freeze)
+app.command("unfreeze", rich_help_panel=_RULE)(ruling.unfreeze)
+app.command("close-account", rich_help_panel=_RULE)(ruling.close_account)
+app.command("change-account", rich_help_panel=_RULE)(ruling.change_account)
+app.command("close-period", rich_help_panel=_RULE)(ruling.close_period)
+app.command("begin", rich_help_panel=_ADVANCE)(lifecycles.begin)
+app.command("advance", rich_help_panel=_ADVANCE)(lifecycles.advance)
+app.command("state", rich_help_panel=_ADVANCE)(lifecycles.state)
+app.command("machines", rich_help_panel=_ADVANCE)(lifecycles.machines)
 app.command("balance", rich_help_panel=_ASK)(asking.balance)
 app.command("history", rich_help_panel=_ASK)(asking.history)
 app.command("transaction", rich_help_panel=_ASK)(asking.transaction)
@@ -68,6 +86,8 @@ def _before(
         sys.stdout.write(f"ledger {version('ledger')}\n")
         raise typer.Exit
     if context.invoked_subcommand is None:
+        if as_json:
+            raise InvalidCommand("usage", "Which command? See `ledger --help`.")
         sys.stdout.write(context.get_help() + "\n")
         raise typer.Exit(COULD_NOT)
     context.obj = Target(database_url, schema, as_json)

@@ -1,4 +1,4 @@
-"""The commands that write: define-asset, open, deposit, withdraw, transfer, post."""
+"""The commands that post: define-asset, open, deposit, withdraw, transfer, post, reverse."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
+from ledger.application import Ledger
 from ledger.batch import Done
 from ledger.cli.lines import post_lines
-from ledger.cli.options import CommandContext, Target, command, opened
+from ledger.cli.options import CommandContext, MachineFiles, Target, command, opened, read_machines
 from ledger.cli.output import answer, console, print_error, row, table
 from ledger.core.commands import (
     AccountType,
@@ -20,16 +22,21 @@ from ledger.core.commands import (
     Entry,
     OpenAccount,
     Post,
+    Reverse,
     Transfer,
     Withdraw,
     build,
 )
 from ledger.core.errors import InvalidCommand, Rejected
-from ledger.wire import done_json
+from ledger.wire import done_json, states_of
 
 Amount = Annotated[list[str], typer.Argument(help="Such as 12.50 USD.", metavar="AMOUNT", show_default=False)]
+Part = Annotated[
+    list[str] | None, typer.Argument(help="Such as 12.50 USD; without: all that is left.", metavar="[AMOUNT]")
+]
 Account = Annotated[str, typer.Argument(help="The account's id.", metavar="ACCOUNT", show_default=False)]
 Limit = Annotated[str | None, typer.Option(help="Of the available balance; none means unlimited.", metavar="AMOUNT")]
+Reason = Annotated[str | None, typer.Option(help="Why; it goes on record.", metavar="TEXT")]
 
 
 @command
@@ -112,6 +119,7 @@ def post(
     credit: Annotated[
         list[str] | None, typer.Option(help='Such as alice="5 USD"; repeatable.', metavar="ACCOUNT=AMOUNT")
     ] = None,
+    machines: MachineFiles = None,
 ) -> int:
     """
     Post a transaction of 2 to 200 entries that balances per asset; or, with `-`, read commands as JSON lines.
@@ -131,25 +139,48 @@ def post(
         raise InvalidCommand("post -", "each line brings its own entries, key and context; only --dry-run goes with it")
     if sys.stdin is None:
         raise InvalidCommand("post -", "standard input is closed")
-    with opened(target.settings) as ledger:
+    with opened(target.settings, machines=read_machines(machines)) as ledger:
         return post_lines(ledger, sys.stdin.fileno(), dry_run=context.dry_run)
+
+
+@command
+def reverse(
+    transaction: Annotated[str, typer.Argument(help="Its id.", metavar="TRANSACTION", show_default=False)],
+    context: CommandContext,
+    target: Target,
+    amount: Part = None,
+    reason: Reason = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Beyond the limits of the accounts as well; it goes on record.")
+    ] = False,
+) -> int:
+    """Post the opposite of a transaction: all that is not yet reversed of it, or a part in exact proportion."""
+    part = " ".join(amount) if amount else None
+    asked = {"transaction_id": transaction, "amount": part, "reason": reason, "force": force}
+    return carry_out(build(Reverse, **asked, **context.values()), context, target)
 
 
 def carry_out(wanted: Command, context: CommandContext, target: Target) -> int:
     """Have one command done, and say what became of it."""
     with opened(target.settings) as ledger:
-        (outcome,) = ledger.handle([wanted], dry_run=context.dry_run)
+        return carry_out_on(ledger, wanted, context, target)
+
+
+def carry_out_on(ledger: Ledger, wanted: Command, context: CommandContext, target: Target) -> int:
+    """Have one command done on a ledger that is open, and say what became of it."""
+    (outcome,) = ledger.handle([wanted], dry_run=context.dry_run)
     if isinstance(outcome, Rejected):
         print_error(outcome, as_json=target.as_json)
         return 1
     if target.as_json:
         answer(True, done_json(outcome))
     else:
-        _show(outcome)
+        show(outcome)
     return 0
 
 
-def _show(done: Done) -> None:
+def show(done: Done) -> None:
+    """Say what a command did, and where everything that it touched stood right after."""
     out = console()
     if done.dry_run:
         out.print("[yellow]dry run[/]: this would happen, nothing was written")
@@ -158,11 +189,16 @@ def _show(done: Done) -> None:
     else:
         out.print("[green]done[/]")
     if not done.dry_run:
-        out.print(f"transaction {done.transaction_id}")
+        out.print(f"{'hold' if done.transaction.kind == 'hold' else 'transaction'} {done.transaction_id}")
+    for stream, state in states_of(done).items():
+        out.print(f"{escape(stream.removeprefix('#'))} is {state}")
     if done.balances:
-        made = table("account", "version", "posted", "available", right=("version", "posted", "available"))
+        amounts = ["posted", "available"]
+        if any(balance.pending.minor or balance.posted != balance.available for balance in done.balances.values()):
+            amounts.insert(1, "pending")
+        made = table("account", "version", *amounts, right=("version", *amounts))
         for account, balance in done.balances.items():
-            row(made, account, balance.version, balance.posted, balance.available)
+            row(made, account, balance.version, *(getattr(balance, amount) for amount in amounts))
         out.print(made)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, TypeAlias
 
 from ledger.core.book import Book, Leg, Original, Stream, Terms, in_normal_direction
@@ -81,7 +81,6 @@ CREDIT: Final = Direction.CREDIT
 Side: TypeAlias = tuple[str, Direction, Money]
 """An amount on one side of an account."""
 
-
 SETTLING: Final = timedelta(minutes=10)
 """How long after its end a period can be closed: longer than any write of ours may last."""
 
@@ -113,11 +112,11 @@ def recall(command: Command, recorded_request: str) -> None:
     Raises:
         IdempotencyConflict: It asks for something else; names the fields that differ.
     """
-    request = command.request()
-    if request == recorded_request:
+    if (request := command.request()) == recorded_request:
         return
     now, then = json.loads(request), json.loads(recorded_request)
-    differing = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+    # As they are written: Python holds true and 1 to be equal.
+    differing = sorted(name for name in now.keys() | then.keys() if repr(now.get(name)) != repr(then.get(name)))
     raise IdempotencyConflict(str(command.idempotency_key), differing)
 
 
@@ -155,48 +154,49 @@ def _open_account(command: OpenAccount, book: Book, _: Occasion) -> Sequence[Eve
     return events
 
 
-def _post(command: Post, book: Book, _: Occasion) -> Sequence[Event]:
-    return _entries(command, [(entry.account, entry.direction, entry.amount) for entry in command.entries], book)
+def _post(command: Post, book: Book, occasion: Occasion) -> Sequence[Event]:
+    legs = [(entry.account, entry.direction, entry.amount) for entry in command.entries]
+    return _entries(command, legs, book, occasion)
 
 
-def _transfer(command: Transfer, book: Book, _: Occasion) -> Sequence[Event]:
-    return _two_entries(command, command.debit, command.credit, book)
+def _transfer(command: Transfer, book: Book, occasion: Occasion) -> Sequence[Event]:
+    return _two_entries(command, command.debit, command.credit, book, occasion)
 
 
-def _deposit(command: Deposit, book: Book, _: Occasion) -> Sequence[Event]:
-    grows_by_debit = _normal(command, book) is DEBIT
-    sides = (command.account, command.against) if grows_by_debit else (command.against, command.account)
-    return _two_entries(command, *sides, book)
+def _deposit(command: Deposit, book: Book, occasion: Occasion) -> Sequence[Event]:
+    debited, credited = _raising_sides(command, book)
+    return _two_entries(command, debited, credited, book, occasion)
 
 
-def _withdraw(command: Withdraw, book: Book, _: Occasion) -> Sequence[Event]:
-    grows_by_debit = _normal(command, book) is DEBIT
-    sides = (command.against, command.account) if grows_by_debit else (command.account, command.against)
-    return _two_entries(command, *sides, book)
+def _withdraw(command: Withdraw, book: Book, occasion: Occasion) -> Sequence[Event]:
+    credited, debited = _raising_sides(command, book)
+    return _two_entries(command, debited, credited, book, occasion)
 
 
-def _normal(command: Deposit | Withdraw, book: Book) -> Direction:
-    """The side on which the account grows, of two accounts that can be posted to."""
-    terms, _ = _terms_of([book.stream(command.account), book.stream(command.against)], "post")
-    return terms.normal
+def _raising_sides(command: Deposit | Withdraw, book: Book) -> tuple[str, str]:
+    """Which of the two accounts to debit and which to credit, so that `account` grows."""
+    terms, _ = _terms_of([book.stream(command.account), book.stream(command.against)])
+    return (command.account, command.against) if terms.normal is DEBIT else (command.against, command.account)
 
 
 def _two_entries(
-    command: Transfer | Deposit | Withdraw | Hold, debited: str, credited: str, book: Book
+    command: Transfer | Deposit | Withdraw | Hold, debited: str, credited: str, book: Book, occasion: Occasion
 ) -> Sequence[EntryPosted]:
     amount = command.amount
-    return _entries(command, ((debited, DEBIT, amount), (credited, CREDIT, amount)), book)
+    return _entries(command, ((debited, DEBIT, amount), (credited, CREDIT, amount)), book, occasion)
 
 
-def _entries(command: Command, legs: Sequence[Side], book: Book) -> Sequence[EntryPosted]:
+def _entries(command: Command, legs: Sequence[Side], book: Book, occasion: Occasion) -> Sequence[EntryPosted]:
     """Check a set of entries as a whole, one rule after the other: balances are judged by what all of them do."""
-    if command.effective_at is not None:
-        _check_period(command.effective_at, book)
     streams = [book.stream(account) for account, _, _ in legs]
+    terms = _terms_of(streams)
+    _check_period(command.effective_at, book)
     kind = "hold" if type(command) is Hold else "post"
-    terms = _terms_of(streams, kind)
+    _check_states(streams, terms, kind)
     if command.expected_versions:
         _check_expected_versions(command, book)
+    if isinstance(command, Hold):
+        _check_time_left(occasion.transaction_id, command.expires_at, occasion)
     amounts, turnovers = _turnovers(legs, streams, terms)
     for turnover in turnovers:
         turnover.check_digits(kind)
@@ -221,36 +221,37 @@ def _check_limits(turnovers: Sequence[_Turnover]) -> None:
 
 def _hold(command: Hold, book: Book, occasion: Occasion) -> Sequence[Event]:
     """What is held counts like an entry that is to come: on the way out against the minimum, in the maximum."""
-    if command.expires_at is not None and command.expires_at <= occasion.now:
-        raise HoldNotOpen(occasion.transaction_id, "expired")
-    entries = _two_entries(command, command.debit, command.credit, book)
+    entries = _two_entries(command, command.debit, command.credit, book, occasion)
     return [HoldPlaced(*entry, occasion.transaction_id, command.expires_at) for entry in entries]
 
 
 def _capture(command: Capture, book: Book, occasion: Occasion) -> Sequence[Event]:
-    if command.effective_at is not None:
-        _check_period(command.effective_at, book)
     legs = _open_legs(command, book, "capture", occasion)
     amount = _part_of_hold(command, legs[0], book)
     for leg in legs:
-        _Turnover(book.streams[leg.account], _known_terms(book, leg.account)).check_digits("capture", amount)
-    events: list[Event] = [
-        HoldCaptured(leg.account, leg.direction, leg.asset, amount, entry, leg.hold) for entry, leg in enumerate(legs)
-    ]
+        turnover = _Turnover(book.streams[leg.account], _known_terms(book, leg.account))
+        turnover.debits, turnover.credits = (amount, 0) if leg.direction is DEBIT else (0, amount)
+        turnover.check_digits("capture")
+    _check_rest(command.hold, legs[0].left, amount, _known_terms(book, legs[0].account))
+    events = _on_both_sides(HoldCaptured, legs, amount)
     rest = legs[0].left - amount
     if command.final and rest:
-        events += _released(legs, rest, first_entry=len(legs))
+        events += _on_both_sides(HoldReleased, legs, rest, first_entry=len(legs))
     return events
 
 
 def _release(command: Release, book: Book, occasion: Occasion) -> Sequence[Event]:
     legs = _open_legs(command, book, "release", occasion)
-    return _released(legs, _part_of_hold(command, legs[0], book))
+    amount = _part_of_hold(command, legs[0], book)
+    _check_rest(command.hold, legs[0].left, amount, _known_terms(book, legs[0].account))
+    return _on_both_sides(HoldReleased, legs, amount)
 
 
-def _released(legs: Sequence[Leg], amount: int, first_entry: int = 0) -> Sequence[Event]:
+def _on_both_sides(
+    kind: type[HoldCaptured | HoldReleased | HoldExpired], legs: Sequence[Leg], amount: int, first_entry: int = 0
+) -> list[Event]:
     return [
-        HoldReleased(leg.account, leg.direction, leg.asset, amount, entry, leg.hold)
+        kind(leg.account, leg.direction, leg.asset, amount, entry, leg.hold)
         for entry, leg in enumerate(legs, first_entry)
     ]
 
@@ -260,9 +261,7 @@ def _expire_hold(command: ExpireHold, book: Book, occasion: Occasion) -> Sequenc
     expires_at = legs[0].expires_at
     if expires_at is None or expires_at > occasion.now:
         raise HoldNotDue(command.hold, "no time" if expires_at is None else utc_text(expires_at))
-    return [
-        HoldExpired(leg.account, leg.direction, leg.asset, leg.left, entry, leg.hold) for entry, leg in enumerate(legs)
-    ]
+    return _on_both_sides(HoldExpired, legs, legs[0].left)
 
 
 def _legs(command: Capture | Release | ExpireHold, book: Book, event: str) -> list[Leg]:
@@ -270,7 +269,10 @@ def _legs(command: Capture | Release | ExpireHold, book: Book, event: str) -> li
     legs = sorted(book.holds.get(command.hold, {}).values(), key=lambda leg: leg.direction is CREDIT)
     if not legs:
         raise UnknownTransaction(command.hold, "hold")
-    _terms_of([book.stream(leg.account) for leg in legs], event)
+    streams = [book.stream(leg.account) for leg in legs]
+    terms = _terms_of(streams)
+    _check_period(command.effective_at, book)
+    _check_states(streams, terms, event)
     if command.expected_versions:
         _check_expected_versions(command, book)
     if not HOLD.allowed(legs[0].state):
@@ -281,33 +283,37 @@ def _legs(command: Capture | Release | ExpireHold, book: Book, event: str) -> li
 def _open_legs(command: Capture | Release, book: Book, event: str, occasion: Occasion) -> list[Leg]:
     """As `_legs`, of a hold whose time is not over, whether or not that is on record yet."""
     legs = _legs(command, book, event)
-    expires_at = legs[0].expires_at
-    if expires_at is not None and expires_at <= occasion.now:
-        raise HoldNotOpen(command.hold, "expired")
+    _check_time_left(command.hold, legs[0].expires_at, occasion)
     return legs
+
+
+def _check_time_left(hold: str, expires_at: datetime | None, occasion: Occasion) -> None:
+    if expires_at is not None and expires_at <= occasion.now:
+        raise HoldNotOpen(hold, "expired")
 
 
 def _part_of_hold(command: Capture | Release, leg: Leg, book: Book) -> int:
     """The minor units that are asked for: all that is left, unless it says how many."""
     if command.amount is None:
         return leg.left
-    terms = _known_terms(book, leg.account)
     if command.amount.asset != leg.asset:
         raise AssetMismatch(leg.account, leg.asset, command.amount.asset)
-    amount = command.amount.at_scale(terms.scale).minor
-    if amount > leg.left:
-        raise ExceedsRest(command.hold, str(terms.money(leg.left)), str(terms.money(amount)))
-    return amount
+    return command.amount.at_scale(_known_terms(book, leg.account).scale).minor
+
+
+def _check_rest(reference: str, left: int, amount: int, terms: Terms) -> None:
+    if amount > left:
+        raise ExceedsRest(reference, str(terms.money(left)), str(terms.money(amount)))
 
 
 def _reverse(command: Reverse, book: Book, _occasion: Occasion) -> Sequence[Event]:
-    if command.effective_at is not None:
-        _check_period(command.effective_at, book)
     original = book.originals.get(command.transaction_id)
     if original is None:
         raise UnknownTransaction(command.transaction_id)
     streams = [book.stream(entry.account) for entry in original.entries.values()]
-    terms = _terms_of(streams, "reverse")
+    terms = _terms_of(streams)
+    _check_period(command.effective_at, book)
+    _check_states(streams, terms, "reverse")
     if command.expected_versions:
         _check_expected_versions(command, book)
     if original.kind == "reverse":
@@ -318,18 +324,15 @@ def _reverse(command: Reverse, book: Book, _occasion: Occasion) -> Sequence[Even
     legs = [
         (entry.account, CREDIT if entry.direction is DEBIT else DEBIT, its.money(parts[number]))
         for (number, entry), its in zip(original.entries.items(), terms, strict=True)
-        if parts[number]
     ]
-    touched = [book.streams[account] for account, _, _ in legs]
-    _, turnovers = _turnovers(legs, touched, [_known_terms(book, account) for account, _, _ in legs])
+    _, turnovers = _turnovers(legs, streams, terms)
     for turnover in turnovers:
         turnover.check_digits("reverse")
     if not command.force:
         _check_limits(turnovers)
-    numbers = [number for number in original.entries if parts[number]]
     return [
         EntryPosted(account, direction, amount.asset, amount.minor, number)
-        for number, (account, direction, amount) in zip(numbers, legs, strict=True)
+        for number, (account, direction, amount) in zip(original.entries, legs, strict=True)
     ]
 
 
@@ -345,7 +348,7 @@ def _parts_of(command: Reverse, original: Original, terms: Terms) -> dict[int, i
     debited = sum(entry.amount for entry in original.entries.values() if entry.direction is DEBIT)
     debits_left = sum(left[number] for number, entry in original.entries.items() if entry.direction is DEBIT)
     if command.amount is None:
-        if not any(left.values()):
+        if not all(left.values()):  # Exact shares leave something of every entry, or of none.
             raise ExceedsRest(command.transaction_id, str(terms.money(0)), "any amount")
         return left
     assets = {entry.asset for entry in original.entries.values()}
@@ -354,31 +357,25 @@ def _parts_of(command: Reverse, original: Original, terms: Terms) -> dict[int, i
             raise InvalidAmount(str(command.amount), "a transaction of several assets is reversed as a whole")
         raise AssetMismatch(original.entries[0].account, terms.asset, command.amount.asset)
     amount = command.amount.at_scale(terms.scale).minor
-    if amount > debits_left:
-        raise ExceedsRest(command.transaction_id, str(terms.money(debits_left)), str(terms.money(amount)))
     parts = {}
     for number, entry in original.entries.items():
         parts[number], remainder = divmod(entry.amount * amount, debited)
         if remainder:
             problem = f"the share of entry {number} would not be a whole number of minor units; reverse in other parts"
             raise InvalidAmount(str(command.amount), problem)
+    _check_rest(command.transaction_id, debits_left, amount, terms)
     return parts
 
 
-def _freeze(command: Freeze, book: Book, _: Occasion) -> Sequence[Event]:
-    return [AccountStateChanged(command.account, _state_after(command, book, "freeze"), command.reason)]
-
-
-def _unfreeze(command: Unfreeze, book: Book, _: Occasion) -> Sequence[Event]:
-    return [AccountStateChanged(command.account, _state_after(command, book, "unfreeze"), command.reason)]
+def _change_state(command: Freeze | Unfreeze, book: Book, _: Occasion) -> Sequence[Event]:
+    return [AccountStateChanged(command.account, _state_after(command, book, command.type), command.reason)]
 
 
 def _close_account(command: CloseAccount, book: Book, _: Occasion) -> Sequence[Event]:
     state = _state_after(command, book, "close")
     terms = _known_terms(book, command.account)
-    posted_in, posted_out, pending_in, pending_out = in_normal_direction(
-        terms.normal, book.streams[command.account].numbers
-    )
+    numbers = book.streams[command.account].numbers
+    posted_in, posted_out, pending_in, pending_out = in_normal_direction(terms.normal, numbers)
     if posted_in != posted_out or pending_in or pending_out:
         balance, held = terms.money(posted_in - posted_out), terms.money(pending_in + pending_out)
         raise AccountNotEmpty(command.account, str(balance), str(held))
@@ -395,7 +392,9 @@ def _state_after(command: Freeze | Unfreeze | CloseAccount, book: Book, event: s
 
 
 def _change_account(command: ChangeAccount, book: Book, _: Occasion) -> Sequence[Event]:
-    (terms,) = _terms_of([book.stream(command.account)], "change")
+    stream = book.stream(command.account)
+    (terms,) = _terms_of([stream])
+    _check_states([stream], [terms], "change")
     _check_expected_versions(command, book)
     lowest = _new_limit(command.account, command.min_balance, terms.min_balance, terms)
     highest = _new_limit(command.account, command.max_balance, terms.max_balance, terms)
@@ -418,13 +417,14 @@ def _close_period(command: ClosePeriod, book: Book, occasion: Occasion) -> Seque
     if command.until == book.closed_until:
         raise PeriodIsClosed(utc_text(command.until), utc_text(command.until))
     if command.until > occasion.now - SETTLING:
-        raise PeriodNotOver(utc_text(command.until), utc_text(command.until + SETTLING))
+        possible_from = min(command.until, datetime.max.replace(tzinfo=UTC) - SETTLING) + SETTLING
+        raise PeriodNotOver(utc_text(command.until), utc_text(possible_from))
     _check_expected_versions(command, book)
     return [PeriodClosed(command.until, book.trial_balance, command.reason)]
 
 
-def _check_period(effective_at: datetime, book: Book) -> None:
-    if book.closed_until is not None and effective_at < book.closed_until:
+def _check_period(effective_at: datetime | None, book: Book) -> None:
+    if effective_at is not None and book.closed_until is not None and effective_at < book.closed_until:
         raise PeriodIsClosed(utc_text(effective_at), utc_text(book.closed_until))
 
 
@@ -480,17 +480,21 @@ def _turnovers(
     return amounts, list(turnovers.values())
 
 
-def _terms_of(streams: Sequence[Stream], event: str) -> list[Terms]:
-    """The terms of accounts that all exist and are all in a state that allows `event`."""
+def _terms_of(streams: Sequence[Stream]) -> list[Terms]:
+    """The terms of accounts that all exist."""
     terms = []
     for stream in streams:
         if stream.terms is None:
             raise UnknownAccount(stream.stream)
         terms.append(stream.terms)
+    return terms
+
+
+def _check_states(streams: Sequence[Stream], terms: Sequence[Terms], event: str) -> None:
+    """All of the accounts are in a state that allows `event`."""
     for stream, its in zip(streams, terms, strict=True):
         if its.state != "open" and event not in ACCOUNT.allowed(its.state):
             raise AccountNotOpen(stream.stream, its.state)
-    return terms
 
 
 def _known_terms(book: Book, account: str) -> Terms:
@@ -533,12 +537,12 @@ class _Turnover:
         """By how much the balance would grow, in the account's normal direction."""
         return self.credits - self.debits if self.terms.normal is CREDIT else self.debits - self.credits
 
-    def check_digits(self, event: str, captured: int = 0) -> None:
+    def check_digits(self, event: str) -> None:
         """No total of the account may have more digits than the database has room for."""
         numbers = self.stream.numbers
         debits, credits = numbers[2:] if event == "hold" else numbers[:2]
-        if max(debits + self.debits, credits + self.credits) + captured > MINOR_MAX:
-            amount = self.terms.money(max(self.debits, self.credits, captured))
+        if max(debits + self.debits, credits + self.credits) > MINOR_MAX:
+            amount = self.terms.money(max(self.debits, self.credits))
             problem = f"the turnover of {self.stream.stream} would have more than {DIGITS_MAX} digits"
             raise InvalidAmount(str(amount), problem)
 
@@ -576,8 +580,8 @@ _RULES: Final[dict[type, Callable[..., Sequence[Event]]]] = {
     DefineAsset: _define_asset,
     OpenAccount: _open_account,
     ChangeAccount: _change_account,
-    Freeze: _freeze,
-    Unfreeze: _unfreeze,
+    Freeze: _change_state,
+    Unfreeze: _change_state,
     CloseAccount: _close_account,
     Post: _post,
     Transfer: _transfer,

@@ -15,7 +15,8 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     ├── CorruptLog            the event log contradicts itself: stop and verify
     ├── SchemaMismatch        the database is not at the version this code needs
     ├── DatabaseUnavailable   the database could not be asked: the message says what to do
-    │   └── ConnectionLost    … or went away before it answered: the outcome is unknown
+    │   ├── ConnectionLost    … or went away before it answered: the outcome is unknown
+    │   └── GuardRefused      … or a guard in it refuses what the rules allow: verify
     └── UnsupportedConnection a connection that a guest cannot work on
 
 The message of an error is its docstring, filled with its fields.
@@ -398,6 +399,14 @@ class ConnectionLost(DatabaseUnavailable):
     """{problem} {advice}"""
 
     code: ClassVar[str] = "connection_lost"
+
+
+@dataclass(eq=False)
+class GuardRefused(DatabaseUnavailable):
+    """{problem} {advice}"""
+
+    code: ClassVar[str] = "guard_refused"
+    retryable: ClassVar[bool] = False
 
 
 @dataclass(eq=False)

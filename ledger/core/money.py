@@ -34,11 +34,19 @@ class Money:
 
     An ISO 4217 currency always has its own scale.  Any other asset keeps the decimals it was written
     with until a ledger, which knows the asset's scale, converts it with `at_scale`.
+
+    Raises:
+        InvalidAmount: `minor` is no integer, or `scale` is not 0 to 18.
     """
 
     minor: int
     asset: str
     scale: int
+
+    def __post_init__(self) -> None:
+        if type(self.minor) is not int or type(self.scale) is not int or not 0 <= self.scale <= SCALE_MAX:
+            shown = f"Money({_shown(self.minor)}, {_shown(self.asset)}, {_shown(self.scale)})"
+            raise InvalidAmount(shown, f"it is not an integer of minor units in a scale of 0 to {SCALE_MAX}")
 
     @classmethod
     def parse(cls, text: str) -> Money:
@@ -48,12 +56,13 @@ class Money:
         Raises:
             InvalidAmount: Not of that form, more decimals than the asset has, or more than 38 digits.
         """
+        if not isinstance(text, str):
+            raise InvalidAmount(_shown(text), _NOT_EXACT)
         match = _AMOUNT.fullmatch(text) if len(text) <= _TEXT_MAX else None
         if match is None:
             raise InvalidAmount(text[:_TEXT_MAX], _what_is_wrong(text))
         sign, whole, decimals, asset = match.groups(default="")
-        money = cls(int(f"{sign}{whole}{decimals}"), asset, len(decimals))
-        return money._normal(text)
+        return _normal(int(f"{sign}{whole}{decimals}"), asset, len(decimals), text)
 
     @classmethod
     def of(cls, number: Decimal | int | str, asset: str) -> Money:
@@ -84,10 +93,10 @@ class Money:
             InvalidAmount: Anything else, floats above all.
         """
         if isinstance(value, Money):
-            if type(value.minor) is not int or abs(value.minor) > MINOR_MAX or not 0 <= value.scale <= SCALE_MAX:
-                raise InvalidAmount(_shown(value.minor), "it is not an integer of minor units in a scale of 0 to 18")
             # One made by hand is read like a text: an asset of any form, or another number of decimals, may be in it.
-            return value if value.scale == CURRENCIES.get(value.asset) else cls.parse(str(value))
+            if value.scale == CURRENCIES.get(value.asset):
+                return _within_digits(value)
+            return cls.parse(str(_within_digits(value)))
         if isinstance(value, str):
             return cls.parse(value)
         raise InvalidAmount(_shown(value), _NOT_EXACT)
@@ -109,39 +118,14 @@ class Money:
         """
         if scale == self.scale:
             return self
-        if scale > self.scale:
-            minor, rest = self.minor * 10 ** (scale - self.scale), 0
-        else:
-            minor, rest = divmod(self.minor, 10 ** (self.scale - scale))
-        if rest:
-            raise InvalidAmount(str(self), f"{self.asset} has {scale} decimal places")
-        if abs(minor) > MINOR_MAX:
-            raise InvalidAmount(str(self), f"it has more than {DIGITS_MAX} digits in minor units of {self.asset}")
-        return Money(minor, self.asset, scale)
+        minor = _rescaled(self.minor, self.asset, self.scale, scale, str(self))
+        return _within_digits(Money(minor, self.asset, scale))
 
     @property
     def decimal(self) -> Decimal:
         """The amount in whole units, exactly; `Decimal("12.50")`."""
         digits = tuple(int(digit) for digit in str(abs(self.minor)))
         return Decimal((int(self.minor < 0), digits, -self.scale))
-
-    def _normal(self, text: str) -> Money:
-        """One form per amount, so that equal requests have equal fingerprints."""
-        if len(str(abs(self.minor))) > DIGITS_MAX + SCALE_MAX:
-            raise InvalidAmount(text, f"it has more than {DIGITS_MAX} digits")
-        scale = CURRENCIES.get(self.asset)
-        if scale is None:
-            minor, scale = self.minor, self.scale
-            while scale and minor % 10 == 0:
-                minor, scale = minor // 10, scale - 1
-            if scale > SCALE_MAX:
-                raise InvalidAmount(text, f"an asset has at most {SCALE_MAX} decimal places")
-            money = Money(minor, self.asset, scale)
-        else:
-            money = self.at_scale(scale)
-        if abs(money.minor) > MINOR_MAX:
-            raise InvalidAmount(text, f"it has more than {DIGITS_MAX} digits in minor units")
-        return money
 
     def _common(self, other: Money) -> tuple[int, int, int]:
         if not isinstance(other, Money):
@@ -153,11 +137,11 @@ class Money:
 
     def __add__(self, other: Money) -> Money:
         left, right, scale = self._common(other)
-        return Money(left + right, self.asset, scale)
+        return _within_digits(Money(left + right, self.asset, scale))
 
     def __sub__(self, other: Money) -> Money:
         left, right, scale = self._common(other)
-        return Money(left - right, self.asset, scale)
+        return _within_digits(Money(left - right, self.asset, scale))
 
     def __neg__(self) -> Money:
         return Money(-self.minor, self.asset, self.scale)
@@ -198,6 +182,38 @@ class Money:
 
     def __repr__(self) -> str:
         return f"Money('{self}')"
+
+
+def _within_digits(money: Money) -> Money:
+    if abs(money.minor) > MINOR_MAX:
+        raise InvalidAmount(str(money), f"it has more than {DIGITS_MAX} digits in minor units of {money.asset}")
+    return money
+
+
+def _normal(minor: int, asset: str, scale: int, text: str) -> Money:
+    """One form per amount, so that equal requests have equal fingerprints."""
+    if len(str(abs(minor))) > DIGITS_MAX + SCALE_MAX:
+        raise InvalidAmount(text, f"it has more than {DIGITS_MAX} digits")
+    defined = CURRENCIES.get(asset)
+    if defined is not None:
+        minor, scale = _rescaled(minor, asset, scale, defined, text), defined
+    else:
+        while scale and minor % 10 == 0:
+            minor, scale = minor // 10, scale - 1
+        if scale > SCALE_MAX:
+            raise InvalidAmount(text, f"an asset has at most {SCALE_MAX} decimal places")
+    if abs(minor) > MINOR_MAX:
+        raise InvalidAmount(text, f"it has more than {DIGITS_MAX} digits in minor units")
+    return Money(minor, asset, scale)
+
+
+def _rescaled(minor: int, asset: str, scale: int, wanted: int, text: str) -> int:
+    if wanted >= scale:
+        return int(minor * 10 ** (wanted - scale))
+    whole, rest = divmod(minor, 10 ** (scale - wanted))
+    if rest:
+        raise InvalidAmount(text, f"{asset} has {wanted} decimal places")
+    return int(whole)
 
 
 _NOT_EXACT: Final = 'an amount is a text such as "12.50 USD" or a Money; binary floats are not exact'

@@ -27,9 +27,11 @@ from ledger.core.errors import (
     ConcurrencyError,
     ConnectionLost,
     DatabaseUnavailable,
+    GuardRefused,
     InvalidCommand,
     LedgerError,
     SchemaMismatch,
+    UnsupportedConnection,
 )
 from ledger.storage.tables import DEFAULT_SCHEMA
 
@@ -47,6 +49,13 @@ GUARD_CLASS: Final = "LD"
 """The SQLSTATE class of the ledger's own triggers."""
 
 
+_SECONDS_MAX: Final = 2_000_000
+"""The server counts milliseconds in 32 bits."""
+
+_SCHEMA_BYTES_MAX: Final = 63
+"""Of a longer name the server forgets the end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Seconds to wait at most: for a statement, for a lock, for a pooled connection, to connect."""
@@ -55,6 +64,14 @@ class Timeouts:
     lock_seconds: float = 10.0
     pool_seconds: float = 30.0
     connect_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        # What the server would round to nothing it would take for "without end".
+        least = {"statement_seconds": 0.001, "lock_seconds": 0.001, "pool_seconds": 0.0, "connect_seconds": 0.0}
+        for name, seconds in least.items():
+            given = getattr(self, name)
+            if isinstance(given, bool) or not isinstance(given, int | float) or not seconds <= given <= _SECONDS_MAX:
+                raise InvalidCommand(name, f"{given!r} is not a number of seconds from {seconds:g} to {_SECONDS_MAX}")
 
 
 Answer = TypeVar("Answer")
@@ -99,10 +116,20 @@ class Connection:
         first = next(pending, None)
         if first is None:
             return []
-        cursors = []
-        with self.driver.pipeline():
-            for sql, parameters in chain([first], pending):
-                cursors.append(self._cursor().execute(self.sql(sql), parameters))
+        cursors: list[psycopg.Cursor[Row]] = []
+        failure: BaseException | None = None
+        try:
+            with self.driver.pipeline():
+                # Kept from the driver: it would log, as a warning, that what was sent after a failure failed too.
+                try:
+                    for sql, parameters in chain([first], pending):
+                        cursors.append(self._cursor().execute(self.sql(sql), parameters))
+                except BaseException as error:  # noqa: BLE001  (it is raised below)
+                    failure = error
+        except psycopg.Error as error:
+            failure = failure or _cause_of(error)
+        if failure is not None:
+            raise failure
         return [_rows(cursor) for cursor in cursors]
 
     @contextmanager
@@ -190,6 +217,13 @@ def _rows(cursor: psycopg.Cursor[Any]) -> list[Row]:
     return cursor.fetchall() if cursor.pgresult is not None and cursor.pgresult.nfields else []
 
 
+def _cause_of(error: psycopg.Error) -> BaseException:
+    """Why a pipeline was aborted, where the driver met that on its way to saying so."""
+    while isinstance(error, psycopg.errors.PipelineAborted) and isinstance(error.__context__, psycopg.Error):
+        error = error.__context__
+    return error
+
+
 class Database:
     """An SQLAlchemy engine, used for its pool, and the schema that the ledger lives in."""
 
@@ -202,6 +236,7 @@ class Database:
                 f"the ledger needs PostgreSQL through psycopg 3 (postgresql+psycopg://…), not {engine.dialect.name}"
                 f"+{engine.dialect.driver}",
             )
+        _check_schema(schema)
         self.engine = engine
         self.schema = quoted_name(schema)
         self.schema_name = schema
@@ -224,6 +259,8 @@ class Database:
             driver = pooled.driver_connection
             assert isinstance(driver, psycopg.Connection)
             own_session = pooled.info.get(_PREPARED, False)
+            if not own_session:
+                check_encoding(driver)
             connection = Connection(
                 driver, self.schema, None if own_session else self._timeouts, own_session=own_session
             )
@@ -256,6 +293,16 @@ class Database:
         self.engine.dispose()
 
 
+def _check_schema(schema: str) -> None:
+    """The name of a schema: storable, and kept whole."""
+    try:
+        size = len(schema.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not 1 <= size <= _SCHEMA_BYTES_MAX or "\0" in schema:
+        raise InvalidCommand("schema", f"{schema[:80]!r} is not a name of 1 to {_SCHEMA_BYTES_MAX} bytes")
+
+
 @contextmanager
 def _autocommit(driver: psycopg.Connection[Any]) -> Iterator[None]:
     """Begin no transaction behind our back; and leave the connection, which may be an application's, as it was."""
@@ -268,6 +315,20 @@ def _autocommit(driver: psycopg.Connection[Any]) -> Iterator[None]:
     finally:
         if not driver.closed:
             driver.autocommit = False
+
+
+def check_encoding(driver: psycopg.Connection[Any]) -> None:
+    """
+    Refuse a connection that cannot carry every text.
+
+    Raises:
+        UnsupportedConnection: Its client_encoding is not UTF8.
+    """
+    if not driver.closed and driver.info.encoding != "utf-8":
+        encoding = driver.info.parameter_status("client_encoding")
+        raise UnsupportedConnection(
+            f"a connection whose client_encoding is {encoding}", "Connect with client_encoding=UTF8."
+        )
 
 
 def quoted_name(name: str) -> str:
@@ -294,7 +355,7 @@ def engine_for(url: str, timeouts: Timeouts, pool_size: int) -> sqlalchemy.Engin
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=timeouts.pool_seconds,
-            connect_args={"connect_timeout": max(1, round(timeouts.connect_seconds))},
+            connect_args={"connect_timeout": max(1, round(timeouts.connect_seconds)), "client_encoding": "utf8"},
         )
     except (ArgumentError, NoSuchModuleError, ValueError, ImportError) as error:
         raise InvalidCommand("database URL", f"{error}; write postgresql://user@host:5432/database") from None
@@ -361,6 +422,8 @@ def in_our_words() -> Iterator[None]:
         raise explained(error.orig) from error
     except psycopg.Error as error:
         raise explained(error) from error
+    except UnicodeEncodeError as error:
+        raise InvalidCommand("text", f"{error.object[:80]!r} cannot be stored: {error.reason}") from error
 
 
 def _lost(error: psycopg.Error) -> ConnectionLost:
@@ -384,7 +447,8 @@ def explained(error: psycopg.Error) -> LedgerError:
         return SchemaMismatch(f"The ledger's tables are not there ({said}). Run `ledger migrate`.")
     for prefix, problem, advice in _ADVICE:
         if state is not None and state.startswith(prefix):
-            return DatabaseUnavailable(f"{problem} ({said}).", advice, state)
+            kind = GuardRefused if prefix == GUARD_CLASS else DatabaseUnavailable
+            return kind(f"{problem} ({said}).", advice, state)
     if state is None:
         problem = f"Cannot reach PostgreSQL ({said})." if isinstance(error, psycopg.OperationalError) else f"{said}."
         return DatabaseUnavailable(problem, _UNREACHED)
@@ -403,7 +467,7 @@ _ADVICE: Final = (
     ("57P", "The server is shutting down or restarting", "Try again in a moment."),
     ("08", "The connection was lost", "Try again; with the same idempotency key nothing happens twice."),
     ("58", "The server met a system error", "Nothing was written; look at the server's log."),
-    (GUARD_CLASS, "A guard of the ledger refused the change", "Run `ledger verify`."),
+    (GUARD_CLASS, "A guard of the ledger refused the change", "Run `ledger verify`; nothing was written."),
 )
 
 

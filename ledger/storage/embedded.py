@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import subprocess
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+
+import psycopg
+import psycopg.errors
 
 from ledger.core.errors import DatabaseUnavailable
 
 DATABASE: Final = "ledger"
+
+_joined: Final[set[Path]] = set()
+"""The folders whose servers this process has used."""
 
 
 def start(folder: Path) -> str:
@@ -26,9 +34,13 @@ def start(folder: Path) -> str:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         server = _server(folder)
-        if DATABASE not in server.psql("SELECT datname FROM pg_database").split():
-            server.psql(f"CREATE DATABASE {DATABASE}")
-    except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+        if folder not in _joined:
+            _joined.add(folder)
+            # Registered later than the wheel's own, and therefore called earlier.
+            atexit.register(_forget_the_dead, server)
+        _forget_the_dead(server)
+        _create_database(server.get_uri())
+    except (OSError, RuntimeError, AssertionError, subprocess.SubprocessError, psycopg.Error) as error:
         raise DatabaseUnavailable(
             f"The embedded PostgreSQL in {folder} does not start ({error}).",
             f"Look at {folder / 'log'}, or choose another folder with LEDGER_DATA.",
@@ -38,7 +50,28 @@ def start(folder: Path) -> str:
 
 def stop(folder: Path) -> None:
     """Leave the embedded PostgreSQL on `folder`; it stops if nobody else uses it."""
-    _server(folder.expanduser().resolve()).cleanup()
+    server = _server(folder.expanduser().resolve())
+    _forget_the_dead(server)
+    server.cleanup()
+
+
+def _forget_the_dead(server: Any) -> None:
+    """Take users that were killed off the wheel's list: it stops the server only when nobody else is on it."""
+    exists = importlib.import_module("psutil").pid_exists
+    users = server.global_process_id_list
+    with server._lock, suppress(OSError, ValueError):  # noqa: SLF001  (as the wheel itself does when it reads the list)
+        for pid in users.get_and_remove(0):
+            if not exists(pid):
+                users.get_and_remove(pid)
+
+
+def _create_database(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        if connection.execute("SELECT FROM pg_database WHERE datname = %s", (DATABASE,)).rowcount:
+            return
+        # Another process that starts it for the first time may be quicker.
+        with suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
+            connection.execute(f"CREATE DATABASE {DATABASE}".encode())
 
 
 def _server(folder: Path) -> Any:

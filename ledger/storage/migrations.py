@@ -118,7 +118,7 @@ def create_roles(database: Database, prefix: str = "ledger") -> tuple[str, str, 
 
 
 def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
-    projections = "accounts", "balances", "holds", "periods"
+    projections = "accounts", "balances", "holds"
     inbox = "inbox_streams", "inbox_messages", "inbox_ids", "dead_letters", "inbox_counters"
     yield f'GRANT "{owner}" TO CURRENT_USER'
     yield f"REVOKE ALL ON SCHEMA {schema} FROM PUBLIC"
@@ -134,6 +134,8 @@ def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
     for table in (*projections, *inbox):
         # DELETE: a rebuild removes a projected row that no event stands behind.
         yield f'GRANT UPDATE, DELETE ON {schema}.{table} TO "{app}"'
+    # Its one row is there from the beginning.
+    yield f'GRANT UPDATE ON {schema}.periods TO "{app}"'
 
 
 def _owned(connection: sqlalchemy.Connection, schema: str) -> list[tuple[str, str]]:

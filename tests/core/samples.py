@@ -11,12 +11,27 @@ from hypothesis import strategies as st
 from ledger.core import chain
 from ledger.core.book import Book, Stream, stream_of, terms_of
 from ledger.core.canonical import canonical_json
-from ledger.core.commands import (
-    INTEGER_MAX,
-    AccountType,
-    Direction,
+from ledger.core.commands import AccountType, Direction
+from ledger.core.events import (
+    ZERO,
+    AccountOpened,
+    AccountStateChanged,
+    AccountTermsChanged,
+    AssetDefined,
+    EntryPosted,
+    Event,
+    HoldCaptured,
+    HoldExpired,
+    HoldPlaced,
+    HoldReleased,
+    Movement,
+    Numbers,
+    PeriodClosed,
+    Recorded,
+    StateAdvanced,
+    Transaction,
 )
-from ledger.core.events import ZERO, AccountOpened, AssetDefined, EntryPosted, Event, Numbers, Recorded, Transaction
+from ledger.core.fields import INTEGER_MAX
 from ledger.core.money import MINOR_MAX
 
 LEDGER_ID: Final = "5f0c7d0e-0000-4000-8000-000000000001"
@@ -60,7 +75,48 @@ accounts_opened = st.builds(
     metadata,
 )
 entries_posted = st.builds(EntryPosted, account_ids, st.sampled_from(Direction), assets, positive, st.integers(0, 199))
-events: st.SearchStrategy[Event] = st.one_of(assets_defined, accounts_opened, entries_posted)
+reasons = st.none() | texts
+holds = st.sampled_from([f"018cc251-f400-7000-8000-00000000000{number}" for number in range(3)])
+"""Few enough that several events of an example are about one hold."""
+
+_of_hold = (
+    st.sampled_from(["alice", "bob"]) | account_ids,
+    st.sampled_from(Direction),
+    assets,
+    positive,
+    st.integers(0, 199),
+    holds,
+)
+names = st.text(string.ascii_lowercase, min_size=1, max_size=63)
+holds_placed = st.builds(HoldPlaced, *_of_hold, st.none() | moments)
+holds_changed: st.SearchStrategy[Event] = st.one_of(
+    *[st.builds(kind, *_of_hold) for kind in (HoldCaptured, HoldReleased, HoldExpired)]
+)
+states_changed = st.builds(AccountStateChanged, account_ids, st.sampled_from(["open", "frozen", "closed"]), reasons)
+terms_changed = st.builds(AccountTermsChanged, account_ids, st.none() | minors, st.none() | minors, metadata, reasons)
+_lines = st.tuples(assets, st.sampled_from([each.value for each in AccountType]), positive.map(str), positive.map(str))
+periods_closed = st.builds(PeriodClosed, moments, st.lists(_lines, max_size=5).map(tuple), reasons)
+states_advanced = st.builds(
+    StateAdvanced,
+    st.builds("#{}/{}".format, names, account_ids),
+    names,
+    names,
+    st.just("") | names,
+    names,
+    st.binary(min_size=32, max_size=32).map(bytes.hex),
+)
+events: st.SearchStrategy[Event] = st.one_of(
+    assets_defined,
+    accounts_opened,
+    entries_posted,
+    holds_placed,
+    holds_changed,
+    states_changed,
+    terms_changed,
+    periods_closed,
+    states_advanced,
+)
+"""Facts of every type; a test of the codec counts that none is missing."""
 
 
 @st.composite
@@ -118,12 +174,13 @@ def record(*facts: Event, of: Transaction | None = None, book: Book | None = Non
 def recorded_events(draw: st.DrawFn) -> tuple[Transaction, Recorded]:
     """A recorded event somewhere in the life of its stream, and its transaction."""
     event, of = draw(events), draw(transactions())
+    of_account = isinstance(event, Movement | AccountStateChanged | AccountTermsChanged)
     stream = Stream(
         stream_of(event),
         draw(versions) - 1,
-        draw(numbers) if isinstance(event, EntryPosted) else ZERO,
+        draw(numbers) if of_account else ZERO,
         draw(st.just(b"") | st.binary(min_size=32, max_size=32)),
-        terms=terms_of(draw(accounts_opened)) if isinstance(event, EntryPosted) else None,
+        terms=terms_of(draw(accounts_opened)) if of_account else None,
     )
     (recorded,) = record(event, of=of, book=Book(LEDGER_ID, {stream.stream: stream}))
     return of, recorded

@@ -7,13 +7,27 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import LEDGER_ID, events
+from samples import LEDGER_ID, MOMENT, TRANSACTION_ID, events
 
 from ledger import AccountType, Balance, Command, Direction, Entry, Money, Numbers, Rejected, UnknownAccount
 from ledger.core.book import Book, Stream, evolve, in_normal_direction, replay, stream_of
 from ledger.core.commands import Deposit, Post, Transfer, Withdraw
-from ledger.core.decide import decide
-from ledger.core.events import LEDGER_STREAM, AccountOpened, AssetDefined, EntryPosted, Event
+from ledger.core.decide import Occasion, decide
+from ledger.core.events import (
+    LEDGER_STREAM,
+    AccountOpened,
+    AccountStateChanged,
+    AccountTermsChanged,
+    AssetDefined,
+    EntryPosted,
+    Event,
+    HoldCaptured,
+    HoldExpired,
+    HoldPlaced,
+    HoldReleased,
+    PeriodClosed,
+    StateAdvanced,
+)
 
 OPENED: tuple[Event, ...] = (
     AssetDefined("USD", 2),
@@ -63,7 +77,7 @@ def test_money_is_conserved(asked: list[Command]) -> None:
     for command in asked:
         before = {name: stream.numbers for name, stream in book.streams.items()}
         try:
-            happened = decide(command, book)
+            happened = decide(command, book, Occasion(MOMENT, TRANSACTION_ID))
         except Rejected:
             continue
         replay(book, happened)
@@ -122,7 +136,7 @@ def test_copies_are_independent(past: list[Event], future: list[Event]) -> None:
 
 def test_book_has_a_place_for_every_field() -> None:
     """A copied stream has all that the original has, the head of its chain included."""
-    stream = Stream("alice", 7, Numbers(1, 2, 3, 4), b"head", terms=opened().stream("alice").terms)
+    stream = Stream("alice", 7, Numbers(1, 2, 3, 4), b"head", terms=opened().stream("alice").terms, state="created")
     book = Book(LEDGER_ID, {"alice": stream}, {"USD": 2})
 
     copied = book.copy().stream("alice")
@@ -136,7 +150,10 @@ def test_book_has_a_place_for_every_field() -> None:
 def test_streams_of_events() -> None:
     """An account's events are in its own stream; ledger-wide facts are in ours."""
     assert stream_of(AssetDefined("USD", 2)) == LEDGER_STREAM == "$ledger"
+    assert stream_of(PeriodClosed(MOMENT, (), None)) == LEDGER_STREAM
     assert stream_of(EntryPosted("alice", Direction.DEBIT, "USD", 1, 0)) == "alice"
+    assert stream_of(HoldPlaced("alice", Direction.DEBIT, "USD", 1, 0, TRANSACTION_ID, None)) == "alice"
+    assert stream_of(StateAdvanced("#trip/7", "trip", "begin", "", "requested", "")) == "#trip/7"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +187,81 @@ def test_normal_direction_only_swaps_sides(normal: Direction, four: list[int]) -
     sign = 1 if normal is Direction.DEBIT else -1
     assert Fraction(posted_in - posted_out, 1) == sign * (numbers.posted_debits - numbers.posted_credits)
     assert pending_in - pending_out == sign * (numbers.pending_debits - numbers.pending_credits)
+
+
+@pytest.mark.parametrize("direction", Direction)
+def test_movements_move_one_pair_of_numbers(direction: Direction) -> None:
+    """A hold is pending, a capture turns pending into posted, a release and an expiry only take pending away."""
+    book = opened()
+    for event, posted, pending in (
+        (HoldPlaced("alice", direction, "USD", 100, 0, TRANSACTION_ID, None), 0, 100),
+        (HoldCaptured("alice", direction, "USD", 50, 0, TRANSACTION_ID), 50, 50),
+        (HoldReleased("alice", direction, "USD", 20, 0, TRANSACTION_ID), 50, 30),
+        (EntryPosted("alice", direction, "USD", 7, 0), 57, 30),
+        (HoldExpired("alice", direction, "USD", 30, 0, TRANSACTION_ID), 57, 0),
+    ):
+        stream = evolve(book, event)
+        sides = (posted, 0, pending, 0) if direction is Direction.DEBIT else (0, posted, 0, pending)
+        assert stream.numbers == Numbers(*sides)
+    leg = book.holds[TRANSACTION_ID]["alice"]
+    assert (leg.amount, leg.captured, leg.released, leg.expired, leg.left) == (100, 50, 20, 30, 0)
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [
+        ((), "open"),
+        ((HoldCaptured("alice", Direction.DEBIT, "USD", 99, 0, TRANSACTION_ID),), "open"),
+        ((HoldCaptured("alice", Direction.DEBIT, "USD", 100, 0, TRANSACTION_ID),), "captured"),
+        ((HoldReleased("alice", Direction.DEBIT, "USD", 100, 0, TRANSACTION_ID),), "released"),
+        ((HoldExpired("alice", Direction.DEBIT, "USD", 100, 0, TRANSACTION_ID),), "expired"),
+        (
+            (
+                HoldCaptured("alice", Direction.DEBIT, "USD", 1, 0, TRANSACTION_ID),
+                HoldReleased("alice", Direction.DEBIT, "USD", 99, 0, TRANSACTION_ID),
+            ),
+            "captured",
+        ),
+        (
+            (
+                HoldReleased("alice", Direction.DEBIT, "USD", 99, 0, TRANSACTION_ID),
+                HoldExpired("alice", Direction.DEBIT, "USD", 1, 0, TRANSACTION_ID),
+            ),
+            "expired",
+        ),
+    ],
+)
+def test_states_of_a_hold(events: tuple[Event, ...], state: str) -> None:
+    """A hold is open while anything is left; after that it is what became of it, a capture before all else."""
+    placed = HoldPlaced("alice", Direction.DEBIT, "USD", 100, 0, TRANSACTION_ID, None)
+    book = replay(opened(), (placed, *events))
+
+    assert book.holds[TRANSACTION_ID]["alice"].state == state
+
+
+def test_terms_and_states_are_the_last_ones_told() -> None:
+    """A change of terms leaves the state alone, a change of state the terms; what is not there is not changed."""
+    book = replay(
+        opened(),
+        (
+            AccountStateChanged("alice", "frozen", None),
+            AccountTermsChanged("alice", -5, None, {"b": 1, "a": 2}, None),
+            AccountStateChanged("nobody", "frozen", None),
+            AccountTermsChanged("nobody", 1, 2, {}, None),
+            HoldReleased("alice", Direction.DEBIT, "USD", 0, 0, "unknown"),
+            StateAdvanced("#trip/7", "trip", "begin", "", "requested", ""),
+            PeriodClosed(MOMENT, (), None),
+        ),
+    )
+    terms = book.stream("alice").terms
+
+    assert terms is not None
+    assert (terms.state, terms.min_balance, terms.max_balance, terms.metadata) == ("frozen", -5, None, '{"a":2,"b":1}')
+    assert (terms.asset, terms.scale, terms.account_type) == ("USD", 2, AccountType.LIABILITY)
+    assert (book.stream("nobody").terms, book.stream("nobody").version) == (None, 2)
+    assert book.holds == {"unknown": {}}
+    assert book.stream("#trip/7").state == "requested"
+    assert book.closed_until == MOMENT
 
 
 def test_no_account_no_balance() -> None:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import datetime
 from hashlib import sha256
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import rfc8785
-from hypothesis import given
+from hypothesis import find, given
 from hypothesis import strategies as st
 from samples import (
     LEDGER_ID,
     MOMENT,
+    TRANSACTION_ID,
     account_ids,
     accounts_opened,
     events,
+    holds_placed,
     keys,
     moments,
     numbers,
+    positive,
     record,
     recorded_events,
     scalars,
@@ -28,20 +32,31 @@ from samples import (
 )
 
 from ledger import AccountType, CorruptLog, Direction, Numbers, Recorded, Transaction
-from ledger.core.book import Book, replay, terms_of
+from ledger.core.book import Book, Leg, replay, terms_of
+from ledger.core.canonical import canonical_json, utc_text
 from ledger.core.codec import (
-    ACCOUNT_OPENED,
-    ASSET_DEFINED,
-    ENTRY_POSTED,
     RECORD_BYTES_MAX,
     event_from,
     event_record,
     head_checksum,
+    leg_checksum,
     payload_of,
     transaction_header,
 )
-from ledger.core.canonical import canonical_json, utc_text
-from ledger.core.events import AccountOpened, AssetDefined, EntryPosted, Event
+from ledger.core.events import (
+    AccountOpened,
+    AccountStateChanged,
+    AccountTermsChanged,
+    AssetDefined,
+    EntryPosted,
+    Event,
+    HoldCaptured,
+    HoldExpired,
+    HoldPlaced,
+    HoldReleased,
+    PeriodClosed,
+    StateAdvanced,
+)
 
 HEADER_HASH = "ab" * 32
 
@@ -144,11 +159,46 @@ def test_openings_set_the_terms_they_state(opening: AccountOpened) -> None:
     assert json.loads(terms.metadata) == opening.metadata
 
 
-def test_types_have_names() -> None:
+NAMES: dict[str, Event] = {
+    "asset_defined": AssetDefined("BTC", 8),
+    "account_opened": AccountOpened("alice", AccountType.LIABILITY, "USD", 2, None, None, {}),
+    "account_state_changed": AccountStateChanged("alice", "frozen", None),
+    "account_terms_changed": AccountTermsChanged("alice", None, None, {}, None),
+    "entry_posted": EntryPosted("alice", Direction.CREDIT, "USD", 5, 0),
+    "hold_placed": HoldPlaced("alice", Direction.CREDIT, "USD", 5, 0, TRANSACTION_ID, None),
+    "hold_captured": HoldCaptured("alice", Direction.CREDIT, "USD", 5, 0, TRANSACTION_ID),
+    "hold_released": HoldReleased("alice", Direction.CREDIT, "USD", 5, 0, TRANSACTION_ID),
+    "hold_expired": HoldExpired("alice", Direction.CREDIT, "USD", 5, 0, TRANSACTION_ID),
+    "period_closed": PeriodClosed(MOMENT, (), None),
+    "state_advanced": StateAdvanced("#payment/p1", "payment", "begin", "", "created", "ab" * 32),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_types_have_names(name: str) -> None:
     """The names of types are part of the format: a stored event is found by them."""
-    assert (ASSET_DEFINED, ACCOUNT_OPENED, ENTRY_POSTED) == ("asset_defined", "account_opened", "entry_posted")
+    assert payload_of(NAMES[name])[0] == name
+    assert event_from(record(NAMES[name])[0]) == NAMES[name]
 
 
+def test_every_type_has_a_name_and_samples() -> None:
+    """No type of event is without a name of its own, nor left out of what the properties draw."""
+    assert {type(event) for event in NAMES.values()} == set(get_args(Event))
+    for name in NAMES:
+        find(events, lambda event, name=name: payload_of(event)[0] == name)  # type: ignore[misc]
+
+
+HELD, TAKEN, STATE, TERMS, PERIOD, STEP = (
+    record(NAMES[name])[0]
+    for name in (
+        "hold_placed",
+        "hold_captured",
+        "account_state_changed",
+        "account_terms_changed",
+        "period_closed",
+        "state_advanced",
+    )
+)
 ENTRY = record(EntryPosted("alice", Direction.CREDIT, "USD", 5, 0))[0]
 OPENING = record(AccountOpened("alice", AccountType.LIABILITY, "USD", 2, 0, None, {"a": 1}))[0]
 DEFINITION = record(AssetDefined("BTC", 8))[0]
@@ -180,6 +230,27 @@ DEFINITION = record(AssetDefined("BTC", 8))[0]
         OPENING._replace(payload=OPENING.payload.replace('"0"', '"nothing"')),
         DEFINITION._replace(stream="alice"),
         DEFINITION._replace(payload='{"asset":"BTC"}'),
+        HELD._replace(amount=None),
+        HELD._replace(stream="#payment/p1"),
+        HELD._replace(payload=HELD.payload.replace("null", '"soon"')),
+        HELD._replace(payload=HELD.payload.replace("null", "7")),
+        HELD._replace(payload=HELD.payload.replace("expires_at", "expires")),
+        HELD._replace(payload=HELD.payload.replace("hold", "held")),
+        TAKEN._replace(payload='{"entry":0}'),
+        TAKEN._replace(type="hold_placed"),
+        STATE._replace(payload='{"state":"frozen"}'),
+        STATE._replace(stream="$ledger"),
+        TERMS._replace(payload="{}"),
+        TERMS._replace(payload=TERMS.payload.replace("{}", "7")),
+        TERMS._replace(stream="#payment/p1"),
+        PERIOD._replace(stream="alice"),
+        PERIOD._replace(stream="#payment/p1"),
+        PERIOD._replace(payload=PERIOD.payload.replace("2026-01-02", "the day of")),
+        PERIOD._replace(payload=PERIOD.payload.replace("[]", "null")),
+        PERIOD._replace(payload=PERIOD.payload.replace("[]", '[["USD","asset","1"]]')),
+        STEP._replace(stream="alice"),
+        STEP._replace(stream="$ledger"),
+        STEP._replace(payload=STEP.payload.replace("target", "goal")),
     ],
     ids=lambda stored: f"{stored.type} {stored.payload[:30]}",
 )
@@ -202,10 +273,12 @@ def test_records_are_bounded() -> None:
         event_record(HEADER_HASH, *longest._replace(transaction_id=longest.transaction_id + "x")[:-1])
 
 
-def test_largest_record_fits() -> None:
+@pytest.mark.parametrize("kind", [EntryPosted, HoldPlaced, HoldCaptured, HoldReleased, HoldExpired])
+def test_largest_record_fits(kind: Callable[..., Event]) -> None:
     """No event that commands can cause comes near the limit: ids, amounts and times at their longest."""
     most = 10**38 - 1
-    event = EntryPosted("a" * 128, Direction.CREDIT, "A" * 32, most, 199)
+    further = {EntryPosted: (), HoldPlaced: (TRANSACTION_ID, MOMENT)}.get(kind, (TRANSACTION_ID,))  # type: ignore[call-overload]
+    event = kind("a" * 128, Direction.CREDIT, "A" * 32, most, 199, *further)
     (stored,) = record(event)
     record_bytes = event_record(
         HEADER_HASH, *stored._replace(version=2**53 - 1, numbers=Numbers(most, most, most, most))[:-1]
@@ -274,3 +347,41 @@ def test_checksum_is_a_sha256_of_plain_text(stream: str, version: int, after: Nu
     checksum = head_checksum(stream, version, after, b"\7" * 32, MOMENT, terms)
 
     assert checksum == sha256("|".join(fields).encode()).digest()
+
+
+LEG = Leg(TRANSACTION_ID, "alice", Direction.DEBIT, "USD", 20_00, 5_00, 4_00, 3_00, MOMENT)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hold": TRANSACTION_ID.replace("1", "2")},
+        {"account": "alicf"},
+        {"direction": Direction.CREDIT},
+        {"asset": "EUR"},
+        {"amount": 20_01},
+        {"captured": 5_01},
+        {"released": 4_01},
+        {"expired": 3_01},
+        {"captured": 4_00, "released": 5_00},
+        {"captured": 0, "released": 50_04_00},
+        {"expires_at": None},
+        {"expires_at": MOMENT.replace(microsecond=1)},
+    ],
+    ids=str,
+)
+def test_checksum_of_a_leg_covers_every_field(change: dict[str, Any]) -> None:
+    """Whatever changes in the projected row of a hold changes its checksum."""
+    assert leg_checksum(LEG._replace(**change)) != leg_checksum(LEG)
+
+
+@given(holds_placed, st.tuples(positive, positive, positive))
+def test_checksum_of_a_leg_is_a_sha256_of_plain_text(placed: HoldPlaced, became: tuple[int, int, int]) -> None:
+    """The checksum of a leg is the documented one: anyone can compute it, in SQL too."""
+    moment = "" if placed.expires_at is None else f"{placed.expires_at:%Y-%m-%dT%H:%M:%S.%f}Z".rjust(27, "0")
+    of_hold = [placed.hold, placed.account, placed.direction.value, placed.asset]
+    fields = [*of_hold, str(placed.amount), *map(str, became), moment]
+
+    leg = Leg(placed.hold, placed.account, placed.direction, placed.asset, placed.amount, *became, placed.expires_at)
+
+    assert leg_checksum(leg) == sha256("|".join(fields).encode()).digest()

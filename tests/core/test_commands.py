@@ -24,6 +24,7 @@ from ledger import (
     DefineAsset,
     Deposit,
     Direction,
+    Entry,
     InvalidAmount,
     InvalidCommand,
     Money,
@@ -38,16 +39,42 @@ from ledger import (
 )
 from ledger.core.canonical import utc_text
 from ledger.core.commands import (
+    Advance,
+    Begin,
+    Capture,
+    ChangeAccount,
+    CloseAccount,
+    ClosePeriod,
+    ExpireHold,
+    Freeze,
+    Hold,
+    Release,
+    Reverse,
+    Unfreeze,
     build,
 )
+
+SOME_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 COMMANDS: tuple[Command, ...] = (
     DefineAsset(asset="BTC", scale=8),
     build(OpenAccount, account="alice", asset="USD", account_type="liability", min_balance=0, max_balance="5.00 USD"),
+    build(ChangeAccount, account="alice", min_balance="unlimited", max_balance="5 USD", metadata={"k": 1}),
+    Freeze(account="alice", reason="lost card"),
+    Unfreeze(account="alice"),
+    CloseAccount(account="alice"),
     Post(entries=(debit("world", "5 USD"), credit("alice", "5 USD"))),
     build(Transfer, amount="5 USD", debit="world", credit="alice"),
     build(Deposit, amount="5 USD", account="alice", against="world"),
     build(Withdraw, amount="5 USD", account="alice", against="world"),
+    build(Hold, amount="5 USD", debit="world", credit="alice", expires_at="2030-01-01T00:00:00Z"),
+    build(Capture, hold=SOME_ID, amount="5 USD", final=True),
+    build(Release, hold=SOME_ID, amount="5 USD"),
+    ExpireHold(hold=SOME_ID),
+    build(Reverse, transaction_id=SOME_ID, amount="5 USD", reason="wrong", force=True),
+    ClosePeriod(until=datetime(2026, 1, 1, tzinfo=UTC)),
+    Begin(machine="payment", subject="p-1"),
+    Advance(machine="payment", subject="p-1", event="authorize"),
 )
 """One of each."""
 
@@ -72,6 +99,29 @@ def refused(make: Callable[[], object]) -> InvalidCommand | InvalidAmount:
     assert len(str(refusal.value)) < 1000
     str(refusal.value).encode()  # Can be printed and logged, whatever was sent.
     return refusal.value
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "where"),
+    [
+        (lambda: Transfer(amount="12.505 USD", debit="a", credit="b"), InvalidAmount, "amount"),
+        (lambda: Transfer(amount="5 USD", debit="a", credit="$b"), InvalidCommand, "credit"),
+        (lambda: Transfer(amount="5 USD", debit="a", credit="a"), InvalidCommand, "command"),
+        (lambda: build(Transfer), InvalidCommand, "amount"),
+        (lambda: Post(entries=()), InvalidCommand, "entries"),
+        (lambda: Entry(account="a", amount="-5 USD", direction="debit"), InvalidAmount, "amount"),
+        (lambda: Entry(account="a", amount="5 USD", direction="up"), InvalidCommand, "direction"),
+        (lambda: DefineAsset(asset="BTC", scale=19), InvalidCommand, "scale"),
+        (lambda: DefineAsset(asset="BTC", scale=8, metadata={"k": 1.5}), InvalidCommand, "metadata.k"),
+    ],
+)
+def test_a_command_is_refused_where_it_is_made(
+    make: Callable[[], object], error: type[InvalidCommand | InvalidAmount], where: str
+) -> None:
+    """The constructors raise the ledger's own errors, which say where, and nothing of pydantic's."""
+    refusal = refused(make)
+
+    assert (type(refusal), refusal.where) == (error, where)
 
 
 def test_there_is_one_of_each() -> None:
@@ -229,6 +279,8 @@ def test_commands_are_frozen(command: Command) -> None:
         "2026-01-01",
         date(2026, 1, 1),
         "yesterday",
+        "2026-01-01T00:00:00Z\n",
+        "２０２６-01-01T00:00:00Z",  # noqa: RUF001 - Digits, but not the ones of a time.
         float("nan"),
         True,
     ],
@@ -239,10 +291,25 @@ def test_moments_have_a_time_zone(moment: object) -> None:
     assert refused(lambda: transfer(effective_at=moment)).where == "effective_at"
 
 
-@pytest.mark.parametrize("moment", [0, 1.5, 1767225600, "1767225600", Decimal("1.5")], ids=repr)
+@pytest.mark.parametrize(
+    "moment",
+    [0, 1.5, 1767225600, "1767225600", "1767225600.5", "-1.5", "1_767_225_600", "1e9", Decimal("1.5")],
+    ids=repr,
+)
 def test_moments_are_not_numbers(moment: object) -> None:
     """Seconds or milliseconds since when is a guess, and a float is not exact."""
     assert refused(lambda: transfer(effective_at=moment)).where == "effective_at"
+
+
+@pytest.mark.parametrize("zone", ["Z", "+01:00", "-0530"])
+def test_moments_have_six_decimals(zone: str) -> None:
+    """What is finer than a microsecond is refused, not cut: two moments would become one."""
+    kept = transfer(effective_at=f"2026-01-01T00:00:00.123456{zone}").effective_at
+    assert kept is not None
+    assert kept.microsecond == 123456
+
+    for finer in (f"2026-01-01T00:00:00.1234567{zone}", f"2026-01-01 00:00:00,1234560{zone}"):
+        assert "at most 6 decimals" in refused(lambda finer=finer: transfer(effective_at=finer)).problem  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -460,6 +527,45 @@ def test_parse_says_what_and_where(line: str, where: str, problem: str) -> None:
 
     assert refusal.where == where
     assert problem in str(refusal)
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({}, None),
+        ({'"debit":"a"': '"debit":"b","debit":"a"'}, "debit"),
+        ({'"debit":"a"': '"debit":"a" , "debit" \t: "a"'}, "debit"),
+        ({'"debit":"a"': '"debit":7,"debit":"a"'}, "debit"),
+        ({'"debit":"a"': '"debit":"a","\\u0064ebit":"a"'}, "debit"),
+        ({'"type":"transfer"': '"type":"post","type":"transfer"'}, "type"),
+        ({'{"k":1}': '{"k":1,"k":1}'}, "k"),
+        ({'{"a":3}': '{"a":3,"a":4}'}, "a"),
+        ({'"metadata":{"k":1}': '"metadata":{},"metadata":{"k":1}'}, "metadata"),
+        ({'{"k":1}': '{"k":"{\\"k\\":1,\\"k\\":2}"}'}, None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("encode", [str, str.encode])
+def test_a_key_is_there_once(changed: dict[str, str], key: str | None, encode: Callable[[str], bytes | str]) -> None:
+    """Of two values for one key nobody knows which was meant: refused by the key's name, wherever it is."""
+    line = (
+        '{"type":"transfer","amount":"5 USD","debit":"a","credit":"b","metadata":{"k":1},"expected_versions":{"a":3}}'
+    )
+    for old, new in changed.items():
+        assert old in line
+        line = line.replace(old, new)
+    if key is None:
+        assert isinstance(parse_command(encode(line)), Transfer)
+        return
+    refusal = refused(lambda: parse_command(encode(line)))
+    assert (refusal.where, refusal.problem) == (key, "it is there twice")
+
+
+def test_a_key_of_an_entry_is_there_once() -> None:
+    """Entries are looked through as well."""
+    entry = '{"account":"a","amount":"5 USD","direction":"debit"}'
+    other = '{"account":"b","amount":"5 USD","direction":"credit","amount":"5 USD"}'
+    assert refused(lambda: parse_command(f'{{"type":"post","entries":[{entry},{other}]}}')).where == "amount"
 
 
 @pytest.mark.parametrize("value", [2**53, 1.5, None])

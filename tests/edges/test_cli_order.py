@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cli import Answer, Program, answer, forking, program
 
 from ledger import Ledger
-from tests.edges.test_cli import Answer, Program, answer, forking, program
 
 __all__ = ["answer", "forking", "program"]
 

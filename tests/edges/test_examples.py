@@ -42,11 +42,12 @@ At the end: 5 WIDGET in stock, 0 WIDGET reserved, 5 WIDGET shipped
 """,
     "user": """\
 Out of order:
-  update: refused, user alice does not exist; create it first
+  update: refused, unknown_stream
   create: registered
-  reinstate: refused, user alice is registered: reinstate is refused; allowed: update, verify, delete.
+  create: refused while registered
+  reinstate: refused while registered
   delete: deleted
-  update: refused, user alice is deleted: update is refused; allowed: nothing.
+  update: refused while deleted
 In order:
   create: registered
   update: registered

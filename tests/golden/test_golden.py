@@ -42,7 +42,7 @@ def test_each_example_is_kept_whole() -> None:
     expected |= {f"{name}.{part}" for name in HEADERS for part in ("header", "hash")}
 
     assert set(KEPT) == expected
-    assert len(HEADERS) == 2
+    assert len(HEADERS) == len(EXAMPLES)
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -75,9 +75,11 @@ def test_chain_of_the_examples() -> None:
     linked = {content["stream"] + str(content["version"]): content for content in map(content_of, RECORDS)}
     account = "users:42/wallet@eu-1"
 
-    for stream in ("$ledger", account):
+    for stream in ("$ledger", account, "#payment/order-7"):
         assert linked[f"{stream}1"]["prev"] == sha256(f"ledger/genesis/1\n{LEDGER_ID}\n{stream}".encode()).hexdigest()
     assert linked[f"{account}2"]["prev"] == KEPT["event.account_opened.1.hash"].decode()
+    for version, kind in enumerate(("entry_posted", "hold_placed", "hold_captured", "hold_released"), 3):
+        assert linked[f"{account}{version}"]["prev"] == KEPT[f"event.{kind}.1.hash"].decode()
 
 
 @pytest.mark.parametrize("name", RECORDS)

@@ -15,14 +15,35 @@ from typing import Final
 
 from ledger import AccountType, Direction, Recorded, Transaction
 from ledger.core.book import Book
+from ledger.core.canonical import canonical_json
 from ledger.core.chain import link, place, sealed
 from ledger.core.codec import event_record, transaction_header
-from ledger.core.canonical import canonical_json
-from ledger.core.events import AccountOpened, AssetDefined, EntryPosted, Event
+from ledger.core.events import (
+    AccountOpened,
+    AccountStateChanged,
+    AccountTermsChanged,
+    AssetDefined,
+    EntryPosted,
+    Event,
+    HoldCaptured,
+    HoldExpired,
+    HoldPlaced,
+    HoldReleased,
+    Movement,
+    PeriodClosed,
+    StateAdvanced,
+)
 
 FOLDER: Final = Path(__file__).parent
 LEDGER_ID: Final = "11111111-2222-4333-8444-555555555555"
 AWKWARD: Final = 'quote " backslash \\ slash / tab \t newline \n escape \x1b delete \x7f æ € \u2028 🦉'
+
+WALLET: Final = "users:42/wallet@eu-1"
+HOLD: Final = "00000000-0000-5000-8000-000000000002"
+"""What `examples` calls the transaction that places the hold."""
+
+AMOUNT: Final = 12_345_678_901_234_567_890
+EXPIRES_AT: Final = datetime(2026, 1, 9, 3, 4, 5, 1, tzinfo=UTC)
 
 EXAMPLES: Final[dict[str, tuple[Event, ...]]] = {
     "open_account": (
@@ -41,6 +62,43 @@ EXAMPLES: Final[dict[str, tuple[Event, ...]]] = {
         EntryPosted("users:42/wallet@eu-1", Direction.CREDIT, "BTC", 123_456_789_012_345_678_901_234_567, 0),
         EntryPosted("world", Direction.DEBIT, "BTC", 123_456_789_012_345_678_901_234_567, 1),
     ),
+    "hold": (
+        HoldPlaced(WALLET, Direction.DEBIT, "BTC", AMOUNT, 0, HOLD, EXPIRES_AT),
+        HoldPlaced("world", Direction.CREDIT, "BTC", AMOUNT, 1, HOLD, EXPIRES_AT),
+    ),
+    "capture": (
+        HoldCaptured(WALLET, Direction.DEBIT, "BTC", 5, 0, HOLD),
+        HoldCaptured("world", Direction.CREDIT, "BTC", 5, 1, HOLD),
+    ),
+    "release": (
+        HoldReleased(WALLET, Direction.DEBIT, "BTC", 4, 0, HOLD),
+        HoldReleased("world", Direction.CREDIT, "BTC", 4, 1, HOLD),
+    ),
+    "expire_hold": (
+        HoldExpired(WALLET, Direction.DEBIT, "BTC", AMOUNT - 9, 0, HOLD),
+        HoldExpired("world", Direction.CREDIT, "BTC", AMOUNT - 9, 1, HOLD),
+    ),
+    "reverse": (
+        EntryPosted(WALLET, Direction.CREDIT, "BTC", 5, 0),
+        EntryPosted("world", Direction.DEBIT, "BTC", 5, 1),
+    ),
+    "freeze": (AccountStateChanged(WALLET, "frozen", AWKWARD),),
+    "change_account": (
+        AccountTermsChanged(
+            WALLET, min_balance=None, max_balance=10**38 - 1, metadata={"note": AWKWARD, "vip": False}, reason=None
+        ),
+    ),
+    "close_period": (
+        PeriodClosed(
+            datetime(2026, 1, 1, tzinfo=UTC),
+            (("BTC", "equity", "123456789012345678901234567", "5"), ("BTC", "liability", "5", "0")),
+            AWKWARD,
+        ),
+    ),
+    "begin": (StateAdvanced("#payment/order-7", "payment", "begin", "", "created", "0123456789abcdef" * 4),),
+    "advance": (
+        StateAdvanced("#payment/order-7", "payment", "authorise", "created", "authorised", "0123456789abcdef" * 4),
+    ),
 }
 """What happened, by the kind of command that caused it.  Never changed; only added to."""
 
@@ -56,7 +114,7 @@ def examples() -> Iterator[tuple[Transaction, list[Recorded]]]:
             "scope",
             AWKWARD,
             canonical_json({"metadata": {"note": AWKWARD}, "type": kind}),
-            len(events) if kind == "post" else 0,
+            sum(isinstance(event, Movement) for event in events),
             tuple(stream.stream for stream, _, _ in places),
             tuple(version for _, version, _ in places),
             AWKWARD if number else None,

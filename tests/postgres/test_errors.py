@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import shutil
 import socket
 import struct
@@ -17,11 +18,12 @@ from typing import Any, Final
 
 import psycopg
 import pytest
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, create_engine, make_url
 
 from ledger import (
     ConcurrencyError,
     DatabaseUnavailable,
+    GuardRefused,
     InvalidCommand,
     Ledger,
     LedgerError,
@@ -29,6 +31,7 @@ from ledger import (
     SchemaMismatch,
     Timeouts,
     Transfer,
+    UnsupportedConnection,
 )
 from ledger.core.commands import build
 
@@ -283,6 +286,145 @@ def test_guard_that_refuses(funded: Ledger, ledger_url: str, psql: Psql) -> None
     assert isinstance(error, DatabaseUnavailable)
     assert "23514" in str(error)
     assert unchanged(funded, psql)
+
+
+def refuse_bob(psql: Psql) -> None:
+    """A guard of the ledger that refuses one account, whatever is asked."""
+    psql.execute(
+        "CREATE FUNCTION ledger.refuse_bob() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " RAISE EXCEPTION USING ERRCODE = 'LD004', MESSAGE = 'bob is refused'; END $$"
+    )
+    psql.execute(
+        "CREATE TRIGGER odd BEFORE INSERT ON events FOR EACH ROW WHEN (NEW.stream = 'bob')"
+        " EXECUTE FUNCTION ledger.refuse_bob()"
+    )
+
+
+def test_guard_that_always_refuses(funded: Ledger, ledger_url: str, psql: Psql) -> None:
+    """A guard that refuses what is in step with the log is no lost race: it is named, and trying again is no use."""
+    refuse_bob(psql)
+    error = failing(ledger_url)
+    assert isinstance(error, GuardRefused)
+    assert not error.retryable
+    assert error.sqlstate == "LD004"
+    assert "bob is refused" in str(error)
+    command = build(Transfer, amount="1 USD", debit="alice", credit="bob")
+    with pytest.raises(GuardRefused, match="bob is refused"):
+        funded.handle([command] * 2)
+    with funded.engine.connect() as lent, funded.join(lent) as guest, pytest.raises(GuardRefused):
+        guest.handle([command])
+    assert unchanged(funded, psql)
+
+
+def test_refusal_in_a_pipeline_is_said_once(funded: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    """What fails while more is being sent is the one error that comes out; the driver warns of nothing."""
+    database = funded._database  # noqa: SLF001  (nothing public sends statements)
+    for after in (0, 1, 3):
+
+        def statements(driver: Psql, after: int = after) -> Iterator[tuple[str, tuple[()]]]:
+            yield "BEGIN", ()
+            yield "SELECT 1 / 0", ()
+            select.select([driver.fileno()], [], [], JOIN_SECONDS)
+            for _ in range(after):
+                yield "SELECT 2", ()
+
+        with pytest.raises(LedgerError, match="division by zero"), database.connection() as connection:
+            connection.send(statements(connection.driver))
+    with database.connection() as connection:
+        assert connection.send([("SELECT 1", ()), ("SELECT 2", ())]) == [[(1,)], [(2,)]]
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+# What no database is asked
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800", 5, None, b"alice", ["alice"]], ids=ascii)
+def test_questions_are_asked_with_texts(funded: Ledger, text: Any) -> None:
+    """What is no text that can be stored is refused by its name, wherever a question takes one."""
+    questions: list[tuple[str, Callable[[], object]]] = [
+        ("account", lambda: funded.balance(text)),
+        ("account", lambda: funded.history(text)),
+        ("account", lambda: funded.holds(text)),
+        ("account", lambda: funded.verify(text)),
+        ("account", lambda: funded.rebuild(text)),
+        ("accounts", lambda: funded.join(funded.engine, accounts=[text]).__enter__()),  # type: ignore[arg-type]
+        ("subject", lambda: funded.state("payment", text)),
+        ("machine", lambda: funded.state(text, "p-1")),
+        ("after", lambda: funded.accounts(after=text)),
+    ]
+    if text is not None:
+        questions += [
+            ("reference", lambda: funded.transactions(reference=text)),
+            ("asset", lambda: funded.accounts(asset=text)),
+            ("status", lambda: funded.holds("alice", status=text)),
+        ]
+    for where, question in questions:
+        with pytest.raises(InvalidCommand) as refused:
+            question()
+        assert refused.value.where == where
+        str(refused.value).encode()
+
+
+@pytest.mark.parametrize("metadata", [{"a": "\0"}, {"a": "\ud800"}, {"a": 1.5}, {"\0": 1}, {"a": None}, 5], ids=ascii)
+def test_questions_are_asked_with_metadata_that_can_be(funded: Ledger, metadata: Any) -> None:
+    """What no command could have carried is refused in a question too."""
+    for question in (funded.transactions, funded.accounts):
+        with pytest.raises(InvalidCommand, match="metadata"):
+            question(metadata=metadata)
+
+
+@pytest.mark.parametrize("number", [1.5, True, "2", "x", None], ids=repr)
+def test_questions_are_asked_with_whole_numbers(funded: Ledger, number: Any) -> None:
+    """A limit or a version is an integer, and neither a fraction nor a truth."""
+    for where, question in (
+        ("limit", lambda: funded.history("alice", limit=number)),
+        ("limit", lambda: funded.accounts(limit=number)),
+        ("limit", lambda: funded.holds("alice", limit=number)),
+        ("limit", lambda: funded.transactions(reference="x", limit=number)),
+        ("after_version", lambda: funded.history("alice", after_version=number)),
+        ("before_version", lambda: funded.history("alice", before_version=number)),
+        ("version", lambda: funded.balance("alice", version=number)),
+    ):
+        if number is None and where in ("before_version", "version"):
+            continue
+        with pytest.raises(InvalidCommand, match=f"^{where}: "):
+            question()
+
+
+@pytest.mark.parametrize("schema", ["", "x" * 64, "é" * 32, "a\0b", "\ud800"], ids=ascii)
+def test_schema_that_is_none(schema: str) -> None:
+    """A name that the server would cut, or could not store, is refused before anything is tried."""
+    with pytest.raises(InvalidCommand, match=r"^schema: "):
+        Ledger.connect("postgresql://me@127.0.0.1:1/db", schema=schema)
+    Ledger.connect("postgresql://me@127.0.0.1:1/db", schema="x" * 63)
+
+
+@pytest.mark.parametrize("name", ["statement_seconds", "lock_seconds", "pool_seconds", "connect_seconds"])
+@pytest.mark.parametrize("seconds", [-1, -0.001, float("inf"), float("nan"), 1e12, "5", None, True], ids=repr)
+def test_timeout_that_is_none(name: str, seconds: Any) -> None:
+    """A time to wait is a number of seconds, and has an end."""
+    with pytest.raises(InvalidCommand, match=rf"^{name}: .*number of seconds"):
+        Timeouts(**{name: seconds})
+
+
+@pytest.mark.parametrize("name", ["statement_seconds", "lock_seconds"])
+@pytest.mark.parametrize("seconds", [0, 0.0004])
+def test_timeout_that_would_be_without_end(name: str, seconds: float) -> None:
+    """The server takes nothing for "without end": what would be rounded to nothing is refused."""
+    with pytest.raises(InvalidCommand, match=f"^{name}: "):
+        Timeouts(**{name: seconds})
+    Timeouts(**{name: 0.001})
+
+
+def test_encoding_that_cannot_carry_every_text(funded: Ledger, ledger_url: str) -> None:
+    """A ledger's own connections carry every text, whatever the URL says; an application's have to."""
+    latin = make_url(ledger_url).set(drivername="postgresql+psycopg").update_query_dict({"client_encoding": "LATIN1"})
+    with Ledger.connect(latin.render_as_string(hide_password=False)) as ledger:
+        ledger.transfer("1 USD", debit="alice", credit="bob", reference="☃")
+        assert len(ledger.transactions(reference="☃")) == 1
+    with Ledger(create_engine(latin)) as ledger, pytest.raises(UnsupportedConnection, match=r"LATIN1.*UTF8"):
+        ledger.transactions(reference="☃")
+    assert funded.verify().ok
 
 
 # Disk full

@@ -19,6 +19,7 @@ from ledger import (
     ConcurrencyError,
     Guest,
     InsufficientFunds,
+    InvalidCommand,
     Ledger,
     LedgerError,
     Transfer,
@@ -396,11 +397,48 @@ def test_autocommit_outside_of_a_transaction_is_refused(funded: Ledger, ledger_u
     engine = funded.engine.execution_options(isolation_level="AUTOCOMMIT")
     with (
         engine.connect() as connection,
-        pytest.raises(UnsupportedConnection, match="autocommit"),
+        pytest.raises(UnsupportedConnection, match="autocommit") as refused,
         funded.join(connection),
     ):
         pass
+    assert "engine.begin()" in refused.value.advice
+    assert "connection.transaction()" not in refused.value.advice
     assert funded.balance("alice").version == 4
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_encoding_that_cannot_carry_every_text_is_refused(funded: Ledger, ledger_url: str, encoding: str) -> None:
+    """A connection on which some texts could not be written, or come back as bytes, is refused by its encoding."""
+    with psycopg.connect(ledger_url, client_encoding=encoding) as lent:
+        with pytest.raises(UnsupportedConnection, match=rf"{encoding}.*UTF8"), funded.join(lent):
+            pass
+        lent.execute("SET client_encoding = 'UTF8'")
+        with funded.join(lent) as guest:
+            guest.transfer("1 USD", debit="alice", credit="bob", reference="☃")
+    assert len(funded.transactions(reference="☃")) == 1
+
+
+def test_closed_connections_are_refused(funded: Ledger, ledger_url: str) -> None:
+    """What was closed before it was lent is refused as such, and is not taken for a server that is away."""
+    with psycopg.connect(ledger_url) as driver:
+        pass
+    with funded.engine.connect() as connection:
+        pass
+    with sqlalchemy.orm.Session(funded.engine, autobegin=False) as session:
+        pass
+    for lent in (driver, connection, session):
+        with pytest.raises(UnsupportedConnection, match="Lend one that is open"), funded.join(lent):
+            pass
+
+
+def test_one_name_is_no_list_of_accounts(funded: Ledger) -> None:
+    """A text is a sequence of letters, and yet none of them is an account that anyone meant."""
+    with (
+        funded.engine.begin() as lent,
+        pytest.raises(InvalidCommand, match=r"accounts: name them in a list: \['alice'\]"),
+        funded.join(lent, accounts="alice"),
+    ):
+        pass
 
 
 def test_other_drivers_are_refused(funded: Ledger) -> None:

@@ -14,13 +14,13 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from invariants import assert_sound
 
 from ledger import Done, InsufficientFunds, InvalidCommand, Ledger
 from ledger.inbox import Handler, Inbox, Retry, Unordered
 from ledger.order.cursor import OnGap, Range, Strict
 from ledger.order.message import Json, Message
 from ledger.storage.database import Connection
-from tests.postgres.invariants import assert_sound
 
 Psql = psycopg.Connection[Any]
 

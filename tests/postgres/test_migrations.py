@@ -159,7 +159,7 @@ def test_downgrade_is_left_to_a_person(ledger: Ledger) -> None:
     config = Config(str(CHECKOUT / "alembic.ini"))
     with ledger.engine.begin() as connection:
         config.attributes["connection"] = connection
-        with pytest.raises(NotImplementedError, match="destroy"):
+        with pytest.raises(NotImplementedError, match="for a person to say"):
             command.downgrade(config, "base")
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -386,6 +387,16 @@ def test_prefix_is_a_plain_identifier(funded: Ledger, bad: str) -> None:
         funded.create_roles(bad)
 
 
+def test_app_role_cannot_do_away_with_the_period(funded: Ledger, ledger_url: str, psql: Psql, prefix: str) -> None:
+    """Whoever may close the books may not remove the row that says so, nor add one."""
+    funded.create_roles(prefix)
+    psql.execute(f"CREATE ROLE {prefix}_login LOGIN IN ROLE {prefix}_app".encode())
+    with psycopg.connect(as_role(ledger_url, f"{prefix}_login"), autocommit=True) as session:
+        for attack in ("DELETE FROM ledger.periods", "INSERT INTO ledger.periods VALUES (1, NULL)"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                session.execute(attack.encode())
+
+
 def test_app_role_can_do_everything_the_library_needs(funded: Ledger, ledger_url: str, psql: Psql, prefix: str) -> None:
     """A ledger that runs as PREFIX_app opens, posts, batches, asks, notices drift, rebuilds and verifies."""
     funded.create_roles(prefix)
@@ -403,11 +414,29 @@ def test_app_role_can_do_everything_the_library_needs(funded: Ledger, ledger_url
         psql.execute("INSERT INTO accounts SELECT 'ghost', 'asset', 'USD', 2, NULL, NULL, 'open', '{}'")
         assert ledger.rebuild() == ["bob", "ghost"]
         assert len(ledger.history("alice")) == 24
+        held = ledger.hold("2 USD", debit="alice", credit="bob")
+        ledger.capture(held, "1 USD", final=True)
+        ledger.close_period(datetime(2020, 1, 1, tzinfo=UTC))
         assert ledger.transactions(reference="payday")
         assert ledger.trial_balance().balanced
         assert ledger.verify().ok
         with psycopg.connect(as_role(ledger_url, f"{prefix}_login")) as lent, ledger.join(lent) as guest:
             guest.transfer("1 USD", debit="alice", credit="bob")
+
+
+def test_auditor_who_meets_drift_is_told_what_it_is(funded: Ledger, ledger_url: str, psql: Psql, prefix: str) -> None:
+    """Who may only read cannot mend a projection, and learns what has drifted and who can; then it reads on."""
+    funded.create_roles(prefix)
+    psql.execute(f"CREATE ROLE {prefix}_login LOGIN IN ROLE {prefix}_audit".encode())
+    psql.execute("UPDATE balances SET posted_credits = 1 WHERE stream = 'alice'")
+    with Ledger.connect(as_role(ledger_url, f"{prefix}_login")) as auditor:
+        with pytest.raises(DatabaseUnavailable) as refused:
+            auditor.balance("alice")
+        assert "drifted from the log (alice)" in refused.value.problem
+        assert "ledger rebuild alice" in refused.value.advice
+        assert "Grant" not in str(refused.value)
+        assert funded.rebuild("alice") == ["alice"]
+        assert auditor.balance("alice").version == 3
 
 
 @pytest.mark.parametrize("role", ["app", "audit"])

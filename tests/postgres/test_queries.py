@@ -7,7 +7,18 @@ from uuid import uuid4
 
 import pytest
 
-from ledger import InvalidCommand, Ledger, Money, OpenAccount, Post, Transfer, UnknownAccount, credit, debit
+from ledger import (
+    InvalidCommand,
+    Ledger,
+    Money,
+    OpenAccount,
+    Post,
+    Transfer,
+    UnknownAccount,
+    UnknownTransaction,
+    credit,
+    debit,
+)
 from ledger.core.commands import build
 
 
@@ -102,9 +113,10 @@ def test_transaction_with_its_events(funded: Ledger) -> None:
         metadata={"k": 1},
     )
     for key in (done.transaction_id, str(done.transaction_id), str(done.transaction_id).upper()):
-        transaction, events = funded.transaction(key)
+        transaction, events, reverses, reversed_by = funded.transaction(key)
         assert transaction == done.transaction
         assert events == list(done.events)
+        assert (reverses, reversed_by) == (None, [])
     assert [(event.stream, event.direction, event.amount) for event in events] == [
         ("bob", "debit", 100),
         ("alice", "credit", 300),
@@ -116,7 +128,7 @@ def test_transaction_with_its_events(funded: Ledger) -> None:
 
 def test_unknown_transaction(funded: Ledger) -> None:
     """An id that is not there, or no id at all, is refused with a sentence."""
-    with pytest.raises(InvalidCommand, match="there is no transaction"):
+    with pytest.raises(UnknownTransaction, match="There is no transaction"):
         funded.transaction(uuid4())
     with pytest.raises(InvalidCommand, match="not a UUID"):
         funded.transaction("payday")
