@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ledger import LedgerError
+from ledger.core.errors import UndecodableMessage
 from ledger.order.decoders import (
     BATCH_MESSAGES_MAX,
     BODY_BYTES_MAX,
@@ -31,7 +32,6 @@ from ledger.order.message import (
     NAME_CHARACTERS_MAX,
     SEQUENCE_MAX,
     Message,
-    UndecodableMessage,
     encode,
 )
 
