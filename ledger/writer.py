@@ -28,6 +28,7 @@ from ledger.core.canonical import canonical_json
 from ledger.core.commands import (
     COMMAND_TYPES,
     Command,
+    Reverse,
 )
 from ledger.core.decide import Occasion, decide, recall
 from ledger.core.errors import (
@@ -336,7 +337,8 @@ def _decide_all(batch: Batch, work: Work) -> Iterator[_Part]:
         if type(decided[0]) is not EntryPosted:
             part.facts.extend(decided)
         if batch.references:
-            remember(work.book, transaction_id, command.type, decided, command.refers_to)
+            reverses = command.refers_to if isinstance(command, Reverse) else None
+            remember(work.book, transaction_id, command.type, decided, reverses)
     yield part._replace(last=True)
 
 

@@ -32,6 +32,7 @@ from ledger.core.fields import (
     MachineName,
     Metadata,
     Moment,
+    StreamId,
     TransactionId,
     explained,
 )
@@ -66,7 +67,7 @@ class AccountType(StrEnum):
 
 
 ExpectedVersions = Annotated[
-    dict[AccountId, Annotated[int, Field(strict=True, ge=0, le=INTEGER_MAX)]], Field(max_length=ENTRIES_MAX)
+    dict[StreamId, Annotated[int, Field(strict=True, ge=0, le=INTEGER_MAX)]], Field(max_length=ENTRIES_MAX)
 ]
 
 

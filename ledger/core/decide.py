@@ -260,7 +260,7 @@ def _expire_hold(command: ExpireHold, book: Book, occasion: Occasion) -> Sequenc
     legs = _legs(command, book, "expire")
     expires_at = legs[0].expires_at
     if expires_at is None or expires_at > occasion.now:
-        raise HoldNotDue(command.hold, "no time" if expires_at is None else utc_text(expires_at))
+        raise HoldNotDue(command.hold, "never" if expires_at is None else utc_text(expires_at))
     return _on_both_sides(HoldExpired, legs, legs[0].left)
 
 

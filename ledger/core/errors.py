@@ -166,7 +166,7 @@ class StreamExists(Rejected, reason=Reason.STREAM_EXISTS):
 
 @dataclass(eq=False)
 class PeriodIsClosed(Rejected, reason=Reason.PERIOD_CLOSED):
-    """The books are closed until {closed_until}; {effective_at} lies before."""
+    """The books are closed until {closed_until}; {effective_at} is too early."""
 
     effective_at: str
     closed_until: str
@@ -223,7 +223,7 @@ class HoldNotOpen(Rejected, reason=Reason.HOLD_NOT_OPEN):
 
 @dataclass(eq=False)
 class HoldNotDue(Rejected, reason=Reason.HOLD_NOT_DUE):
-    """Hold {hold} expires at {expires_at}, which is not over."""
+    """Hold {hold} is not due (expires: {expires_at})."""
 
     hold: str
     expires_at: str

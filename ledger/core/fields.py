@@ -137,6 +137,14 @@ def _metadata(metadata: dict[str, str | int | bool]) -> dict[str, str | int | bo
 AccountId = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")]
 """1 to 128 letters, digits and `. _ : / @ + -`, beginning with a letter or digit (`$` and `#` mark streams of ours)."""
 
+StreamId = Annotated[
+    str,
+    StringConstraints(
+        min_length=1, max_length=193, pattern=r"^(#[a-z][a-z0-9_]{0,62}/)?[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$"
+    ),
+]
+"""An account, or something of the caller's own: `#machine/subject`."""
+
 AssetCode = Annotated[str, StringConstraints(max_length=32, pattern=rf"^{ASSET_PATTERN}$")]
 Text = Annotated[str, StringConstraints(strict=True), AfterValidator(_text)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_storable)]

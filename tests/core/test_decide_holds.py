@@ -173,7 +173,7 @@ REJECTIONS: tuple[Rejection, ...] = (
         expire(),
         held(20_00, "alice", "bob", expires_at=NOW + MICROSECOND),
     ),
-    Rejection(HoldNotDue(HOLD, "no time"), expire(), TWENTY),
+    Rejection(HoldNotDue(HOLD, "never"), expire(), TWENTY),
     Rejection(InvalidAmount("0.5 PTS", "PTS has 0 decimal places"), hold("0.5 PTS", "points", "prize")),
     Rejection(InvalidAmount("0.5 PTS", "PTS has 0 decimal places"), capture("0.5 PTS"), POINTS),
     Rejection(InvalidAmount("0.5 PTS", "PTS has 0 decimal places"), release("0.5 PTS"), POINTS),
