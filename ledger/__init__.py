@@ -75,11 +75,12 @@ from ledger.core.errors import (
 from ledger.core.events import Numbers, Recorded, Transaction
 from ledger.core.lifecycle import StateMachine, Transition, on
 from ledger.core.money import Money
-from ledger.inbox import Inbox, Received, Retry, Unordered
+from ledger.inbox import Inbox, Replayed
 from ledger.operations import Context
 from ledger.order.cursor import OnGap, Strict
 from ledger.order.message import Message
 from ledger.order.monitor import OrderMonitor
+from ledger.receiving import Received, Retry, Unordered
 from ledger.storage.database import Timeouts
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance, TrialLine
@@ -147,6 +148,7 @@ __all__ = [
     "Recorded",
     "Rejected",
     "Release",
+    "Replayed",
     "Report",
     "Retry",
     "Reverse",

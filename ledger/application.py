@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
@@ -22,12 +23,14 @@ from ledger.core.commands import (
     ExpireHold,
 )
 from ledger.core.errors import ConcurrencyError, CorruptLog, InvalidCommand, UnsupportedConnection
-from ledger.core.fields import checked
+from ledger.core.fields import TEXT, checked
 from ledger.core.lifecycle import StateMachine
-from ledger.inbox import Handler, Inbox, Retry, Unordered
+from ledger.inbox import Inbox
 from ledger.lifecycle import shipped_machines
-from ledger.operations import TEXT, Answer, Operations
+from ledger.operations import Answer, Operations
 from ledger.order.cursor import Strict
+from ledger.order.message import check_source
+from ledger.receiving import Handler, Receiver, Retry, Unordered
 from ledger.storage import embedded, migrations, projector, queries, repair
 from ledger.storage.database import Connection, Database, Timeouts, check_encoding, engine_for, in_our_words
 from ledger.storage.tables import DEFAULT_SCHEMA
@@ -212,11 +215,26 @@ class Ledger(Operations):
         source: str,
         policy: Strict | Unordered,
         *,
+        unordered: Collection[str] = (),
         retry: Retry | None = None,
         handlers: Mapping[str, Handler] | None = None,
+        keep: timedelta | None = None,
     ) -> Inbox:
-        """Give the inbox of one source of messages: they take effect once and in order."""
-        return Inbox(source, policy, retry or Retry(), handlers or {}, self._database, self._ledger_id, self._machines)
+        """
+        Give the inbox of one source of messages: they take effect once and in order.
+
+        `unordered` are types of messages that have no turn, whatever the policy: their producer does not count them.
+        `keep` says for how long the contents of messages that took effect are kept, for `replay`: for ever unless it
+        is said; with nothing they are not even written; else until `Inbox.forget` is called.
+        """
+        if isinstance(unordered, str):
+            raise InvalidCommand("unordered", f"name the types in a list: [{unordered!r}]")
+        check_source(source)
+        kept = keep is None or keep > timedelta(0)
+        receiver = Receiver(
+            source, policy, frozenset(unordered), retry or Retry(), handlers or {}, self._machines, kept
+        )
+        return Inbox(receiver, keep, self._database, self._ledger_id)
 
     @contextmanager
     def join(

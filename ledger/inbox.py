@@ -10,127 +10,107 @@ behind what waits.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from hashlib import sha256
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from itertools import islice
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
 import psycopg
 
-from ledger.batch import Done, Outcome
-from ledger.core.canonical import canonical_json
-from ledger.core.commands import Command, parse_command
-from ledger.core.errors import ConcurrencyError, InvalidCommand, LedgerError, Rejected
-from ledger.core.lifecycle import StateMachine
-from ledger.order.cursor import Decision, Range, Status, Strict, Tally
+from ledger.core.errors import ConcurrencyError, InvalidCommand, LedgerError
+from ledger.core.fields import TEXT, checked
+from ledger.order.cursor import Range, Status, Tally
 from ledger.order.message import Message
-from ledger.order.sequencer import RUN_MAX, decide, decide_unordered, lookup
-from ledger.storage import mailbox, projector
+from ledger.receiving import Received, Receiver, said, settle
+from ledger.storage import dead_letters, inbox_queries, mailbox, projector
 from ledger.storage.database import RETRYABLE, Connection, Database
-from ledger.storage.mailbox import DeadLetter, Gap, LetterDecision, Settled, Standing, Stats
-from ledger.writer import ATTEMPTS_MAX, handle_as_guest
+from ledger.storage.dead_letters import DeadLetter, LetterDecision
+from ledger.storage.inbox_queries import Completeness, Gap, Kept, Stats
+from ledger.writer import ATTEMPTS_MAX
 
 TOGETHER_MAX: Final = 1_000
 """Messages received, or streams ticked, in one transaction."""
 
-COMMAND_PREFIX: Final = "ledger."
-_KEY_MAX: Final = 200
+_LIMIT_MAX: Final = 1_000
 
-
-class Unordered(NamedTuple):
-    """A policy: messages whose order does not matter, each id once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """How often a message that cannot be handled is tried in place, before it is given up."""
-
-    attempts_max: int = 5
-    delay: timedelta = timedelta(seconds=1)
-    delay_max: timedelta = timedelta(minutes=5)
-    park: bool = False
-    """Whether the stream waits for a person instead of going on."""
-
-
-class Received(NamedTuple):
-    """What came of some messages: the counts, and an outcome for each one that was processed now."""
-
-    tally: Tally
-    outcomes: list[tuple[Message, Outcome | None]]
-    failed: list[tuple[Message, str]]
-    more: list[str]
-    """Streams in which more is due."""
-
-
-Handler: TypeAlias = Callable[[Message, Connection], Any]
-"""Carries out a message of the caller's own, in the inbox's transaction."""
-
-
-Arriving = TypeVar("Arriving")
+Came = TypeVar("Came")
 
 Verdict: TypeAlias = tuple[str, str | None, str | None]
 """Which dead letter, who decided, and why."""
 
 
-class _Failed(NamedTuple):
-    """A message that could not be carried out."""
+class Change(NamedTuple):
+    """A message that came out otherwise when it was replayed; `error` says why it could not be carried out."""
 
     message: Message
-    error: str
+    before: str
+    after: str | None
+    error: str | None = None
+
+
+class Replayed(NamedTuple):
+    """What came of a replay: how many messages, those that came out otherwise, those whose content is gone."""
+
+    replayed: int
+    changes: list[Change]
+    left: int
+    """Rejections that stand as they are."""
+
+    forgotten: int
+    """Messages whose content was not kept."""
+
+
+class _DryRun(Exception):
+    """Everything was tried, and nothing of it lasts."""
+
+    def __init__(self, page: list[Kept], came: Replayed) -> None:
+        super().__init__()
+        self.page = page
+        self.came = came
 
 
 class Inbox:
     """The inbox of one source; made by `Ledger.inbox`."""
 
     def __init__(
-        self,
-        source: str,
-        policy: Strict | Unordered,
-        retry: Retry,
-        handlers: Mapping[str, Handler],
-        database: Database,
-        ledger_id: Callable[[], str],
-        machines: Mapping[str, StateMachine],
+        self, receiver: Receiver, keep: timedelta | None, database: Database, ledger_id: Callable[[], str]
     ) -> None:
-        self.source = source
-        self.policy = policy
-        self._retry = retry
-        self._handlers = handlers
+        self.source = receiver.source
+        self.policy = receiver.policy
+        self._receiver = receiver
+        self._keep = keep
         self._database = database
         self._ledger_id = ledger_id
-        self._machines = machines
 
     def receive(self, messages: Iterable[Message]) -> Received:
         """
         Take messages in: what is due takes effect, in order; what is early is kept; what was seen is dropped.
 
+        Says what came of all of them: give it as many at once as you want to hear of at once.
+
         Raises:
+            InvalidCommand: A message is of another source.
             ConcurrencyError: The race for these streams was lost too often; nothing of the last messages was kept.
             LedgerError: As `Ledger.handle`.
         """
-        total = Received(Tally(), [], [], [])
-        for together in _chunks(messages):
-            total = self._finish(_added(total, self._in_transaction(self._receive, together)))
+        total = _nothing()
+        arriving = iter(messages)
+        while together := list(islice(arriving, TOGETHER_MAX)):
+            for message in together:
+                if message.source != self.source:
+                    raise InvalidCommand("message", f"{message.id!r} is of source {message.source!r}, not {self.source!r}")
+            total = self._finish(total.add(self._together(together)))
         return total
 
     def tick(self) -> Received:
         """Act on deadlines that have come: gaps that outlasted their wait, messages to be tried again."""
-        total = Received(Tally(), [], [], [])
+        total = _nothing()
         after = ""
-        while due := self._database.ask(partial(self._due, after=after)):
-            came = self._in_transaction(self._receive_strict, {stream: [] for stream in due})
-            total = self._finish(_added(total, came))
+        while due := self._database.ask(partial(mailbox.due, source=self.source, after=after, limit=TOGETHER_MAX)):
+            total = self._finish(total.add(self._advance(due)))
             after = due[-1]
-        return total
-
-    def _finish(self, total: Received) -> Received:
-        """Go on with streams in which more is due than one transaction took."""
-        while total.more:
-            total = _added(total, self._in_transaction(self._receive_strict, {stream: [] for stream in total.more}))
         return total
 
     def refuse(self, message: Message, error: str) -> None:
@@ -138,32 +118,97 @@ class Inbox:
         with self._database.connection() as connection, connection.transaction():
             letters = [(message, "undecodable", error, 0)]
             counted = mailbox.count(self.source, {"undecodable": 1, "dead_lettered": 1})
-            connection.send([mailbox.put_letters(self.source, letters), counted])
+            connection.send([dead_letters.put(self.source, letters), counted])
+
+    def release(
+        self, stream: str, to: int | None = None, *, actor: str | None = None, note: str | None = None
+    ) -> Received:
+        """
+        Decide that a stream goes on without what it misses: up to its next message, or up to sequence `to`.
+
+        On record, with who decided and why; what was missing goes to review if it comes after all.
+
+        Raises:
+            InvalidCommand: Nothing of this stream is missing, or it has never heard of `to`.
+        """
+        return self._finish(
+            self._in_transaction(lambda connection, singly: self._release(connection, stream, to, actor, note, singly))
+        )
 
     def stats(self) -> Stats:
         """What the inbox has counted of this source, and how it stands now."""
-        return self._database.ask(partial(mailbox.stats, source=self.source))
+        return self._database.ask(partial(inbox_queries.stats, source=self.source))
 
-    def gaps(self, *, after: str = "", limit: int = 100) -> list[Gap]:
-        """The streams that wait for a message, in order of their names, and which one they miss first."""
-        return self._database.ask(partial(mailbox.gaps, source=self.source, after=after, limit=limit))
+    def gaps(self, *, status: Status | None = None, after: str = "", limit: int = 100) -> list[Gap]:
+        """
+        The streams that wait for a message, in order of their names, and which one they miss first.
+
+        With a `status` only those that still wait in time, or those that are parked: no time will help these.
+        """
+        asked = partial(inbox_queries.gaps, source=self.source, status=status, after=after, limit=_limit(limit))
+        return self._database.ask(asked)
 
     def missing(self, stream: str, *, limit: int = 1_000) -> list[Range]:
         """The sequences of a stream that are missing: neither processed, nor kept, nor gone on without."""
-        return self._database.ask(partial(mailbox.missing, source=self.source, stream=stream, limit=limit))
+        asked = partial(inbox_queries.missing, source=self.source, stream=stream, limit=_limit(limit))
+        return self._database.ask(asked)
+
+    def completeness(
+        self, *, stream: str | None = None, since: datetime | None = None, until: datetime | None = None
+    ) -> Iterator[Completeness]:
+        """
+        Of each stream with messages received from `since` to before `until`: what of their range never arrived.
+
+        Also what a stream went on without is told.  Pages through all streams of the source, or looks at one.
+        """
+        after: str | None = ""
+        while after is not None:
+            page, after = self._database.ask(
+                partial(
+                    inbox_queries.completeness,
+                    source=self.source,
+                    stream=stream,
+                    since=since,
+                    until=until,
+                    after=after,
+                    limit=TOGETHER_MAX,
+                )
+            )
+            yield from page
 
     def dead_letters(
-        self, *, state: str = "open", why: str | None = None, after: UUID | str | None = None, limit: int = 100
+        self,
+        *,
+        state: str = "open",
+        why: str | None = None,
+        stream: str | None = None,
+        after: UUID | str | None = None,
+        limit: int = 100,
     ) -> list[DeadLetter]:
         """The messages that a person decides about, in order of their id; or those that were decided about."""
-        last = str(after or UUID(int=0))
-        return self._database.ask(lambda connection: mailbox.letters(connection, self.source, state, why, last, limit))
+        last = _letter_id(after or UUID(int=0))
+        size = _limit(limit)
+        return self._database.ask(
+            lambda connection: dead_letters.letters(connection, self.source, state, why, stream, last, size)
+        )
+
+    def dead_letter(self, dead_letter: UUID | str) -> DeadLetter:
+        """
+        One dead letter, whatever its state.
+
+        Raises:
+            InvalidCommand: It is none of this source.
+        """
+        name = _letter_id(dead_letter)
+        found = self._database.ask(partial(dead_letters.letter, source=self.source, dead_letter_id=name))
+        if found is None:
+            raise InvalidCommand("dead letter", f"{name} is not one of this source")
+        return found
 
     def decisions(self, dead_letter: UUID | str) -> list[LetterDecision]:
         """What was decided about a dead letter, in order."""
-        return self._database.ask(
-            partial(mailbox.letter_decisions, source=self.source, dead_letter_id=str(dead_letter))
-        )
+        name = _letter_id(dead_letter)
+        return self._database.ask(partial(dead_letters.decisions, source=self.source, dead_letter_id=name))
 
     def requeue(self, dead_letter: UUID | str, *, actor: str | None = None, note: str | None = None) -> Received:
         """
@@ -172,7 +217,8 @@ class Inbox:
         Raises:
             InvalidCommand: It is no open dead letter of this source.
         """
-        return self._finish(self._in_transaction(self._requeue, (str(dead_letter), actor, note)))
+        verdict = (_letter_id(dead_letter), _text("actor", actor), _text("note", note))
+        return self._finish(self._in_transaction(lambda connection, singly: self._requeue(connection, verdict, singly)))
 
     def discard(self, dead_letter: UUID | str, *, actor: str | None = None, note: str | None = None) -> Received:
         """
@@ -181,279 +227,215 @@ class Inbox:
         Raises:
             InvalidCommand: It is no open dead letter of this source.
         """
-        return self._finish(self._in_transaction(self._discard, (str(dead_letter), actor, note)))
+        verdict = (_letter_id(dead_letter), _text("actor", actor), _text("note", note))
+        return self._finish(self._in_transaction(lambda connection, singly: self._discard(connection, verdict, singly)))
 
-    def _requeue(self, connection: Connection, asked: Verdict) -> Received:
+    def replay(
+        self, *, stream: str | None = None, first: int = 0, rejected: bool = False, dry_run: bool = True
+    ) -> Replayed:
+        """
+        Send kept messages through the same path again, after a fault was mended, and say what came out otherwise.
+
+        What has taken effect does not take it twice: commands have keys, and handlers see to theirs.  Rejections stand,
+        unless they are `rejected` messages that are to be decided again, on the balances of today.  A dry run undoes
+        TOGETHER_MAX messages at a time, so that each page is judged without what the ones before it would change.
+        """
+        total = Replayed(0, [], 0, 0)
+        for ordered in (True, False):
+            if not ordered and first:
+                break
+            after: Kept | None = None
+            while True:
+                read = partial(self._kept, ordered, stream, first, after)
+                page, came = self._replay(ordered, read, rejected, dry_run)
+                if not page:
+                    break
+                after = page[-1]
+                changes = [*total.changes, *came.changes]
+                counted = (one + more for one, more in zip(total[2:], came[2:], strict=True))
+                total = Replayed(total.replayed + came.replayed, changes, *counted)
+        return total
+
+    def forget(self, *, progress: Callable[[int], None] | None = None) -> int:
+        """
+        Give up the contents of messages that took effect longer ago than they are kept; how many.
+
+        That they came, what they said (as a hash) and what came of them stays for ever.  Can be interrupted.
+        """
+        if self._keep is None:
+            return 0
+        forgotten = 0
+        for ordered, start in ((True, ("", -1)), (False, ("", ""))):
+            place: tuple[str, int | str] = start
+            while page := self._forget_page(ordered, self._keep, place):
+                place = page[0]
+                forgotten += len(page)
+                if progress is not None:
+                    progress(forgotten)
+        return forgotten
+
+    def _forget_page(self, ordered: bool, keep: timedelta, place: tuple[str, int | str]) -> list[tuple[str, int | str]]:
+        with self._database.connection() as connection, connection.transaction():
+            return inbox_queries.forget(connection, self.source, ordered, keep, place, TOGETHER_MAX)
+
+    def _together(self, messages: Sequence[Message]) -> Received:
+        ledger_id = self._ledger_id()
+        return self._in_transaction(
+            lambda connection, singly: self._receiver.receive(connection, ledger_id, messages, singly=singly)
+        )
+
+    def _advance(self, streams: Sequence[str]) -> Received:
+        ledger_id = self._ledger_id()
+        arriving: dict[str, list[Message]] = {stream: [] for stream in streams}
+        return self._in_transaction(
+            lambda connection, singly: self._receiver.advance(connection, ledger_id, arriving, singly=singly)
+        )
+
+    def _finish(self, total: Received) -> Received:
+        """Go on with streams in which more is due than one transaction took."""
+        while total.more:
+            total = total.add(self._advance(total.more))
+        return total
+
+    def _release(
+        self, connection: Connection, stream: str, to: int | None, actor: str | None, note: str | None, singly: bool
+    ) -> Received:
+        _, standings = mailbox.lock_streams(connection, self.source, [stream])
+        missing = inbox_queries.missing(connection, self.source, stream, 1)
+        if not missing:
+            raise InvalidCommand("stream", f"nothing of {stream!r} is missing")
+        upto = missing[0].last if to is None else to
+        if not missing[0].first <= upto <= standings[stream].cursor.highest:
+            raise InvalidCommand("to", f"{upto} is not missing, nor before a message that came")
+        inbox_queries.release(connection, self.source, stream, upto, _text("actor", actor), _text("note", note))
+        connection.query(mailbox.LET_GO, (upto, stream, self.source))
+        return self._receiver.advance(connection, self._ledger_id(), {stream: []}, singly=singly)
+
+    def _requeue(self, connection: Connection, asked: Verdict, singly: bool) -> Received:
         letter = self._open_letter(connection, asked)
         message = letter.message
-        connection.send([mailbox.decided(letter, "requeued", *asked[1:])])
-        if isinstance(self.policy, Strict) and message.sequence is not None:
+        connection.send([dead_letters.decided(letter, "requeued", *asked[1:])])
+        if self._receiver.is_ordered(message) and message.sequence is not None:
             _, before = mailbox.lock_streams(connection, self.source, [message.stream])
             if message.sequence > before[message.stream].cursor.last and letter.why != "sequence_conflict":
                 place = (message.stream, self.source)
                 connection.send([(mailbox.TAKE_AGAIN, (*place, message.sequence)), (mailbox.CALM, place)])
-                return self._receive_strict(connection, {message.stream: [message]})
-        ((done, failure),) = self._carry_out(connection, [[message]])
-        if failure is not None:
-            raise InvalidCommand(f"dead letter {letter.dead_letter_id}", failure.error)
-        return Received(Tally(processed=1), done, [], [])
+                return self._receiver.advance(connection, self._ledger_id(), {message.stream: [message]}, singly=singly)
+        (run,) = self._receiver.carry_out(connection, self._ledger_id(), [[message]], singly=True)
+        if run.failure is not None:
+            raise InvalidCommand(f"dead letter {letter.dead_letter_id}", run.failure.error)
+        if not self._receiver.is_ordered(message):
+            # Now its id is known, and a copy of it is a duplicate.
+            connection.send([mailbox.put_ids(self.source, [settle(*done) for done in run.done])])
+        return Received(Tally(processed=1), run.done, [], [])
 
-    def _discard(self, connection: Connection, asked: Verdict) -> Received:
+    def _discard(self, connection: Connection, asked: Verdict, singly: bool) -> Received:
         letter = self._open_letter(connection, asked)
-        sequence = letter.sequence
-        connection.send([mailbox.decided(letter, "discarded", *asked[1:])])
-        if isinstance(self.policy, Strict) and sequence is not None and letter.why == "failed":
-            connection.send([(mailbox.LET_GO, (sequence, letter.stream, self.source, sequence))])
-            return Received(Tally(), [], [], [letter.stream])
-        return Received(Tally(), [], [], [])
+        message = letter.message
+        connection.send([dead_letters.decided(letter, "discarded", *asked[1:])])
+        if self._receiver.is_ordered(message) and message.sequence is not None and letter.why == "failed":
+            _, before = mailbox.lock_streams(connection, self.source, [message.stream])
+            if before[message.stream].cursor.next == message.sequence:
+                connection.send([(mailbox.LET_GO, (message.sequence, message.stream, self.source))])
+                return self._receiver.advance(connection, self._ledger_id(), {message.stream: []}, singly=singly)
+        return _nothing()
 
     def _open_letter(self, connection: Connection, asked: Verdict) -> DeadLetter:
-        letter = mailbox.lock_letter(connection, self.source, asked[0])
+        letter = dead_letters.letter(connection, self.source, asked[0], lock=True)
         if letter is None or letter.state != "open":
             state = "not one of this source" if letter is None else letter.state
             raise InvalidCommand("dead letter", f"{asked[0]} is {state}")
         return letter
 
-    def _due(self, connection: Connection, after: str) -> list[str]:
-        rows = connection.query(
-            "SELECT stream FROM {schema}.inbox_streams WHERE source = %s AND deadline <= clock_timestamp()"
-            " AND stream > %s ORDER BY stream LIMIT %s",
-            (self.source, after, TOGETHER_MAX),
-        )
-        return [stream for (stream,) in rows]
+    def _kept(
+        self, ordered: bool, stream: str | None, first: int, after: Kept | None, connection: Connection
+    ) -> list[Kept]:
+        return inbox_queries.done(connection, self.source, ordered, stream, first, after, TOGETHER_MAX)
 
-    def _in_transaction(self, work: Callable[[Connection, Arriving], Received], arriving: Arriving) -> Received:
+    def _replay(
+        self, ordered: bool, read: Callable[[Connection], list[Kept]], rejected: bool, dry_run: bool
+    ) -> tuple[list[Kept], Replayed]:
+        def work(connection: Connection, singly: bool) -> tuple[list[Kept], Replayed]:
+            # What is new of these streams waits meanwhile.
+            page = read(connection)
+            if not page:
+                return [], Replayed(0, [], 0, 0)
+            mailbox.lock_streams(connection, self.source, sorted({kept.stream for kept in page}))
+            page = read(connection)
+            came = self._replay_page(connection, ordered, page, rejected, singly)
+            if dry_run:
+                raise _DryRun(page, came)
+            return page, came
+
+        try:
+            return self._in_transaction(work)
+        except _DryRun as tried:
+            return tried.page, tried.came
+
+    def _replay_page(
+        self, connection: Connection, ordered: bool, page: Sequence[Kept], rejected: bool, singly: bool
+    ) -> Replayed:
+        again = [kept for kept in page if kept.message is not None and (rejected or not kept.rejected)]
+        alone = [[kept.message] for kept in again if kept.message is not None]
+        runs = self._receiver.carry_out(connection, self._ledger_id(), alone, singly=singly)
+        changes: list[Change] = []
+        changed: list[Kept] = []
+        for kept, run in zip(again, runs, strict=True):
+            if run.failure is not None:
+                changes.append(Change(run.failure.message, kept.outcome, None, run.failure.error))
+                continue
+            ((message, outcome),) = run.done
+            if said(outcome) != kept.outcome:
+                changes.append(Change(message, kept.outcome, said(outcome)))
+                changed.append(kept._replace(outcome=said(outcome)))
+        statements = [mailbox.count(self.source, {"replayed": len(again)})]
+        if changed:
+            statements.append(inbox_queries.new_outcomes(self.source, ordered, changed))
+        connection.send(statements)
+        forgotten = sum(kept.message is None for kept in page)
+        return Replayed(len(again), changes, len(page) - len(again) - forgotten, forgotten)
+
+    def _in_transaction(self, work: Callable[[Connection, bool], Came]) -> Came:
+        """
+        Do something in a transaction, again where a race was lost.
+
+        Where one command of many cannot be carried out, as on an account whose log is corrupt, they are carried out
+        singly, so that only its own stream stops.
+        """
+        singly = False
         for _ in range(ATTEMPTS_MAX):
             try:
                 with self._database.connection() as connection, connection.transaction():
-                    return work(connection, arriving)
+                    return work(connection, singly)
             except ConcurrencyError:
                 continue
-            except psycopg.Error as error:
-                if error.sqlstate not in RETRYABLE | {projector.LOST, "23505"}:
+            except (LedgerError, psycopg.Error) as error:
+                if getattr(error, "sqlstate", None) in RETRYABLE | {projector.LOST, "23505"}:
+                    continue
+                if singly or getattr(error, "retryable", False):
                     raise
+                singly = True
         raise ConcurrencyError(f"The race for these streams was lost {ATTEMPTS_MAX} times. Try again.")
 
-    def _receive(self, connection: Connection, messages: Sequence[Message]) -> Received:
-        if isinstance(self.policy, Unordered):
-            return self._receive_unordered(connection, messages)
-        arriving: dict[str, list[Message]] = {}
-        for message in messages:
-            arriving.setdefault(message.stream, []).append(message)
-        return self._receive_strict(connection, arriving)
 
-    def _receive_unordered(self, connection: Connection, messages: Sequence[Message]) -> Received:
-        # One decision a stream: the ids of two streams have nothing to do with each other.
-        known = mailbox.known_ids(connection, self.source, messages)
-        streams: dict[str, list[Message]] = {}
-        for message in messages:
-            streams.setdefault(message.stream, []).append(message)
-        decisions = [
-            decide_unordered(
-                arriving, {each.id: known[stream, each.id] for each in arriving if (stream, each.id) in known}
-            )
-            for stream, arriving in streams.items()
-        ]
-        carried = self._carry_out(connection, [list(decision.process) for decision in decisions])
-        settled = [each for run, _ in carried for each in run]
-        failed = [failure for _, failure in carried if failure is not None]
-        letters: list[tuple[Message, str, str | None, int]] = [
-            (refused.message, refused.why.value, None, 0) for decision in decisions for refused in decision.review
-        ]
-        letters += [(failure.message, "failed", failure.error, 1) for failure in failed]
-        tally = _sum(decision.tally for decision in decisions)
-        statements = [mailbox.count(self.source, {**_counts(tally), "dead_lettered": len(letters)})]
-        if settled:
-            statements.append(mailbox.put_ids(self.source, [Settled(m, _said(o)) for m, o in settled]))
-        if letters:
-            statements.append(mailbox.put_letters(self.source, letters))
-        connection.send(statements)
-        return Received(tally, settled, [(failure.message, failure.error) for failure in failed], [])
-
-    def _receive_strict(self, connection: Connection, arriving: Mapping[str, list[Message]]) -> Received:
-        policy = self._strict
-        now, before = mailbox.lock_streams(connection, self.source, sorted(arriving))
-        runs = {stream: self._run_max(before[stream], now) for stream in arriving}
-        wanted = {}
-        for stream, messages in arriving.items():
-            cursor, release_to = before[stream].cursor, before[stream].release_to
-            wanted[stream] = lookup(cursor, messages, policy, now, run_max=runs[stream], release_to=release_to)
-        seen = mailbox.glimpses(connection, self.source, wanted)
-
-        def decision(stream: str, run_max: int) -> Decision:
-            cursor, release_to = before[stream].cursor, before[stream].release_to
-            messages = arriving[stream]
-            return decide(cursor, messages, seen[stream], policy, now, run_max=run_max, release_to=release_to)
-
-        decisions = {stream: decision(stream, runs[stream]) for stream in arriving}
-        carried = self._carry_out(connection, [list(each.process) for each in decisions.values()])
-        results = dict(zip(decisions, carried, strict=True))
-        after = {}
-        given_up = {}
-        for stream, (done, failure) in results.items():
-            if failure is not None:
-                # What comes after it waits.
-                decisions[stream] = decision(stream, len(done))
-            after[stream] = self._standing(before[stream], decisions[stream], failure, now)
-            if failure is not None and (after[stream].release_to >= 0 or after[stream].deadline is None):
-                given_up[stream] = (failure.message, failure.error, after[stream].attempts)
-        settled = {
-            stream: [Settled(message, _said(outcome)) for message, outcome in done]
-            for stream, (done, _) in results.items()
-        }
-        pairs = {stream: (before[stream], each) for stream, each in decisions.items()}
-        connection.send(mailbox.write(self.source, pairs, settled, given_up, after))
-        failures = [failure for _, failure in carried if failure is not None]
-        return Received(
-            _sum(each.tally for each in decisions.values()),
-            [each for done, _ in carried for each in done],
-            [(failure.message, failure.error) for failure in failures],
-            [stream for stream, each in decisions.items() if each.more and results[stream][1] is None and runs[stream]]
-            + list(given_up),
-        )
-
-    @property
-    def _strict(self) -> Strict:
-        assert isinstance(self.policy, Strict)
-        return self.policy
-
-    def _run_max(self, standing: Standing, now: datetime) -> int:
-        """Nothing, as long as the next message waits to be tried again."""
-        if standing.attempts and standing.release_to < 0 and (standing.deadline is None or standing.deadline > now):
-            return 0
-        return RUN_MAX
-
-    def _standing(self, before: Standing, decision: Decision, failure: _Failed | None, now: datetime) -> Standing:
-        cursor = decision.cursor
-        stuck = before.attempts > 0 and before.release_to < 0 and cursor.last == before.cursor.last
-        if failure is None:
-            if stuck and before.deadline is None:
-                cursor = replace(cursor, status=Status.PARKED)
-            deadline = before.deadline if stuck else now if decision.more else cursor.deadline(self._strict)
-            return Standing(cursor, deadline, before.attempts if stuck else 0)
-        attempts = before.attempts + 1 if stuck else 1
-        if attempts < self._retry.attempts_max:
-            delay = min(self._retry.delay * 2 ** (attempts - 1), self._retry.delay_max)
-            return Standing(cursor, now + delay, attempts, error=failure.error)
-        # It is in review, and held no more.
-        cursor = replace(cursor, held=max(0, cursor.held - 1))
-        if self._retry.park:
-            return Standing(replace(cursor, status=Status.PARKED), None, attempts, error=failure.error)
-        sequence = failure.message.sequence
-        assert sequence is not None
-        return Standing(cursor, now, attempts, release_to=sequence, error=failure.error)
-
-    def _carry_out(
-        self, connection: Connection, runs: Sequence[Sequence[Message]]
-    ) -> list[tuple[list[tuple[Message, Outcome | None]], _Failed | None]]:
-        """
-        Carry out the messages of each run in order, as far as it goes.
-
-        Commands of the ledger go together, a handler by itself, in a savepoint.  A rejection is an outcome.
-        """
-        results: list[tuple[list[tuple[Message, Outcome | None]], _Failed | None]] = []
-        waiting: list[tuple[int, int, Message, Command]] = []
-        for number, run in enumerate(runs):
-            done: list[tuple[Message, Outcome | None]] = []
-            failure: _Failed | None = None
-            for message in run:
-                handler = self._handlers.get(message.type)
-                try:
-                    if handler is None:
-                        waiting.append((number, len(done), message, command_of(message)))
-                    else:
-                        self._flush(connection, waiting, results, (number, done))
-                        self._handled(connection, handler, message)
-                except Exception as error:
-                    if isinstance(error, LedgerError) and error.retryable:
-                        raise
-                    failure = _Failed(message, f"{type(error).__name__}: {error}"[:1000])
-                    break
-                done.append((message, None))
-            results.append((done, failure))
-        self._flush(connection, waiting, results, None)
-        return results
-
-    def _flush(
-        self,
-        connection: Connection,
-        waiting: list[tuple[int, int, Message, Command]],
-        results: Sequence[tuple[list[tuple[Message, Outcome | None]], _Failed | None]],
-        current: tuple[int, list[tuple[Message, Outcome | None]]] | None,
-    ) -> None:
-        """Handle the commands that wait, all together."""
-        if not waiting:
-            return
-        commands = [command for _, _, _, command in waiting]
-        outcomes = handle_as_guest(
-            connection, commands, self._ledger_id(), True, self._machines, scope=f"inbox {self.source}"[:255]
-        )
-        for (number, place, message, _), outcome in zip(waiting, outcomes, strict=True):
-            done = current[1] if current is not None and number == current[0] else results[number][0]
-            done[place] = (message, outcome)
-        waiting.clear()
-
-    def _handled(self, connection: Connection, handler: Handler, message: Message) -> None:
-        connection.query("SAVEPOINT message")
-        try:
-            handler(message, connection)
-        except BaseException:
-            connection.undo("ROLLBACK TO SAVEPOINT message; RELEASE SAVEPOINT message")
-            raise
-        connection.query("RELEASE SAVEPOINT message")
+def _nothing() -> Received:
+    return Received(Tally(), [], [], [])
 
 
-def command_of(message: Message) -> Command:
-    """
-    The command that a message asks for: type `ledger.deposit`, and its fields as data.
-
-    Unless it brings a key of its own, its place in its stream is its idempotency key.
-
-    Raises:
-        InvalidAmount, InvalidCommand: It asks for nothing that there is.
-    """
-    if not message.type.startswith(COMMAND_PREFIX):
-        raise LookupError(f"type {message.type!r} is no command of the ledger, and no handler was given for it")
-    if not isinstance(message.data, dict):
-        raise TypeError(f"data of a {message.type} is an object with the command's fields")
-    place = f"{message.stream}#{message.id if message.sequence is None else message.sequence}"
-    key = place if len(place) <= _KEY_MAX else sha256(place.encode()).hexdigest()
-    request: dict[str, Any] = {"idempotency_key": key, **message.data, "type": message.type[len(COMMAND_PREFIX) :]}
-    return parse_command(json.dumps(request))
+def _limit(limit: int) -> int:
+    if not 1 <= limit <= _LIMIT_MAX:
+        raise InvalidCommand("limit", f"{limit} is not from 1 to {_LIMIT_MAX}")
+    return limit
 
 
-def _said(outcome: Outcome | None) -> str:
-    if isinstance(outcome, Done):
-        return canonical_json({"transaction_id": outcome.transaction.transaction_id})
-    if isinstance(outcome, Rejected):
-        return canonical_json({"rejected": outcome.code, "message": str(outcome)[:1000]})
-    return "{}"
+def _letter_id(name: UUID | str) -> str:
+    try:
+        return str(UUID(str(name)))
+    except ValueError:
+        raise InvalidCommand(
+            "dead letter", f"{str(name)!r:.80} is no id: `ledger dead-letters list` shows them"
+        ) from None
 
 
-def _chunks(messages: Iterable[Message]) -> Iterator[list[Message]]:
-    together: list[Message] = []
-    for message in messages:
-        together.append(message)
-        if len(together) == TOGETHER_MAX:
-            yield together
-            together = []
-    if together:
-        yield together
-
-
-def _counts(tally: Tally) -> dict[str, int]:
-    return {field.name: getattr(tally, field.name) for field in fields(Tally)}
-
-
-def _sum(tallies: Iterable[Tally]) -> Tally:
-    total = dict.fromkeys((field.name for field in fields(Tally)), 0)
-    for tally in tallies:
-        for name, number in _counts(tally).items():
-            total[name] += number
-    return Tally(**total)
-
-
-def _added(total: Received, more: Received) -> Received:
-    return Received(
-        _sum([total.tally, more.tally]), total.outcomes + more.outcomes, total.failed + more.failed, more.more
-    )
+def _text(name: str, value: str | None) -> str | None:
+    return None if value is None else checked(TEXT, name, value)

@@ -40,7 +40,7 @@ from ledger.core.commands import (
 )
 from ledger.core.errors import ConcurrencyError, DatabaseUnavailable, Rejected, UnknownMachine
 from ledger.core.events import Recorded, Transaction
-from ledger.core.fields import Metadata, Text, checked
+from ledger.core.fields import TEXT, Metadata, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.core.money import Money
 from ledger.storage import queries
@@ -55,7 +55,6 @@ Taken: TypeAlias = Done | UUID | str
 """A transaction that is taken up again: the answer to its command, or its id."""
 
 
-TEXT: Final = TypeAdapter(Text)
 NUMBER: Final = TypeAdapter(Annotated[int, Field(strict=True)])
 METADATA: Final = TypeAdapter(Metadata)
 

@@ -197,9 +197,12 @@ def handle_as_guest(
     scope: str = "",
     atomic: bool = False,
     dry_run: bool = False,
+    brief: bool = False,
 ) -> list[Outcome]:
     """
     Carry out commands inside the caller's transaction, which alone decides whether they last.
+
+    A `brief` transaction ends right after; any other may go on for long.
 
     A conflict is undone to a savepoint and decided again where the isolation level lets a statement see
     the winner; elsewhere, and after a deadlock, only the caller can run the whole transaction again.
@@ -213,8 +216,8 @@ def handle_as_guest(
     batch = prepare(commands, ledger_id, Batch([*commands], scope, atomic, dry_run, machines))
     if batch.closing and not read_committed:
         raise InvalidCommand("close_period", "it has to see what others wrote: use READ COMMITTED")
-    # A caller's transaction may go on for long after this; nobody may close its time meanwhile.
-    batch.backdated = True
+    # Nobody may close the time in which a long transaction posted before it lasts.
+    batch.backdated |= not brief
     release: list[Statement] = [("RELEASE SAVEPOINT ledger", ())]
     undo = "ROLLBACK TO SAVEPOINT ledger; RELEASE SAVEPOINT ledger"
     frame = _Frame([("SAVEPOINT ledger", ())], release, undo)

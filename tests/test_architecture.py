@@ -28,16 +28,17 @@ FLOW: Final = """
     storage.embedded storage.migrations
     storage.store                               | what is kept                  → appended
     storage.projector storage.repair            | what it adds up to            → projected
-    storage.mailbox storage.queries             | what is answered              → queried
+    storage.dead_letters storage.mailbox
+    storage.queries storage.inbox_queries       | what is answered              → queried
     batch writer                                | the only write path
     audit.verify                                | re-derive, never trust
-    inbox                                       | messages, once and in order
+    receiving inbox                             | messages, once and in order
     lifecycle operations application            | the one public object
     ledger                                      | the public names
     testing settings wire                       | what surrounds it
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
-    cli.ruling cli.lifecycles cli.ordering cli.upkeep
+    cli.ruling cli.lifecycles cli.ordering cli.letters cli.upkeep
     cli.incident cli.demo cli.program
     cli __main__
 """

@@ -72,6 +72,7 @@ CREATE TABLE {schema}.inbox_releases (
     last_sequence bigint NOT NULL,
     reason text COLLATE "C" NOT NULL,
     actor text COLLATE "C",
+    note text COLLATE "C",
     recorded_at timestamptz(6) NOT NULL,
     CONSTRAINT inbox_releases_pkey PRIMARY KEY (stream, source, first_sequence)
 );
@@ -95,7 +96,7 @@ CREATE TABLE {schema}.dead_letters (
     CONSTRAINT dead_letters_same UNIQUE (stream, source, message_id, digest, why)
 );
 COMMENT ON TABLE {schema}.dead_letters IS 'Messages that a person decides about.';
-CREATE INDEX dead_letters_open ON {schema}.dead_letters (source, first_seen, dead_letter_id) WHERE state = 'open';
+CREATE INDEX dead_letters_source ON {schema}.dead_letters (source, dead_letter_id);
 
 CREATE TABLE {schema}.dead_letter_decisions (
     stream text COLLATE "C" NOT NULL,

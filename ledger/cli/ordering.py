@@ -1,28 +1,32 @@
-"""The commands of the inbox: ingest, inbox …, dead-letters …"""
+"""The commands of the inbox: ingest, and inbox …"""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from enum import StrEnum
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, BinaryIO, Final
 
 import typer
 
 from ledger.application import Ledger
 from ledger.cli.options import Target, command, opened
-from ledger.cli.output import answer, complain, moment, progress, row, table
+from ledger.cli.output import answer, complain, moment, print_json, progress, row, table
 from ledger.core.canonical import utc_text
 from ledger.core.errors import InvalidCommand, Rejected, UndecodableMessage
-from ledger.inbox import Inbox, Received, Unordered
-from ledger.order.cursor import OnGap, Strict, Tally
-from ledger.order.decoders import Decoder, decoder
+from ledger.core.fields import MOMENT, checked
+from ledger.inbox import Inbox, Replayed
+from ledger.order.cursor import OnGap, Range, Status, Strict, Tally
+from ledger.order.decoders import BODY_BYTES_MAX, Decoder, decoder
 from ledger.order.message import Message
-from ledger.storage.mailbox import DeadLetter
+from ledger.receiving import Received, Retry, Unordered, message_schemas
+from ledger.storage.inbox_queries import Gap
 
 LINE_BYTES_MAX: Final = 256 * 1024
 _TOGETHER: Final = 1_000
@@ -30,7 +34,6 @@ _SHOWN: Final = 20
 _ORDER: Final = "Order"
 
 inbox_app = typer.Typer(name="inbox", help="Where the streams of a source stand, and what they miss.")
-letters_app = typer.Typer(name="dead-letters", help="Messages that a person decides about.")
 
 
 class Format(StrEnum):
@@ -44,10 +47,16 @@ class Format(StrEnum):
 class Source:
     """Whose messages, and by which policy they are read."""
 
-    source: Annotated[str, typer.Option(help="Whose messages; every source counts for itself.", show_default=False)]
+    source: Annotated[
+        str, typer.Option(help="Whose messages; every source counts for itself.", show_default=False, metavar="NAME")
+    ]
     unordered: Annotated[
         bool, typer.Option("--unordered", help="Their order does not matter: each id once.", rich_help_panel=_ORDER)
     ] = False
+    unordered_type: Annotated[
+        list[str] | None,
+        typer.Option(help="A type that is not counted in its stream; repeatable.", rich_help_panel=_ORDER),
+    ] = None
     max_wait: Annotated[
         float, typer.Option(help="Seconds that a stream waits for a missing message.", rich_help_panel=_ORDER)
     ] = 300.0
@@ -60,10 +69,18 @@ class Source:
     start: Annotated[
         str, typer.Option(help="The first sequence of a stream: a number, or `first` seen.", rich_help_panel=_ORDER)
     ] = "1"
+    attempts: Annotated[
+        int, typer.Option(help="How often a message is tried that cannot be handled.", rich_help_panel=_ORDER)
+    ] = 5
+    park_failed: Annotated[
+        bool,
+        typer.Option("--park-failed", help="Then its stream waits for a person, too.", rich_help_panel=_ORDER),
+    ] = False
 
-    def of(self, ledger: Ledger) -> Inbox:
+    def of(self, ledger: Ledger, keep: timedelta | None = None) -> Inbox:
         """The inbox of this source."""
-        return ledger.inbox(self.source, self._policy())
+        retry = Retry(self.attempts, park=self.park_failed)
+        return ledger.inbox(self.source, self._policy(), unordered=self.unordered_type or (), retry=retry, keep=keep)
 
     def _policy(self) -> Strict | Unordered:
         if self.unordered:
@@ -77,24 +94,52 @@ class Source:
             raise InvalidCommand("policy", str(error)) from None
 
 
+@dataclass(frozen=True, slots=True)
+class Deciding:
+    """Who decides, and why."""
+
+    actor: Annotated[str | None, typer.Option(help="Who decides.")] = None
+    note: Annotated[str | None, typer.Option(help="Why.")] = None
+
+
+def _show_schema(wanted: bool) -> None:
+    if wanted:
+        print_json(message_schemas())
+        raise typer.Exit
+
+
 @command
 def ingest(
     file: Annotated[str, typer.Argument(help="JSON lines, or - for standard input.", metavar="FILE|-")],
     source: Source,
     target: Target,
     format: Annotated[Format, typer.Option(help="How the messages are written.")] = Format.CLOUDEVENTS,
+    keep_payloads: Annotated[
+        bool,
+        typer.Option("--keep-payloads/--no-payloads", help="Keep what took effect, for `ledger inbox replay`."),
+    ] = True,
+    json_schema: Annotated[
+        bool,
+        typer.Option(
+            "--json-schema",
+            is_eager=True,
+            callback=_show_schema,
+            help="Print a JSON Schema of each type's data and exit.",
+        ),
+    ] = False,
 ) -> int:
     """
-    Take messages in through the inbox, one JSON object or CloudEvents batch a line.
+    Take messages in through the inbox, one JSON object or CloudEvents batch a line, or one batch.
 
     A line that cannot be read is reported by its number and kept as a dead letter; the rest go on.  Exit code 1: some
     were rejected, could not be handled, or are dead letters.
     """
+    assert not json_schema
     tally: dict[str, int] = dict.fromkeys(asdict(Tally()), 0)
     rejected = failed = broken = 0
     read = decoder(format.value)
     with opened(target.settings) as ledger, progress("messages", None) as watch:
-        inbox = source.of(ledger)
+        inbox = source.of(ledger, None if keep_payloads else timedelta(0))
         for together in _batches(file):
             messages = []
             for number, line in together:
@@ -132,32 +177,75 @@ def stats(source: Source, target: Target) -> int:
     gauges = {"streams": found.streams, "held": found.held, "parked": found.parked, "oldest_wait_seconds": wait}
     said = table(source.source, "", right=("",))
     for name, count in {**found.counters, **gauges}.items():
-        row(said, name.replace("_", " "), "-" if count is None else f"{count:g}")
+        row(said, name.replace("_", " "), "-" if count is None else f"{count:.12g}")
     answer(target.as_json, {"source": source.source, "counters": found.counters, **gauges}, said)
     return 0
 
 
+After = Annotated[str, typer.Option(help="Streams after this one.", metavar="STREAM")]
+Limit = Annotated[int, typer.Option(help="Rows at most, up to 1,000.")]
+
+
 @command
-def gaps(
-    source: Source,
-    target: Target,
-    after: Annotated[str, typer.Option(help="Streams after this one.", metavar="STREAM")] = "",
-    limit: Annotated[int, typer.Option(help="Rows at most, up to 1,000.")] = 100,
-) -> int:
+def gaps(source: Source, target: Target, after: After = "", limit: Limit = 100) -> int:
     """List the streams that wait, and exactly what each of them misses; exit code 1 if any does."""
+    return _waiting(source, target, None, after, limit)
+
+
+@command
+def parked(source: Source, target: Target, after: After = "", limit: Limit = 100) -> int:
+    """
+    List the streams that no time will help; exit code 1 if there are any.
+
+    What is missing must come, or a person go on without it: `ledger inbox release`, `ledger dead-letters`.
+    """
+    return _waiting(source, target, Status.PARKED, after, limit)
+
+
+def _waiting(source: Source, target: Target, status: Status | None, after: str, limit: int) -> int:
     with opened(target.settings) as ledger:
         inbox = source.of(ledger)
-        found = [(gap, inbox.missing(gap.stream)) for gap in inbox.gaps(after=after, limit=limit)]
+        found = [(gap, inbox.missing(gap.stream)) for gap in inbox.gaps(status=status, after=after, limit=limit)]
     made = table("stream", "missing", "held", "status", "since", "last error", right=("held",))
-    plain = []
     for gap, ranges in found:
-        missing = [[one.first, one.last] for one in ranges]
-        said = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in missing[:_SHOWN])
-        row(made, gap.stream, said, gap.held, gap.status, moment(gap.since) if gap.since else "", gap.error or "")
-        since = utc_text(gap.since) if gap.since else None
-        plain.append({"stream": gap.stream, "missing": missing, "held": gap.held, "status": gap.status, "since": since})
+        since = moment(gap.since) if gap.since else ""
+        row(made, gap.stream, _ranges(ranges), gap.held, gap.status, since, gap.error or "")
+    plain = [_gap(gap, ranges) for gap, ranges in found]
     answer(target.as_json, {"source": source.source, "gaps": plain}, made if found else "nothing is missing")
     return 1 if found else 0
+
+
+@command
+def completeness(
+    source: Source,
+    target: Target,
+    stream: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    since: Annotated[str | None, typer.Option(help="Received from then on.", metavar="TIME")] = None,
+    until: Annotated[str | None, typer.Option(help="Received before then.", metavar="TIME")] = None,
+) -> int:
+    """
+    Tell which sequences are missing, per stream, of those received in a time; exit code 1 if any are.
+
+    What a stream has gone on without is missing, too.
+    """
+    begin, end = (None if text is None else checked(MOMENT, "time", text) for text in (since, until))
+    made = table("stream", "from", "to", "arrived", "missing", "status", right=("from", "to", "arrived"))
+    incomplete = []
+    streams = arrived = 0
+    with opened(target.settings) as ledger, progress("streams", None) as watch:
+        for found in source.of(ledger).completeness(stream=stream, since=begin, until=end):
+            streams += 1
+            arrived += found.arrived
+            if watch is not None:
+                watch(streams)
+            if found.missing:
+                span = (found.first, found.last, found.arrived)
+                row(made, found.stream, *span, _ranges(found.missing), found.status)
+                incomplete.append({**found._asdict(), "missing": _pairs(found.missing)})
+    plain = {"source": source.source, "streams": streams, "arrived": arrived, "incomplete": incomplete}
+    said = f"{streams} streams, {arrived} messages, {len(incomplete)} streams incomplete"
+    answer(target.as_json, plain, *([made] if incomplete else []), said)
+    return 1 if incomplete else 0
 
 
 @command
@@ -165,87 +253,119 @@ def tick(source: Source, target: Target) -> int:
     """Act on deadlines that have come: gaps that outlasted their wait, messages to be tried again."""
     with opened(target.settings) as ledger:
         received = source.of(ledger).tick()
-    answer(target.as_json, _came(received), f"{received.tally.processed} processed")
+    answer(target.as_json, came(received), f"{received.tally.processed} processed")
     return 0
 
 
 @command
-def list_letters(
+def release(
+    stream: Annotated[str, typer.Argument(show_default=False)],
     source: Source,
+    deciding: Deciding,
     target: Target,
-    state: Annotated[str, typer.Option(help="open, requeued, discarded or settled.")] = "open",
-    why: Annotated[str | None, typer.Option(help="Only for this reason.")] = None,
-    limit: Annotated[int, typer.Option(help="Rows at most, up to 1,000.")] = 100,
+    to: Annotated[int | None, typer.Option(help="Up to this sequence, not only the first gap.", min=0)] = None,
 ) -> int:
-    """List the dead letters of a source."""
+    """Decide that a stream goes on without what it misses; on record."""
     with opened(target.settings) as ledger:
-        found = source.of(ledger).dead_letters(state=state, why=why, limit=limit)
-    made = table("id", "stream", "sequence", "why", "attempts", "last seen", "error", right=("sequence", "attempts"))
-    for letter in found:
-        sequence = "" if letter.sequence is None else letter.sequence
-        seen = moment(letter.last_seen)
-        row(made, letter.dead_letter_id, letter.stream, sequence, letter.why, letter.attempts, seen, letter.error or "")
-    answer(target.as_json, {"dead_letters": [_letter(each) for each in found]}, made if found else "none")
-    return 0
-
-
-@command
-def requeue(
-    dead_letter: Annotated[str, typer.Argument(metavar="DEAD-LETTER", show_default=False)],
-    source: Source,
-    target: Target,
-    actor: Annotated[str | None, typer.Option(help="Who decides.")] = None,
-    note: Annotated[str | None, typer.Option(help="Why.")] = None,
-) -> int:
-    """Let a dead letter take effect after all, in its place if its stream has not gone on."""
-    with opened(target.settings) as ledger:
-        received = source.of(ledger).requeue(dead_letter, actor=actor, note=note)
-    answer(target.as_json, _came(received), f"{len(received.outcomes)} processed, {len(received.failed)} failed")
+        received = source.of(ledger).release(stream, to, actor=deciding.actor, note=deciding.note)
+    answer(target.as_json, came(received), f"{len(received.outcomes)} processed, {len(received.failed)} failed")
     return 1 if received.failed else 0
 
 
 @command
-def discard(
-    dead_letter: Annotated[str, typer.Argument(metavar="DEAD-LETTER", show_default=False)],
+def replay(
     source: Source,
     target: Target,
-    actor: Annotated[str | None, typer.Option(help="Who decides.")] = None,
-    note: Annotated[str | None, typer.Option(help="Why.")] = None,
+    stream: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    first: Annotated[int, typer.Option("--from", help="From this sequence on.", min=0)] = 0,
+    rejected: Annotated[bool, typer.Option("--rejected", help="Decide rejected ones again, as of today.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Do it; without it nothing of this lasts.")] = False,
 ) -> int:
-    """Decide that a dead letter has no effect, for good; a stream that waited for it goes on."""
+    """
+    Send kept messages through the same path again, and report what came out otherwise.
+
+    What has taken effect does not take it twice.  Exit code 1: something did come out otherwise, or would.
+    """
     with opened(target.settings) as ledger:
-        received = source.of(ledger).discard(dead_letter, actor=actor, note=note)
-    answer(target.as_json, _came(received), f"discarded; {len(received.outcomes)} processed")
+        done = source.of(ledger).replay(stream=stream, first=first, rejected=rejected, dry_run=not apply)
+    made = table("stream", "sequence", "id", "before", "after", right=("sequence",))
+    for change in done.changes:
+        sequence = "" if change.message.sequence is None else change.message.sequence
+        row(made, change.message.stream, sequence, change.message.id, change.before, change.after or change.error)
+    said = f"{done.replayed} replayed, {len(done.changes)} came out otherwise"
+    said += f", {done.left} rejections left as they are" if done.left else ""
+    said += f", {done.forgotten} no longer kept" if done.forgotten else ""
+    said += "" if apply else "; nothing of this lasts without --apply"
+    answer(target.as_json, _replayed(done, apply), *([made] if done.changes else []), said)
+    return 1 if done.changes else 0
+
+
+@command
+def forget(
+    source: Source,
+    target: Target,
+    keep_days: Annotated[float, typer.Option(help="How long contents are kept.", min=0, show_default=False)],
+) -> int:
+    """Give up the contents of messages that took effect longer ago; cursors and outcomes stay for ever."""
+    with opened(target.settings) as ledger, progress("messages", None) as watch:
+        forgotten = source.of(ledger, timedelta(days=keep_days)).forget(progress=watch)
+    answer(target.as_json, {"forgotten": forgotten}, f"{forgotten} forgotten")
     return 0
 
 
-inbox_app.command("stats")(stats)
-inbox_app.command("gaps")(gaps)
-inbox_app.command("tick")(tick)
-letters_app.command("list")(list_letters)
-letters_app.command("requeue")(requeue)
-letters_app.command("discard")(discard)
+for name, function in {
+    "stats": stats,
+    "gaps": gaps,
+    "parked": parked,
+    "completeness": completeness,
+    "tick": tick,
+    "release": release,
+    "replay": replay,
+    "forget": forget,
+}.items():
+    inbox_app.command(name)(function)
 
 
-def _came(received: Received) -> dict[str, Any]:
+def came(received: Received) -> dict[str, Any]:
+    """What came of messages, as JSON."""
     return {**asdict(received.tally), "failed": [{"id": m.id, "error": error} for m, error in received.failed]}
 
 
-def _letter(letter: DeadLetter) -> dict[str, Any]:
+def _replayed(done: Replayed, applied: bool) -> dict[str, Any]:
+    changes = [
+        {
+            "stream": change.message.stream,
+            "sequence": change.message.sequence,
+            "id": change.message.id,
+            "before": json.loads(change.before),
+            "after": None if change.after is None else json.loads(change.after),
+            "error": change.error,
+        }
+        for change in done.changes
+    ]
+    counted = {"replayed": done.replayed, "rejections_left": done.left, "forgotten": done.forgotten}
+    return {**counted, "changes": changes, "applied": applied}
+
+
+def _gap(gap: Gap, missing: list[Range]) -> dict[str, Any]:
+    since = None if gap.since is None else utc_text(gap.since)
     return {
-        "dead_letter_id": letter.dead_letter_id,
-        "stream": letter.stream,
-        "sequence": letter.sequence,
-        "id": letter.message_id,
-        "type": letter.message.type,
-        "why": letter.why,
-        "error": letter.error,
-        "attempts": letter.attempts,
-        "first_seen": utc_text(letter.first_seen),
-        "last_seen": utc_text(letter.last_seen),
-        "state": letter.state,
-        "data": letter.message.data,
+        "stream": gap.stream,
+        "missing": _pairs(missing),
+        "held": gap.held,
+        "status": gap.status,
+        "since": since,
+        "error": gap.error,
     }
+
+
+def _pairs(ranges: list[Range]) -> list[list[int]]:
+    return [[one.first, one.last] for one in ranges]
+
+
+def _ranges(ranges: list[Range]) -> str:
+    shown = [str(one.first) if one.first == one.last else f"{one.first}-{one.last}" for one in ranges[:_SHOWN]]
+    return ", ".join(shown) + (", …" if len(ranges) > _SHOWN else "")
 
 
 def _read(read: Decoder, line: bytes, source: str) -> list[Message | UndecodableMessage]:
@@ -268,12 +388,11 @@ def _unreadable(line: bytes, source: str) -> Message:
 
 
 def _batches(file: str) -> Iterator[list[tuple[int, bytes]]]:
+    """The lines of a file with their numbers, some at a time."""
     stream = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115  (closed below)
     together: list[tuple[int, bytes]] = []
     with stream:
-        number = 0
-        while line := stream.readline(LINE_BYTES_MAX + 1):
-            number += 1
+        for number, line in enumerate(_lines(stream), 1):
             if line.strip():
                 together.append((number, line))
             if len(together) == _TOGETHER:
@@ -281,3 +400,21 @@ def _batches(file: str) -> Iterator[list[tuple[int, bytes]]]:
                 together = []
     if together:
         yield together
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines; all of them as one, if they are a batch that somebody has written over several lines."""
+    first = stream.readline(LINE_BYTES_MAX + 1)
+    if first.lstrip().startswith(b"[") and not _is_whole(first):
+        yield first + stream.read(BODY_BYTES_MAX + 1 - len(first))
+        return
+    rest = iter(lambda: stream.readline(LINE_BYTES_MAX + 1), b"")
+    yield from chain([first] if first else [], rest)
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

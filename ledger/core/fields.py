@@ -147,9 +147,11 @@ StreamId = Annotated[
 
 AssetCode = Annotated[str, StringConstraints(max_length=32, pattern=rf"^{ASSET_PATTERN}$")]
 Text = Annotated[str, StringConstraints(strict=True), AfterValidator(_text)]
+TEXT: Final = TypeAdapter(Text)
 Label = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_storable)]
 Scope = Annotated[str, StringConstraints(max_length=255), AfterValidator(_storable)]
 Moment = Annotated[AwareDatetime, BeforeValidator(_moment), AfterValidator(_utc)]
+MOMENT: Final = TypeAdapter(Moment)
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[ -~]+$")]
 MetadataValue = Annotated[str | int | bool, PlainValidator(_metadata_value, json_schema_input_type=str | int | bool)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], AfterValidator(_metadata)]

@@ -87,6 +87,16 @@ class Message:
         object.__setattr__(self, "digest", sha256(said).digest())
 
 
+def check_source(source: str) -> None:
+    """
+    Check the name of a source.
+
+    Raises:
+        UndecodableMessage: It is none.
+    """
+    _check_text("source", source, NAME_CHARACTERS_MAX)
+
+
 def encode(message: Message) -> bytes:
     """
     Write a message as a CloudEvent in structured JSON: compact, with sorted keys, the same bytes every time.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from ledger.core.canonical import utc_text
@@ -25,8 +25,8 @@ from ledger.order.cursor import (
     Status,
     Tally,
 )
-from ledger.order.decoders import cloudevents
 from ledger.order.message import SEQUENCE_MAX, Message, encode
+from ledger.storage import dead_letters
 from ledger.storage.database import Connection, Row, Statement
 from ledger.storage.store import bytes_array, in_utc, plain_array, readable, text_array
 
@@ -112,20 +112,6 @@ AS m (stream, message_id, digest, content, outcome)
 ORDER BY stream, message_id
 """
 
-PUT_DEAD_LETTERS: Final = """
-INSERT INTO {schema}.dead_letters (
-    stream, source, dead_letter_id, sequence, message_id, why, error, attempts, digest, content, first_seen, last_seen,
-    state)
-SELECT stream, %s, gen_random_uuid(), sequence, message_id, why, error, attempts, digest, content::json, now(), now(),
-       'open'
-FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::bytea[], %s::text[])
-AS d (stream, sequence, message_id, why, error, attempts, digest, content)
-ORDER BY stream, message_id
-ON CONFLICT (stream, source, message_id, digest, why) DO UPDATE
-SET attempts = dead_letters.attempts + 1, last_seen = now(), error = excluded.error,
-    state = CASE dead_letters.state WHEN 'discarded' THEN 'discarded' ELSE 'open' END
-"""
-
 SETTLE: Final = """
 UPDATE {schema}.dead_letters AS d SET state = 'settled', last_seen = now()
 FROM unnest(%s::text[], %s::bigint[]) AS t (stream, sequence)
@@ -134,8 +120,8 @@ WHERE d.stream = t.stream AND d.source = %s AND d.sequence = t.sequence AND d.st
 
 PUT_RELEASES: Final = """
 INSERT INTO {schema}.inbox_releases (stream, source, first_sequence, last_sequence, reason, recorded_at)
-SELECT stream, %s, first, last, reason, now()
-FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::text[]) AS r (stream, first, last, reason)
+SELECT stream, %s, first, last, 'waited', now()
+FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS r (stream, first, last)
 """
 
 # Fails with division_by_zero unless every cursor is still where it was read.
@@ -162,69 +148,6 @@ ON CONFLICT (source, shard, counter) DO UPDATE SET count = inbox_counters.count 
 """
 
 
-STATS: Final = """
-SELECT counter, sum(count)::bigint FROM {schema}.inbox_counters WHERE source = %s GROUP BY counter
-"""
-
-GAUGES: Final = """
-SELECT count(*), coalesce(sum(held), 0)::bigint, count(*) FILTER (WHERE status = 'parked'),
-       extract(epoch FROM clock_timestamp() - min(waiting_since) FILTER (WHERE status <> 'flowing'))::float8
-FROM {schema}.inbox_streams WHERE source = %s
-"""
-
-GAPS: Final = f"""
-SELECT s.stream, s.last_sequence + 1, s.highest_sequence, s.held, s.status, {readable("s.waiting_since")}, s.last_error
-FROM {{schema}}.inbox_streams AS s
-WHERE s.source = %s AND s.status <> 'flowing' AND s.stream > %s ORDER BY s.stream LIMIT %s
-"""
-
-# What no row explains, from the start of the stream to the highest sequence heard of.
-MISSING: Final = """
-WITH known AS (
-    SELECT m.sequence AS first, m.sequence AS last FROM {schema}.inbox_messages AS m, {schema}.inbox_streams AS s
-    WHERE m.stream = %(stream)s AND m.source = %(source)s AND s.stream = m.stream AND s.source = m.source
-      AND m.sequence > s.last_sequence
-    UNION ALL
-    SELECT s.last_sequence, s.last_sequence FROM {schema}.inbox_streams AS s
-    WHERE s.stream = %(stream)s AND s.source = %(source)s
-    UNION ALL
-    SELECT s.highest_sequence + 1, s.highest_sequence + 1 FROM {schema}.inbox_streams AS s
-    WHERE s.stream = %(stream)s AND s.source = %(source)s AND s.highest_sequence > s.last_sequence
-), ordered AS (
-    SELECT last + 1 AS first, lead(first) OVER (ORDER BY first) - 1 AS last FROM known
-)
-SELECT first, last FROM ordered WHERE first <= last ORDER BY first LIMIT %(limit)s
-"""
-
-
-_LETTER: Final = f"""
-d.dead_letter_id::text, d.source, d.stream, d.sequence, d.message_id, d.why, d.error, d.attempts, d.content::text,
-{readable("d.first_seen")}, {readable("d.last_seen")}, d.state
-"""
-
-LETTERS: Final = f"""
-SELECT {_LETTER} FROM {{schema}}.dead_letters AS d
-WHERE d.source = %s AND d.state = %s AND d.dead_letter_id > %s::uuid {{wanted}} ORDER BY d.dead_letter_id LIMIT %s
-"""
-
-LOCK_LETTER: Final = f"""
-SELECT {_LETTER} FROM {{schema}}.dead_letters AS d WHERE d.source = %s AND d.dead_letter_id = %s::uuid FOR UPDATE
-"""
-
-DECIDE_LETTER: Final = """
-WITH decided AS (
-    UPDATE {schema}.dead_letters SET state = %s, last_seen = now()
-    WHERE stream = %s AND source = %s AND dead_letter_id = %s::uuid
-)
-INSERT INTO {schema}.dead_letter_decisions (stream, source, dead_letter_id, recorded_at, decision, actor, note)
-VALUES (%s, %s, %s::uuid, clock_timestamp(), %s, %s, %s)
-"""
-
-DECISIONS: Final = f"""
-SELECT {readable("d.recorded_at")}, d.decision, d.actor, d.note FROM {{schema}}.dead_letter_decisions AS d
-WHERE d.source = %s AND d.dead_letter_id = %s::uuid ORDER BY d.recorded_at
-"""
-
 TAKE_AGAIN: Final = """
 UPDATE {schema}.inbox_messages SET state = 'set_aside'
 WHERE stream = %s AND source = %s AND sequence = %s AND state = 'review'
@@ -232,7 +155,7 @@ WHERE stream = %s AND source = %s AND sequence = %s AND state = 'review'
 
 LET_GO: Final = """
 UPDATE {schema}.inbox_streams SET release_to = %s, deadline = now(), revision = revision + 1
-WHERE stream = %s AND source = %s AND last_sequence = %s - 1
+WHERE stream = %s AND source = %s
 """
 
 CALM: Final = """
@@ -240,53 +163,10 @@ UPDATE {schema}.inbox_streams SET attempts = 0, last_error = NULL, revision = re
 WHERE stream = %s AND source = %s
 """
 
-
-class DeadLetter(NamedTuple):
-    """A message that a person decides about: why it is here, the last error, how often it was tried."""
-
-    dead_letter_id: str
-    source: str
-    stream: str
-    sequence: int | None
-    message_id: str
-    why: str
-    error: str | None
-    attempts: int
-    message: Message
-    first_seen: datetime
-    last_seen: datetime
-    state: str
-
-
-class LetterDecision(NamedTuple):
-    """What was decided about a dead letter, by whom and why."""
-
-    recorded_at: datetime
-    decision: str
-    actor: str | None
-    note: str | None
-
-
-class Stats(NamedTuple):
-    """What was counted of a source, and how it stands: streams, messages held, parked streams, the longest wait."""
-
-    counters: dict[str, int]
-    streams: int
-    held: int
-    parked: int
-    oldest_wait: timedelta | None
-
-
-class Gap(NamedTuple):
-    """A stream that waits: for `missing`, with `held` messages up to `highest` kept meanwhile."""
-
-    stream: str
-    missing: int
-    highest: int
-    held: int
-    status: str
-    since: datetime | None
-    error: str | None
+DUE: Final = """
+SELECT stream FROM {schema}.inbox_streams
+WHERE source = %s AND deadline <= clock_timestamp() AND stream > %s ORDER BY stream LIMIT %s
+"""
 
 
 class Standing(NamedTuple):
@@ -304,6 +184,7 @@ class Settled(NamedTuple):
 
     message: Message
     outcome: str
+    rejected: bool = False
 
 
 def lock_streams(connection: Connection, source: str, streams: Sequence[str]) -> tuple[datetime, dict[str, Standing]]:
@@ -355,52 +236,9 @@ def glimpses(connection: Connection, source: str, lookups: Mapping[str, Lookup])
     }
 
 
-def stats(connection: Connection, source: str) -> Stats:
-    """The counters and gauges of a source."""
-    counted, ((streams, held, parked, waited),) = connection.send([(STATS, (source,)), (GAUGES, (source,))])
-    oldest = None if waited is None else timedelta(seconds=waited)
-    return Stats(dict(counted), streams, held, parked, oldest)
-
-
-def gaps(connection: Connection, source: str, after: str, limit: int) -> list[Gap]:
-    """The streams of a source that wait."""
-    return [
-        Gap._make((*row[:5], None if row[5] is None else in_utc(row[5]), row[6]))
-        for row in connection.query(GAPS, (source, after, limit))
-    ]
-
-
-def missing(connection: Connection, source: str, stream: str, limit: int) -> list[Range]:
-    """The sequences of a stream that nothing explains."""
-    asked = {"source": source, "stream": stream, "limit": limit}
-    return [Range(first, last) for first, last in connection.query(MISSING, asked)]
-
-
-def letters(
-    connection: Connection, source: str, state: str, why: str | None, after: str, limit: int
-) -> list[DeadLetter]:
-    """The dead letters of a source in order of their id."""
-    wanted = "" if why is None else "AND d.why = %s"
-    asked = (source, state, after, *([] if why is None else [why]), limit)
-    return [_letter(row) for row in connection.query(LETTERS.replace("{wanted}", wanted), asked)]
-
-
-def lock_letter(connection: Connection, source: str, dead_letter_id: str) -> DeadLetter | None:
-    """One dead letter, locked."""
-    rows = connection.query(LOCK_LETTER, (source, dead_letter_id))
-    return _letter(rows[0]) if rows else None
-
-
-def decided(letter: DeadLetter, decision: str, actor: str | None, note: str | None) -> Statement:
-    """The statement that records what was decided about a dead letter."""
-    place = (letter.stream, letter.source, letter.dead_letter_id)
-    return DECIDE_LETTER, (decision, *place, *place, decision, actor, note)
-
-
-def letter_decisions(connection: Connection, source: str, dead_letter_id: str) -> list[LetterDecision]:
-    """What was decided about a dead letter, in order."""
-    rows = connection.query(DECISIONS, (source, dead_letter_id))
-    return [LetterDecision(in_utc(row[0]), *row[1:]) for row in rows]
+def due(connection: Connection, source: str, after: str, limit: int) -> list[str]:
+    """Streams whose deadline has come."""
+    return [stream for (stream,) in connection.query(DUE, (source, after, limit))]
 
 
 def known_ids(connection: Connection, source: str, messages: Sequence[Message]) -> dict[tuple[str, str], bytes]:
@@ -409,63 +247,79 @@ def known_ids(connection: Connection, source: str, messages: Sequence[Message]) 
     return {(stream, name): digest for stream, name, digest in connection.query(KNOWN_IDS, (streams, ids, source))}
 
 
+class _Changes(NamedTuple):
+    """What decisions come to, all streams together."""
+
+    rows: list[tuple[Message, State, str | None]]
+    letters: list[tuple[Message, str, str | None, int]]
+    releases: list[tuple[str, Range]]
+    again: list[tuple[str, int]]
+    tally: dict[str, int]
+
+
 def write(
     source: str,
     decisions: Mapping[str, tuple[Standing, Decision]],
     settled: Mapping[str, Sequence[Settled]],
     failed: Mapping[str, tuple[Message, str, int]],
     standing: Mapping[str, Standing],
+    *,
+    keep: bool = True,
 ) -> list[Statement]:
     """
     The statements that carry decisions out: messages, dead letters, releases, cursors, counters.
 
     `standing` is where each stream stands afterwards; `failed` are messages that are given up, with error and attempts.
+    Unless told to `keep` them, what was processed leaves no content behind.
     """
     statements: list[Statement] = []
     aside = [stream for stream, (_, decision) in decisions.items() if decision.set_aside_held]
     if aside:
         statements.append((SET_ASIDE, (text_array(aside), source)))
-    rows: list[tuple[Message, State, str | None]] = []
-    letters: list[tuple[Message, str, str | None, int]] = []
-    releases: list[tuple[str, Range, str]] = []
-    again: list[tuple[str, int]] = []
-    tally: dict[str, int] = {}
-    for stream, (_, decision) in decisions.items():
+    changes = _changes(decisions, settled, failed)
+    if changes.rows:
+        statements.append((PUT_MESSAGES, (source, *_message_columns(changes.rows, keep))))
+    if changes.again:
+        # Before new letters: what was taken again may have failed again.
+        statements.append((SETTLE, (*_places(changes.again), source)))
+    if changes.letters:
+        statements.append(dead_letters.put(source, changes.letters))
+    if changes.releases:
+        first = _places((stream, range_.first) for stream, range_ in changes.releases)
+        last = plain_array(str(range_.last) for _, range_ in changes.releases)
+        statements.append((PUT_RELEASES, (source, *first, last)))
+    changed = {stream: after for stream, after in standing.items() if after != decisions[stream][0]}
+    if changed:
+        statements.append(_moved(source, changed, decisions))
+    statements.append(count(source, changes.tally))
+    return statements
+
+
+def _changes(
+    decisions: Mapping[str, tuple[Standing, Decision]],
+    settled: Mapping[str, Sequence[Settled]],
+    failed: Mapping[str, tuple[Message, str, int]],
+) -> _Changes:
+    changes = _Changes([], [], [], [], {})
+    rows, letters, releases, again, tally = changes
+    for stream, (before, decision) in decisions.items():
         rows += [(each.message, State.DONE, each.outcome) for each in settled.get(stream, ())]
         given_up = failed[stream][0].sequence if stream in failed else None
         rows += [(message, State.HELD, None) for message in decision.hold if message.sequence != given_up]
         rows += [(each.message, State.SET_ASIDE, None) for each in decision.overflow]
         rows += [(each.message, State.REVIEW, None) for each in decision.review if _takes_a_place(each)]
         letters += [(each.message, each.why.value, None, 0) for each in (*decision.review, *decision.overflow)]
-        releases += [(stream, range_, "waited") for range_ in decision.released]
+        # What somebody decided to go on without is on record already.
+        releases += [(stream, range_) for range_ in decision.released if range_.last > before.release_to]
         again += [(stream, sequence) for sequence in decision.taken_again]
         for field in fields(Tally):
             tally[field.name] = tally.get(field.name, 0) + getattr(decision.tally, field.name)
     for message, error, attempts in failed.values():
         rows.append((message, State.REVIEW, None))
         letters.append((message, "failed", error, attempts))
+    tally["rejected"] = sum(each.rejected for run in settled.values() for each in run)
     tally["dead_lettered"] = len(letters)
-    if rows:
-        statements.append((PUT_MESSAGES, (source, *_message_columns(rows))))
-    if again:
-        # Before new letters: what was taken again may have failed again.
-        places = text_array(stream for stream, _ in again), plain_array(str(number) for _, number in again)
-        statements.append((SETTLE, (*places, source)))
-    if letters:
-        statements.append((PUT_DEAD_LETTERS, (source, *_letter_columns(letters))))
-    if releases:
-        columns = (
-            text_array(stream for stream, _, _ in releases),
-            plain_array(str(range_.first) for _, range_, _ in releases),
-            plain_array(str(range_.last) for _, range_, _ in releases),
-            text_array(reason for _, _, reason in releases),
-        )
-        statements.append((PUT_RELEASES, (source, *columns)))
-    changed = {stream: after for stream, after in standing.items() if after != decisions[stream][0]}
-    if changed:
-        statements.append(_moved(source, changed, decisions))
-    statements.append(count(source, tally))
-    return statements
+    return changes
 
 
 def count(source: str, tally: Mapping[str, int]) -> Statement:
@@ -475,21 +329,16 @@ def count(source: str, tally: Mapping[str, int]) -> Statement:
     return COUNT, (source, shard, text_array(counted), plain_array(map(str, counted.values())))
 
 
-def put_ids(source: str, settled: Sequence[Settled]) -> Statement:
+def put_ids(source: str, settled: Sequence[Settled], *, keep: bool = True) -> Statement:
     """The statement that keeps unordered messages."""
     return PUT_IDS, (
         source,
         text_array(each.message.stream for each in settled),
         text_array(each.message.id for each in settled),
         bytes_array(each.message.digest for each in settled),
-        text_array(encode(each.message).decode() for each in settled),
+        text_array(encode(each.message).decode() if keep else None for each in settled),
         text_array(each.outcome for each in settled),
     )
-
-
-def put_letters(source: str, letters: Sequence[tuple[Message, str, str | None, int]]) -> Statement:
-    """The statement that keeps messages for a person: each with why, error and attempts."""
-    return PUT_DEAD_LETTERS, (source, *_letter_columns(letters))
 
 
 def _takes_a_place(refused: NotTaken) -> bool:
@@ -505,43 +354,23 @@ def _standing(row: Row) -> Standing:
 
 def _kept(row: Row) -> Kept:
     _, sequence, message_id, digest, state, content = row
-    return Kept(sequence, message_id, digest, State(state), None if content is None else _message(content))
+    return Kept(sequence, message_id, digest, State(state), None if content is None else dead_letters.kept(content))
 
 
-def _message(content: str) -> Message:
-    (read,) = cloudevents(content.encode())
-    assert isinstance(read, Message), f"a kept message cannot be read: {read}"
-    return read
+def _places(places: Iterable[tuple[str, int]]) -> tuple[str, str]:
+    each = list(places)
+    return text_array(stream for stream, _ in each), plain_array(str(sequence) for _, sequence in each)
 
 
-def _letter(row: Row) -> DeadLetter:
-    return DeadLetter._make((*row[:8], _message(row[8]), in_utc(row[9]), in_utc(row[10]), row[11]))
-
-
-def _message_columns(rows: Sequence[tuple[Message, State, str | None]]) -> list[str]:
+def _message_columns(rows: Sequence[tuple[Message, State, str | None]], keep: bool) -> list[str]:
     return [
         text_array(message.stream for message, _, _ in rows),
         plain_array(str(message.sequence) for message, _, _ in rows),
         text_array(message.id for message, _, _ in rows),
         bytes_array(message.digest for message, _, _ in rows),
         text_array(state.value for _, state, _ in rows),
-        text_array(encode(message).decode() for message, _, _ in rows),
+        text_array(encode(message).decode() if keep or state is not State.DONE else None for message, state, _ in rows),
         text_array(outcome for _, _, outcome in rows),
-    ]
-
-
-def _letter_columns(letters: Sequence[tuple[Message, str, str | None, int]]) -> list[str]:
-    # One statement cannot put the same letter twice.
-    letters = list({(each[0].stream, each[0].id, each[0].digest, each[1]): each for each in letters}.values())
-    return [
-        text_array(message.stream for message, _, _, _ in letters),
-        plain_array("NULL" if message.sequence is None else str(message.sequence) for message, _, _, _ in letters),
-        text_array(message.id for message, _, _, _ in letters),
-        text_array(why for _, why, _, _ in letters),
-        text_array(error for _, _, error, _ in letters),
-        plain_array(str(attempts) for _, _, _, attempts in letters),
-        bytes_array(message.digest for message, _, _, _ in letters),
-        text_array(encode(message).decode() for message, _, _, _ in letters),
     ]
 
 

@@ -317,6 +317,7 @@ inbox_releases: Final = Table(
     Column("last_sequence", BigInteger, nullable=False),
     _text("reason"),
     _text("actor", nullable=True),
+    _text("note", nullable=True),
     _moment("recorded_at"),
     comment="Append-only: what streams went on without, and who decided so.",
 )
@@ -340,13 +341,7 @@ dead_letters: Final = Table(
     UniqueConstraint("stream", "source", "message_id", "digest", "why", name="dead_letters_same"),
     comment="Messages that a person decides about.",
 )
-Index(
-    "dead_letters_open",
-    dead_letters.c.source,
-    dead_letters.c.first_seen,
-    dead_letters.c.dead_letter_id,
-    postgresql_where=dead_letters.c.state == literal_column("'open'"),
-)
+Index("dead_letters_source", dead_letters.c.source, dead_letters.c.dead_letter_id)
 
 dead_letter_decisions: Final = Table(
     "dead_letter_decisions",

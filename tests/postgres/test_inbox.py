@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from invariants import assert_sound
 
-from ledger import Done, InsufficientFunds, InvalidCommand, Ledger
-from ledger.inbox import Handler, Inbox, Retry, Unordered
+from ledger import Done, InsufficientFunds, InvalidCommand, Ledger, Retry, Unordered
+from ledger.inbox import Inbox
 from ledger.order.cursor import OnGap, Range, Strict
 from ledger.order.message import Json, Message
-from ledger.storage.database import Connection
+from ledger.receiving import Handler
 
 Psql = psycopg.Connection[Any]
 
@@ -150,9 +150,9 @@ def test_message_that_fails_blocks_its_stream_only(bank: Ledger, psql: Psql) -> 
     """It is tried in place; then it is a dead letter, and what waited behind it goes on, in order."""
     calls: list[str] = []
 
-    def flaky(message: Message, connection: Connection) -> None:
+    def flaky(message: Message, connection: Psql) -> None:
         calls.append(message.id)
-        connection.query("SELECT 1 / 0" if message.sequence == 2 else "SELECT 1")
+        connection.execute("SELECT 1 / 0" if message.sequence == 2 else "SELECT 1")
 
     inbox = bank.inbox(
         "shop", PATIENT, retry=Retry(attempts_max=3, delay=timedelta(0)), handlers={"shop.ordered": flaky}
@@ -180,7 +180,7 @@ def test_unknown_type_is_never_lost(bank: Ledger, psql: Psql) -> None:
 
 def test_unordered_messages_take_effect_at_once_and_once(bank: Ledger) -> None:
     """Where order does not matter nothing waits, and an id counts once."""
-    inbox = bank.inbox("clicks", Unordered())
+    inbox = bank.inbox("bank", Unordered())
     sent = [deposit("alice", n) for n in (5, 3, 9)]
     received = inbox.receive([*sent, sent[0]])
     assert (received.tally.processed, received.tally.duplicates) == (3, 1)
@@ -245,8 +245,8 @@ def test_long_backlog_is_worked_off(bank: Ledger) -> None:
 def failing(broken: set[str]) -> dict[str, Handler]:
     """A handler that fails on the messages in `broken`, as long as they are in it."""
 
-    def handle(message: Message, connection: Connection) -> None:
-        connection.query("SELECT 1 / 0" if message.id in broken else "SELECT 1")
+    def handle(message: Message, connection: Psql) -> None:
+        connection.execute("SELECT 1 / 0" if message.id in broken else "SELECT 1")
 
     return {"shop.ordered": handle}
 

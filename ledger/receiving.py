@@ -1,0 +1,390 @@
+"""
+What one transaction of an inbox does: decide about messages, carry out what is due, keep the rest, move the cursors.
+
+Commands of the ledger that are due go through its one write path together, whatever stream they belong to; a message
+of the caller's own goes to its handler, in a savepoint.  A rejection is an outcome; a message that cannot be carried
+out blocks its stream and no other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime, timedelta
+from functools import partial
+from hashlib import sha256
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import psycopg
+
+from ledger.batch import Done, Outcome
+from ledger.core.canonical import canonical_json
+from ledger.core.commands import COMMAND_TYPES, Command, parse_command
+from ledger.core.errors import LedgerError, Rejected
+from ledger.core.lifecycle import StateMachine
+from ledger.order.cursor import Decision, Status, Strict, Tally
+from ledger.order.message import Json, Message
+from ledger.order.sequencer import RUN_MAX, decide, decide_unordered, lookup
+from ledger.storage import dead_letters, mailbox
+from ledger.storage.database import RETRYABLE, Connection
+from ledger.storage.mailbox import Settled, Standing
+from ledger.writer import handle_as_guest
+
+COMMAND_PREFIX: Final = "ledger."
+_NAME_MAX: Final = 200
+_ERROR_MAX: Final = 1_000
+
+
+class Unordered(NamedTuple):
+    """A policy: messages whose order does not matter, each id once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often a message that cannot be handled is tried in place, before it is given up."""
+
+    attempts_max: int = 5
+    delay: timedelta = timedelta(seconds=1)
+    delay_max: timedelta = timedelta(minutes=5)
+    park: bool = False
+    """Whether the stream waits for a person instead of going on."""
+
+
+Handler: TypeAlias = Callable[[Message, "psycopg.Connection[Any]"], Any]
+"""
+Carries out a message of the caller's own, in the inbox's transaction, which it must leave open.
+
+What it raises undoes what it did: a `Rejected` is the message's outcome, anything else a failure, to be tried again.
+What it returns is kept as the outcome, if that is a `Done` or JSON.
+"""
+
+Result: TypeAlias = "Outcome | Json"
+"""What came of a message: the ledger's answer, or what its handler returned."""
+
+
+class Received(NamedTuple):
+    """What came of some messages: the counts, and an outcome for each one that was processed now."""
+
+    tally: Tally
+    outcomes: list[tuple[Message, Result]]
+    failed: list[tuple[Message, str]]
+    more: list[str]
+    """Streams in which more is due."""
+
+    def add(self, came: Received) -> Received:
+        """What came of these and of some more."""
+        self.outcomes.extend(came.outcomes)
+        self.failed.extend(came.failed)
+        return Received(summed([self.tally, came.tally]), self.outcomes, self.failed, came.more)
+
+
+class Failed(NamedTuple):
+    """A message that could not be carried out."""
+
+    message: Message
+    error: str
+
+
+@dataclass(slots=True)
+class Run:
+    """Messages of one stream that are carried out in order, as far as it goes."""
+
+    done: list[tuple[Message, Result]] = field(default_factory=list)
+    failure: Failed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """Carries messages out in a transaction that somebody else begins and commits."""
+
+    source: str
+    policy: Strict | Unordered
+    unordered: Collection[str]
+    retry: Retry
+    handlers: Mapping[str, Handler]
+    machines: Mapping[str, StateMachine]
+    keep: bool
+
+    def receive(
+        self, connection: Connection, ledger_id: str, messages: Sequence[Message], *, singly: bool = False
+    ) -> Received:
+        """Take a batch of messages in."""
+        arriving: dict[str, list[Message]] = {}
+        whenever: dict[str, list[Message]] = {}
+        for message in messages:
+            (arriving if self.is_ordered(message) else whenever).setdefault(message.stream, []).append(message)
+        came = Received(Tally(), [], [], [])
+        if whenever:
+            came = came.add(self._receive_unordered(connection, ledger_id, whenever, singly))
+        if arriving:
+            came = came.add(self.advance(connection, ledger_id, arriving, singly=singly))
+        return came
+
+    def is_ordered(self, message: Message) -> bool:
+        """Whether a message has its turn."""
+        return isinstance(self.policy, Strict) and message.type not in self.unordered
+
+    def advance(
+        self,
+        connection: Connection,
+        ledger_id: str,
+        arriving: Mapping[str, Sequence[Message]],
+        *,
+        singly: bool = False,
+    ) -> Received:
+        """Decide about streams of ordered messages, with what arrives for each, and carry that out."""
+        policy = self.policy
+        assert isinstance(policy, Strict)
+        now, before = mailbox.lock_streams(connection, self.source, sorted(arriving))
+        runs_max = {stream: _run_max(before[stream], now) for stream in arriving}
+        wanted = {}
+        for stream, messages in arriving.items():
+            cursor, release_to = before[stream].cursor, before[stream].release_to
+            wanted[stream] = lookup(cursor, messages, policy, now, run_max=runs_max[stream], release_to=release_to)
+        seen = mailbox.glimpses(connection, self.source, wanted)
+
+        def decision(stream: str, run_max: int) -> Decision:
+            cursor, release_to = before[stream].cursor, before[stream].release_to
+            messages = arriving[stream]
+            return decide(cursor, messages, seen[stream], policy, now, run_max=run_max, release_to=release_to)
+
+        decisions = {stream: decision(stream, runs_max[stream]) for stream in arriving}
+        carried = self.carry_out(connection, ledger_id, [each.process for each in decisions.values()], singly=singly)
+        runs = dict(zip(decisions, carried, strict=True))
+        for stream, run in runs.items():
+            if run.failure is not None:
+                # What comes after it waits.
+                decisions[stream] = decision(stream, len(run.done))
+        given_up = self._settle(connection, before, decisions, runs, now)
+        return Received(
+            summed(each.tally for each in decisions.values()),
+            [each for run in carried for each in run.done],
+            [(run.failure.message, run.failure.error) for run in carried if run.failure is not None],
+            [
+                stream
+                for stream, each in decisions.items()
+                if each.more and runs[stream].failure is None and runs_max[stream]
+            ]
+            + given_up,
+        )
+
+    def _settle(
+        self,
+        connection: Connection,
+        before: Mapping[str, Standing],
+        decisions: Mapping[str, Decision],
+        runs: Mapping[str, Run],
+        now: datetime,
+    ) -> list[str]:
+        """Write down what was decided and what came of it; the streams that go on without a message given up now."""
+        after: dict[str, Standing] = {}
+        given_up: dict[str, tuple[Message, str, int]] = {}
+        for stream, run in runs.items():
+            standing = self._standing(before[stream], decisions[stream], run.failure, now)
+            after[stream] = standing
+            if run.failure is not None and (standing.release_to >= 0 or standing.deadline is None):
+                given_up[stream] = (run.failure.message, run.failure.error, standing.attempts)
+        settled = {stream: [settle(*done) for done in run.done] for stream, run in runs.items()}
+        pairs = {stream: (before[stream], each) for stream, each in decisions.items()}
+        connection.send(mailbox.write(self.source, pairs, settled, given_up, after, keep=self.keep))
+        return list(given_up)
+
+    def _standing(self, before: Standing, decision: Decision, failure: Failed | None, now: datetime) -> Standing:
+        assert isinstance(self.policy, Strict)
+        cursor = decision.cursor
+        stuck = before.attempts > 0 and before.release_to < 0 and cursor.last == before.cursor.last
+        if failure is None:
+            if stuck and before.deadline is None:
+                cursor = replace(cursor, status=Status.PARKED)
+            deadline = before.deadline if stuck else now if decision.more else cursor.deadline(self.policy)
+            return Standing(cursor, deadline, before.attempts if stuck else 0)
+        attempts = before.attempts + 1 if stuck else 1
+        if attempts < self.retry.attempts_max:
+            delay = min(self.retry.delay * 2 ** (attempts - 1), self.retry.delay_max)
+            return Standing(cursor, now + delay, attempts, error=failure.error)
+        # It is in review, and held no more.
+        cursor = replace(cursor, held=max(0, cursor.held - 1))
+        if self.retry.park:
+            return Standing(replace(cursor, status=Status.PARKED), None, attempts, error=failure.error)
+        sequence = failure.message.sequence
+        assert sequence is not None
+        return Standing(cursor, now, attempts, release_to=sequence, error=failure.error)
+
+    def _receive_unordered(
+        self, connection: Connection, ledger_id: str, arriving: Mapping[str, Sequence[Message]], singly: bool
+    ) -> Received:
+        # One decision a stream: the ids of two streams have nothing to do with each other.
+        messages = [message for stream in arriving.values() for message in stream]
+        known = mailbox.known_ids(connection, self.source, messages)
+        decisions = [
+            decide_unordered(each, {one.id: known[stream, one.id] for one in each if (stream, one.id) in known})
+            for stream, each in arriving.items()
+        ]
+        # None has to wait for another: each is a run of its own.
+        alone = [[message] for decision in decisions for message in decision.process]
+        runs = self.carry_out(connection, ledger_id, alone, singly=singly)
+        done = [each for run in runs for each in run.done]
+        failed = [run.failure for run in runs if run.failure is not None]
+        letters: list[tuple[Message, str, str | None, int]] = [
+            (refused.message, refused.why.value, None, 0) for decision in decisions for refused in decision.review
+        ]
+        letters += [(failure.message, "failed", failure.error, 1) for failure in failed]
+        tally = summed(decision.tally for decision in decisions)
+        tally = replace(tally, processed=len(done))
+        rejected = sum(isinstance(outcome, Rejected) for _, outcome in done)
+        counted = {**counts(tally), "rejected": rejected, "dead_lettered": len(letters)}
+        statements = [mailbox.count(self.source, counted)]
+        if done:
+            statements.append(mailbox.put_ids(self.source, [settle(*each) for each in done], keep=self.keep))
+        if letters:
+            statements.append(dead_letters.put(self.source, letters))
+        connection.send(statements)
+        return Received(tally, done, [(failure.message, failure.error) for failure in failed], [])
+
+    def carry_out(
+        self, connection: Connection, ledger_id: str, runs: Iterable[Sequence[Message]], *, singly: bool = False
+    ) -> list[Run]:
+        """
+        Carry out the messages of each run in order, as far as it goes.
+
+        Commands go together, unless `singly`: then each has a savepoint of its own, and one that cannot be carried
+        out is a failure of its message alone.
+        """
+        carried: list[Run] = []
+        waiting: list[tuple[Run, int, Command]] = []
+
+        def flush() -> None:
+            commands = [command for _, _, command in waiting]
+            for (run, place, _), outcome in zip(waiting, self._handle(connection, ledger_id, commands), strict=True):
+                run.done[place] = (run.done[place][0], outcome)
+            waiting.clear()
+
+        for messages in runs:
+            run = Run()
+            carried.append(run)
+            for message in messages:
+                handler = self.handlers.get(message.type)
+                if handler is not None:
+                    flush()
+                outcome: Result = None
+                try:
+                    if handler is not None or singly:
+                        outcome = self._alone(connection, ledger_id, message, handler)
+                    else:
+                        waiting.append((run, len(run.done), command_of(message)))
+                except Exception as error:
+                    if _will_pass(error):
+                        raise
+                    run.failure = Failed(message, f"{type(error).__name__}: {error}"[:_ERROR_MAX])
+                    break
+                run.done.append((message, outcome))
+        flush()
+        return carried
+
+    def _alone(self, connection: Connection, ledger_id: str, message: Message, handler: Handler | None) -> Result:
+        if handler is None:
+            commands = [command_of(message)]
+            outcomes: list[Outcome] = _in_savepoint(connection, partial(self._handle, connection, ledger_id, commands))
+            return outcomes[0]
+        try:
+            result: Result = _in_savepoint(connection, partial(handler, message, connection.driver))
+        except Rejected as rejection:
+            return rejection
+        return result
+
+    def _handle(self, connection: Connection, ledger_id: str, commands: Sequence[Command]) -> list[Outcome]:
+        scope = f"inbox {_short(self.source)}"
+        return handle_as_guest(connection, commands, ledger_id, True, self.machines, scope=scope, brief=True)
+
+
+def command_of(message: Message) -> Command:
+    """
+    The command that a message asks for: type `ledger.deposit`, and its fields as data.
+
+    Unless it brings a key of its own, its place in its stream is its idempotency key.
+
+    Raises:
+        InvalidAmount, InvalidCommand: It asks for nothing that there is.
+    """
+    if not message.type.startswith(COMMAND_PREFIX):
+        raise LookupError(f"type {message.type!r} is no command of the ledger, and no handler was given for it")
+    if not isinstance(message.data, dict):
+        raise TypeError(f"data of a {message.type} is an object with the command's fields")
+    place = f"{message.stream}#{message.id if message.sequence is None else message.sequence}"
+    request: dict[str, Any] = {
+        "idempotency_key": _short(place),
+        **message.data,
+        "type": message.type[len(COMMAND_PREFIX) :],
+    }
+    return parse_command(json.dumps(request))
+
+
+def message_schemas() -> dict[str, dict[str, Any]]:
+    """The types of messages that are commands of the ledger, each with the JSON Schema of its data."""
+    schemas: dict[str, dict[str, Any]] = {}
+    for command in sorted(COMMAND_TYPES, key=lambda each: each.__name__):
+        schema = command.model_json_schema()
+        name = schema["properties"].pop("type")["const"]
+        schema["required"] = [each for each in schema.get("required", ()) if each != "type"]
+        schemas[f"{COMMAND_PREFIX}{name}"] = schema
+    return schemas
+
+
+def settle(message: Message, outcome: Result) -> Settled:
+    """What is kept of a message that was processed."""
+    return Settled(message, said(outcome), isinstance(outcome, Rejected))
+
+
+def said(outcome: Result) -> str:
+    """An outcome as it is kept."""
+    if isinstance(outcome, Done):
+        return canonical_json({"transaction_id": outcome.transaction.transaction_id})
+    if isinstance(outcome, Rejected):
+        return canonical_json({"rejected": outcome.code, "message": str(outcome)[:_ERROR_MAX]})
+    try:
+        return "{}" if outcome is None else json.dumps({"returned": outcome}, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError):
+        return "{}"
+
+
+def counts(tally: Tally) -> dict[str, int]:
+    """A tally by the names of its counters."""
+    return {each.name: getattr(tally, each.name) for each in fields(Tally)}
+
+
+def summed(tallies: Iterable[Tally]) -> Tally:
+    """Tallies added up."""
+    total = dict.fromkeys((each.name for each in fields(Tally)), 0)
+    for tally in tallies:
+        for name, number in counts(tally).items():
+            total[name] += number
+    return Tally(**total)
+
+
+def _run_max(standing: Standing, now: datetime) -> int:
+    """Nothing, as long as the next message waits to be tried again."""
+    if standing.attempts and standing.release_to < 0 and (standing.deadline is None or standing.deadline > now):
+        return 0
+    return RUN_MAX
+
+
+def _will_pass(error: Exception) -> bool:
+    """Whether the whole transaction is to be run again, because of what others did to it."""
+    return error.retryable if isinstance(error, LedgerError) else getattr(error, "sqlstate", None) in RETRYABLE
+
+
+def _in_savepoint(connection: Connection, work: Callable[[], Any]) -> Any:
+    connection.query("SAVEPOINT message")
+    try:
+        result = work()
+    except BaseException:
+        connection.undo("ROLLBACK TO SAVEPOINT message; RELEASE SAVEPOINT message")
+        raise
+    connection.query("RELEASE SAVEPOINT message")
+    return result
+
+
+def _short(name: str) -> str:
+    """A name as it is, or for one that is too long its hash."""
+    return name if len(name) <= _NAME_MAX else sha256(name.encode()).hexdigest()

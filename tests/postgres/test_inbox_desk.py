@@ -1,0 +1,232 @@
+"""What people do with an inbox: go on without, look for what is missing, replay what was wrong, forget contents."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from test_inbox import PATIENT, Psql, bank, deposit, withdrawal
+
+from ledger import Done, InsufficientFunds, InvalidCommand, Ledger, Retry, Strict, UndecodableMessage, Unordered
+from ledger.order.cursor import OnGap, Range, Status
+from ledger.order.message import Message
+from ledger.receiving import Handler
+
+__all__ = ["bank"]
+
+
+def shop(number: int, stream: str = "a") -> Message:
+    """An order of a shop, which nobody but a handler understands."""
+    return Message("shop", f"{stream}-{number}", "shop.ordered", stream, number)
+
+
+def test_person_goes_on_without_what_is_missing(bank: Ledger, psql: Psql) -> None:
+    """A parked stream goes on up to its next message, on record with who and why; what was missing is late then."""
+    inbox = bank.inbox("bank", Strict(timedelta(0)))
+    inbox.receive([deposit("alice", n) for n in (3, 4, 6)])
+    inbox.tick()
+    assert [gap.stream for gap in inbox.gaps(status=Status.PARKED)] == ["alice"]
+    assert inbox.gaps(status=Status.WAITING) == []
+    received = inbox.release("alice", actor="ann", note="the producer lost them")
+    assert [message.sequence for message, _ in received.outcomes] == [3, 4]
+    assert inbox.missing("alice") == [Range(5, 5)]
+    assert len(inbox.release("alice", 5, actor="bea").outcomes) == 1
+    assert inbox.gaps() == []
+    rows = psql.execute(
+        "SELECT first_sequence, last_sequence, reason, actor, note FROM inbox_releases ORDER BY first_sequence"
+    ).fetchall()
+    assert rows == [(1, 2, "decided", "ann", "the producer lost them"), (5, 5, "decided", "bea", None)]
+    assert inbox.receive([deposit("alice", 2)]).tally.late == 1
+    assert bank.balance("alice").posted.minor == 3_000
+
+
+@pytest.mark.parametrize("to", [0, 7, 99])
+def test_nothing_is_released_that_is_not_missing(bank: Ledger, to: int) -> None:
+    """A stream is not taken beyond what it has heard of, where nobody can know that something is missing."""
+    inbox = bank.inbox("bank", PATIENT)
+    inbox.receive([deposit("alice", n) for n in (2, 6)])
+    with pytest.raises(InvalidCommand, match="to"):
+        inbox.release("alice", to)
+    with pytest.raises(InvalidCommand, match="nothing of 'bob' is missing"):
+        inbox.release("bob")
+    assert inbox.missing("alice") == [Range(1, 1), Range(3, 5)]
+
+
+def test_completeness_tells_exactly_what_is_missing(bank: Ledger, psql: Psql) -> None:
+    """Per stream: the range of what was received, and what of it never arrived, gone on without or not."""
+    inbox = bank.inbox("bank", Strict(timedelta(0), on_gap=OnGap.RELEASE))
+    inbox.receive([deposit("alice", n) for n in (1, 2, 5, 6, 9)])
+    inbox.receive([deposit("bob", n) for n in (1, 2)])
+    inbox.tick()
+    found = {each.stream: each for each in inbox.completeness()}
+    assert (found["alice"].first, found["alice"].last, found["alice"].arrived) == (1, 9, 5)
+    assert found["alice"].missing == [Range(3, 4), Range(7, 8)]
+    assert (found["bob"].arrived, found["bob"].missing) == (2, [])
+    psql.execute("UPDATE inbox_messages SET received_at = '2026-01-01Z' WHERE stream = 'alice' AND sequence < 6")
+    recent = {each.stream: each for each in inbox.completeness(since=datetime(2026, 2, 1, tzinfo=UTC))}
+    assert (recent["alice"].first, recent["alice"].last, recent["alice"].missing) == (6, 9, [Range(7, 8)])
+    early = {each.stream: each for each in inbox.completeness(until=datetime(2026, 2, 1, tzinfo=UTC))}
+    assert (early["alice"].first, early["alice"].last, early["alice"].missing) == (1, 5, [Range(3, 4)])
+    assert "bob" not in early
+    assert [each.stream for each in inbox.completeness(stream="bob")] == ["bob"]
+
+
+def test_replay_changes_nothing_that_was_right(bank: Ledger) -> None:
+    """Everything through the same path again: the same outcomes, the same balances, as often as one likes."""
+    inbox = bank.inbox("bank", PATIENT)
+    inbox.receive([withdrawal("alice", 1), *[deposit("alice", n) for n in range(2, 5)], deposit("bob", 1)])
+    before = [bank.balance(name) for name in ("alice", "bob", "world")]
+    for dry_run in (True, False, False):
+        done = inbox.replay(dry_run=dry_run)
+        assert (done.replayed, done.changes, done.left, done.forgotten) == (4, [], 1, 0)
+    assert [bank.balance(name) for name in ("alice", "bob", "world")] == before
+
+
+def test_rejection_is_decided_again_when_asked_for(bank: Ledger) -> None:
+    """A rejection that was wrong is taken back by a replay that is told to, and reported; a dry run only reports."""
+    inbox = bank.inbox("bank", PATIENT)
+    inbox.receive([withdrawal("alice", 1), deposit("alice", 2)])
+    assert inbox.replay(rejected=False, dry_run=False).changes == []
+    for dry_run in (True, False):
+        (change,) = inbox.replay(rejected=True, dry_run=dry_run).changes
+        assert (change.message.sequence, '"rejected"' in change.before) == (1, True)
+        assert "transaction_id" in (change.after or "")
+        assert bank.balance("alice").posted.minor == (1_000 if dry_run else 0)
+    assert inbox.replay(rejected=True, dry_run=False).changes == []
+
+
+def test_handler_is_replayed_after_its_fault_was_mended(bank: Ledger) -> None:
+    """What a handler returned is its outcome: a replay through the mended one tells the difference."""
+    answers = {"a-1": 1, "a-2": 0}
+
+    def handle(message: Message, _: psycopg.Connection[Any]) -> int:
+        return answers[message.id]
+
+    inbox = bank.inbox("shop", PATIENT, handlers={"shop.ordered": handle})
+    inbox.receive([shop(1), shop(2)])
+    answers["a-2"] = 2
+    del answers["a-1"]
+    changes = inbox.replay(dry_run=False, first=1).changes
+    assert [(change.message.id, change.before, change.after, change.error) for change in changes] == [
+        ("a-1", '{"returned": 1}', None, "KeyError: 'a-1'"),
+        ("a-2", '{"returned": 0}', '{"returned": 2}', None),
+    ]
+    assert inbox.replay(first=2).changes == []
+
+
+def test_contents_are_forgotten_and_places_are_not(bank: Ledger, psql: Psql) -> None:
+    """After their time contents go; a copy is still a duplicate, another content still a conflict."""
+    inbox = bank.inbox("bank", PATIENT, keep=timedelta(hours=1), unordered=["ledger.deposit"])
+    inbox.receive([deposit("alice", 7), withdrawal("alice", 1), withdrawal("alice", 3)])
+    assert inbox.forget() == 0
+    for table in ("inbox_messages", "inbox_ids"):
+        psql.execute(f"UPDATE {table} SET received_at = received_at - interval '2 hours'".encode())
+    assert inbox.forget() == 2
+    assert inbox.forget() == 0
+    assert inbox.replay(dry_run=False).forgotten == 2
+    assert inbox.receive([deposit("alice", 7), withdrawal("alice", 1)]).tally.duplicates == 2
+    assert inbox.receive([withdrawal("alice", 1, "9 USD")]).tally.conflicts == 1
+    assert len(inbox.receive([withdrawal("alice", 2)]).outcomes) == 2
+
+
+def test_contents_need_not_be_kept_at_all(bank: Ledger, psql: Psql) -> None:
+    """With nothing to keep, what took effect leaves a hash; what waits is kept as long as it waits."""
+    inbox = bank.inbox("bank", PATIENT, keep=timedelta(0))
+    inbox.receive([deposit("alice", 1), deposit("alice", 3)])
+    select = "SELECT sequence FROM inbox_messages WHERE content IS NOT NULL"
+    assert psql.execute(select).fetchall() == [(3,)]
+    inbox.receive([deposit("alice", 2)])
+    assert psql.execute(select).fetchall() == []
+    assert bank.balance("alice").posted.minor == 3_000
+
+
+def test_type_without_turn_does_not_wait(bank: Ledger) -> None:
+    """Types that their producer does not count take effect at once, beside a stream that waits."""
+    inbox = bank.inbox("bank", PATIENT, unordered=["ledger.deposit"])
+    received = inbox.receive([deposit("alice", 9), withdrawal("alice", 2), withdrawal("alice", 1)])
+    assert [(message.sequence, type(outcome)) for message, outcome in received.outcomes] == [
+        (9, Done),
+        (1, Done),
+        (2, InsufficientFunds),
+    ]
+    assert inbox.receive([deposit("alice", 9)]).tally.duplicates == 1
+
+
+def test_rejection_is_counted(bank: Ledger) -> None:
+    """How often the rules refused is among the counters, in order and without."""
+    bank.inbox("bank", PATIENT).receive([withdrawal("alice", 1)])
+    inbox = bank.inbox("bank", Unordered())
+    inbox.receive([withdrawal("bob", 1)])
+    assert inbox.stats().counters["rejected"] == 2
+
+
+def test_handler_may_reject(bank: Ledger) -> None:
+    """What a handler's own commands are refused is the outcome of its message, and undoes what it did before."""
+
+    def handle(message: Message, connection: psycopg.Connection[Any]) -> object:
+        with bank.join(connection) as guest:
+            guest.deposit("alice", "1 USD", against="world")
+            return guest.withdraw("alice", "5 USD", against="world")
+
+    inbox = bank.inbox("shop", PATIENT, handlers={"shop.ordered": handle})
+    received = inbox.receive([shop(1), shop(2)])
+    assert [type(outcome) for _, outcome in received.outcomes] == [InsufficientFunds] * 2
+    assert received.failed == []
+    assert bank.balance("alice").version == 1
+
+
+def test_account_that_cannot_be_read_stops_its_own_stream_only(bank: Ledger, psql: Psql) -> None:
+    """One account's log is corrupt: its messages fail and are tried again, all others of the batch go on."""
+    bank.deposit("bob", "1 USD", against="world")
+    psql.execute("ALTER TABLE events DISABLE TRIGGER ALL")
+    psql.execute("DELETE FROM events WHERE stream = 'bob' AND version = 1")
+    psql.execute("ALTER TABLE events ENABLE ALWAYS TRIGGER append_only")
+    psql.execute("UPDATE balances SET version = 7 WHERE stream = 'bob'")
+    inbox = bank.inbox("bank", PATIENT, retry=Retry(attempts_max=1, park=True))
+    received = inbox.receive([deposit(stream, n) for n in (1, 2) for stream in ("alice", "bob", "carol")])
+    assert {message.stream for message, _ in received.outcomes} == {"alice", "carol"}
+    assert {message.stream for message, _ in received.failed} == {"bob"}
+    assert bank.balance("carol").posted.minor == 2_000
+
+
+@pytest.mark.parametrize("length", [249, 256])
+def test_source_may_have_a_long_name(bank: Ledger, length: int) -> None:
+    """Two sources with long names that begin alike do not take each other's messages for their own."""
+    for last in "ab":
+        source = "s" * (length - 1) + last
+        message = Message(source, "1", "ledger.deposit", "alice", 1, data=deposit("alice", 1).data)
+        (done,) = bank.inbox(source, PATIENT).receive([message]).outcomes
+        assert isinstance(done[1], Done)
+        assert not done[1].replayed
+    assert bank.balance("alice").posted.minor == 2_000
+
+
+def test_inbox_of_no_source_is_refused(bank: Ledger) -> None:
+    """A source has a name, and messages go to the inbox of their own."""
+    with pytest.raises(UndecodableMessage):
+        bank.inbox("", PATIENT)
+    with pytest.raises(InvalidCommand, match="'bank', not 'shop'"):
+        bank.inbox("shop", PATIENT).receive([deposit("alice", 1)])
+    with pytest.raises(InvalidCommand):
+        bank.inbox("bank", PATIENT, unordered="ledger.deposit")
+
+
+def test_dead_letters_are_found_by_stream_and_reason(bank: Ledger) -> None:
+    """Filters narrow them down; an id that is none, or unknown, is an error in words."""
+
+    def fail(message: Message, _: psycopg.Connection[Any]) -> None:
+        raise RuntimeError(message.id)
+
+    handlers: dict[str, Handler] = {"shop.ordered": fail}
+    inbox = bank.inbox("shop", PATIENT, retry=Retry(attempts_max=1), handlers=handlers)
+    inbox.receive([shop(1, stream) for stream in "abc"])
+    (letter,) = inbox.dead_letters(stream="b", why="failed")
+    assert inbox.dead_letter(letter.dead_letter_id).error == "RuntimeError: b-1"
+    assert inbox.dead_letters(why="undecodable") == []
+    for name in ("nonsense", "00000000-0000-0000-0000-000000000000"):
+        with pytest.raises(InvalidCommand):
+            inbox.dead_letter(name)
+    with pytest.raises(InvalidCommand, match="limit"):
+        inbox.dead_letters(limit=0)
