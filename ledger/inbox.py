@@ -100,7 +100,9 @@ class Inbox:
         while together := list(islice(arriving, TOGETHER_MAX)):
             for message in together:
                 if message.source != self.source:
-                    raise InvalidCommand("message", f"{message.id!r} is of source {message.source!r}, not {self.source!r}")
+                    raise InvalidCommand(
+                        "message", f"{message.id!r} is of source {message.source!r}, not {self.source!r}"
+                    )
             total = self._finish(total.add(self._together(together)))
         return total
 

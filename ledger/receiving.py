@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import psycopg
 
-from ledger.batch import Done, Outcome
+from ledger.batch import Done, Outcome, keyed_id
 from ledger.core.canonical import canonical_json
 from ledger.core.commands import COMMAND_TYPES, Command, parse_command
 from ledger.core.errors import LedgerError, Rejected
@@ -32,6 +32,9 @@ from ledger.storage.mailbox import Settled, Standing
 from ledger.writer import handle_as_guest
 
 COMMAND_PREFIX: Final = "ledger."
+_BY_KEY: Final = {"hold": "hold_key", "transaction_id": "transaction_key"}
+"""Who sends a message knows the key of an earlier one, not the id that its transaction got."""
+
 _NAME_MAX: Final = 200
 _ERROR_MAX: Final = 1_000
 
@@ -272,7 +275,7 @@ class Receiver:
                     if handler is not None or singly:
                         outcome = self._alone(connection, ledger_id, message, handler)
                     else:
-                        waiting.append((run, len(run.done), command_of(message)))
+                        waiting.append((run, len(run.done), self._command_of(message, ledger_id)))
                 except Exception as error:
                     if _will_pass(error):
                         raise
@@ -284,7 +287,7 @@ class Receiver:
 
     def _alone(self, connection: Connection, ledger_id: str, message: Message, handler: Handler | None) -> Result:
         if handler is None:
-            commands = [command_of(message)]
+            commands = [self._command_of(message, ledger_id)]
             outcomes: list[Outcome] = _in_savepoint(connection, partial(self._handle, connection, ledger_id, commands))
             return outcomes[0]
         try:
@@ -294,15 +297,22 @@ class Receiver:
         return result
 
     def _handle(self, connection: Connection, ledger_id: str, commands: Sequence[Command]) -> list[Outcome]:
-        scope = f"inbox {_short(self.source)}"
-        return handle_as_guest(connection, commands, ledger_id, True, self.machines, scope=scope, brief=True)
+        return handle_as_guest(connection, commands, ledger_id, True, self.machines, scope=self._scope, brief=True)
+
+    def _command_of(self, message: Message, ledger_id: str) -> Command:
+        return command_of(message, partial(keyed_id, ledger_id, self._scope))
+
+    @property
+    def _scope(self) -> str:
+        return f"inbox {_short(self.source)}"
 
 
-def command_of(message: Message) -> Command:
+def command_of(message: Message, id_of: Callable[[str], str]) -> Command:
     """
     The command that a message asks for: type `ledger.deposit`, and its fields as data.
 
-    Unless it brings a key of its own, its place in its stream is its idempotency key.
+    Unless it brings a key of its own, its place in its stream, `alice#7`, is its idempotency key.  By that key another
+    message can take it up again: `id_of` gives the id of its transaction.
 
     Raises:
         InvalidAmount, InvalidCommand: It asks for nothing that there is.
@@ -317,6 +327,10 @@ def command_of(message: Message) -> Command:
         **message.data,
         "type": message.type[len(COMMAND_PREFIX) :],
     }
+    for name, by_key in _BY_KEY.items():
+        if isinstance(key := request.get(by_key), str) and name not in request:
+            request[name] = id_of(key)
+            del request[by_key]
     return parse_command(json.dumps(request))
 
 
@@ -327,6 +341,11 @@ def message_schemas() -> dict[str, dict[str, Any]]:
         schema = command.model_json_schema()
         name = schema["properties"].pop("type")["const"]
         schema["required"] = [each for each in schema.get("required", ()) if each != "type"]
+        for field_name, by_key in _BY_KEY.items():
+            if field_name in schema["properties"]:
+                schema["properties"][by_key] = {"type": "string"}
+                schema["required"].remove(field_name)
+                schema["oneOf"] = [{"required": [field_name]}, {"required": [by_key]}]
         schemas[f"{COMMAND_PREFIX}{name}"] = schema
     return schemas
 

@@ -10,6 +10,7 @@ import pytest
 from test_cli import Answer, Program, answer, forking, program
 
 from ledger import Ledger
+from ledger.receiving import message_schemas
 
 __all__ = ["answer", "forking", "program"]
 
@@ -78,3 +79,112 @@ def test_the_incident_from_the_command_line(
     assert answer("ingest", file, "--source", "bank", "--format", "seed")[0] == 0
     assert answer("inbox", "gaps", "--source", "bank") == (0, {"source": "bank", "gaps": []})
     assert answer("inbox", "stats", "--source", "bank")[1]["counters"]["processed"] == 5
+
+
+def test_desk_of_the_inbox(bank: Ledger, program: Program, answer: Answer, tmp_path: Path) -> None:
+    """Parked streams, what is missing of them, and a person who goes on without: each with its exit code."""
+    file = lines(tmp_path / "m.jsonl", message(1, "deposit", "9 USD"), message(3, "withdraw", "5 USD"))
+    source = ("--source", "bank", "--max-wait", "0")
+    assert answer("ingest", file, *source, "--format", "seed")[0] == 0
+    assert answer("inbox", "tick", *source)[0] == 0
+    code, found = answer("inbox", "parked", *source)
+    assert (code, [gap["missing"] for gap in found["gaps"]]) == (1, [[[2, 2]]])
+    code, found = answer("inbox", "completeness", "--source", "bank", "--since", "2026-01-01T00:00:00Z")
+    assert (code, found["streams"], found["arrived"]) == (1, 1, 2)
+    assert found["incomplete"][0]["missing"] == [[2, 2]]
+    code, found = answer("inbox", "release", "alice", *source, "--actor", "ann", "--note", "lost")
+    assert (code, found["processed"]) == (0, 1)
+    assert answer("inbox", "parked", *source) == (0, {"source": "bank", "gaps": []})
+    assert str(bank.balance("alice").posted) == "4.00 USD"
+    refused = program("inbox", "release", "alice", *source)
+    assert (refused.returncode, "nothing of 'alice' is missing" in refused.stderr) == (2, True)
+    assert program("inbox", "completeness", *source, "--since", "yesterday").returncode == 2
+
+
+def test_replay_is_a_dry_run_unless_applied(bank: Ledger, program: Program, answer: Answer, tmp_path: Path) -> None:
+    """What would come out otherwise is reported with exit code 1; it lasts with --apply, and then is the same again."""
+    file = lines(tmp_path / "m.jsonl", message(1, "withdraw", "5 USD"), message(2, "deposit", "9 USD"))
+    assert answer("ingest", file, "--source", "bank", "--format", "seed")[0] == 1
+    replay = ("inbox", "replay", "--source", "bank", "--rejected")
+    code, tried = answer(*replay)
+    assert (code, tried["applied"], [change["sequence"] for change in tried["changes"]]) == (1, False, [1])
+    assert str(bank.balance("alice").posted) == "9.00 USD"
+    assert answer(*replay, "--apply")[0] == 1
+    assert str(bank.balance("alice").posted) == "4.00 USD"
+    assert answer(*replay)[0] == 0
+    assert "0 came out otherwise" in program("inbox", "replay", "--source", "bank").stdout
+    assert answer("inbox", "forget", "--source", "bank", "--keep-days", "0") == (0, {"forgotten": 2})
+
+
+@pytest.mark.usefixtures("bank")
+def test_dead_letters_in_bulk(program: Program, answer: Answer, tmp_path: Path) -> None:
+    """They are shown, exported so that `ingest` reads them, and decided about together, a dry run first."""
+    bad = [{**message(n, "deposit", "1 USD"), "type": "shop.ordered"} for n in (1, 2)]
+    source = ("--source", "bank", "--attempts", "1")
+    file = lines(tmp_path / "m.jsonl", *bad, "{")
+    assert program("ingest", file, *source, "--format", "seed").returncode == 1
+    listed = answer("dead-letters", "list", *source, "--why", "failed", "--stream", "alice")[1]["dead_letters"]
+    assert [letter["sequence"] for letter in sorted(listed, key=lambda letter: letter["sequence"])] == [1, 2]
+    name = listed[0]["dead_letter_id"]
+    assert answer("dead-letters", "show", name, *source)[1]["message"]["type"] == "shop.ordered"
+    exported = program("dead-letters", "export", *source, "--why", "failed", "--messages").stdout.splitlines()
+    assert {json.loads(line)["type"] for line in exported} == {"shop.ordered"}
+    both = ("--all", "--why", "failed", "--actor", "ann", "--note", "no shop here")
+    code, dry = answer("dead-letters", "discard", *source, *both, "--dry-run")
+    assert (code, len(dry["decided"]), dry["dry_run"]) == (0, 2, True)
+    assert len(answer("dead-letters", "list", *source)[1]["dead_letters"]) == 3
+    code, tried = answer("dead-letters", "requeue", *source, *both)
+    assert (code, len(tried["failed"])) == (1, 2)
+    assert answer("dead-letters", "discard", *source, *both)[0] == 0
+    left = answer("dead-letters", "list", *source)[1]["dead_letters"]
+    assert [letter["why"] for letter in left] == ["undecodable"]
+    shown = answer("dead-letters", "show", name, *source)[1]
+    assert (shown["state"], shown["decisions"][-1]["note"]) == ("discarded", "no shop here")
+    assert program("dead-letters", "discard", *source).returncode == 2
+    assert program("dead-letters", "discard", name, *source, "--all").returncode == 2
+    assert program("dead-letters", "show", "nonsense", *source).returncode == 2
+
+
+def test_batch_over_several_lines_is_read(bank: Ledger, answer: Answer, tmp_path: Path) -> None:
+    """A CloudEvents batch may be written as people write JSON; a batch a line may be followed by more."""
+    events = [
+        {
+            "specversion": "1.0",
+            "source": "bank",
+            "id": f"m{n}",
+            "type": "ledger.deposit",
+            "subject": "alice",
+            "sequence": f"{n:05}",
+            "data": {"account": "alice", "amount": "1 USD", "against": "world"},
+        }
+        for n in range(1, 5)
+    ]
+    file = lines(tmp_path / "batch.json", json.dumps(events[:2], indent=2))
+    assert answer("ingest", file, "--source", "bank")[1]["processed"] == 2
+    file = lines(tmp_path / "batches.jsonl", json.dumps(events[2:3]), json.dumps(events[3]))
+    assert answer("ingest", file, "--source", "bank")[1]["processed"] == 2
+    assert str(bank.balance("alice").posted) == "4.00 USD"
+
+
+def test_json_schema_of_every_type_is_printed(program: Program) -> None:
+    """The types of messages and their data, without a database."""
+    schemas = json.loads(program("ingest", "--json-schema").stdout)
+    assert schemas["ledger.deposit"]["required"] == ["account", "amount", "against"]
+    assert "hold_key" in schemas["ledger.capture"]["properties"]
+    assert len(schemas) == 18
+
+
+def test_readme_names_every_type_and_field() -> None:
+    """The table of message types is complete."""
+    table = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = table[table.index("| type |") : table.index("<!-- end of types -->")]
+    for name, schema in message_schemas().items():
+        (line,) = [line for line in table.splitlines() if f"`{name}`" in line]
+        own = set(schema["properties"]) - COMMON
+        assert {field for field in own if f"`{field}`" not in line and f"`{field}?`" not in line} == set(), name
+
+
+COMMON = {
+    *("actor", "causation_id", "correlation_id", "effective_at", "expected_versions", "idempotency_key", "metadata"),
+    "reference",
+}

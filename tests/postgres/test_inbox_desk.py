@@ -11,7 +11,7 @@ from test_inbox import PATIENT, Psql, bank, deposit, withdrawal
 
 from ledger import Done, InsufficientFunds, InvalidCommand, Ledger, Retry, Strict, UndecodableMessage, Unordered
 from ledger.order.cursor import OnGap, Range, Status
-from ledger.order.message import Message
+from ledger.order.message import Json, Message
 from ledger.receiving import Handler
 
 __all__ = ["bank"]
@@ -154,6 +154,20 @@ def test_type_without_turn_does_not_wait(bank: Ledger) -> None:
     assert inbox.receive([deposit("alice", 9)]).tally.duplicates == 1
 
 
+def test_message_takes_up_what_another_began(bank: Ledger) -> None:
+    """A capture and a reversal name the message that they are about by its key, since no producer knows our ids."""
+    data: Json = {"amount": "10 USD", "debit": "alice", "credit": "bob"}
+    sent = [
+        Message("bank", "m2", "ledger.hold", "alice", 2, data=data),
+        Message("bank", "m3", "ledger.capture", "alice", 3, data={"hold_key": "alice#2", "amount": "4 USD"}),
+        Message("bank", "m4", "ledger.release", "alice", 4, data={"hold_key": "alice#2"}),
+        Message("bank", "m5", "ledger.reverse", "alice", 5, data={"transaction_key": "alice#1", "amount": "6 USD"}),
+    ]
+    received = bank.inbox("bank", PATIENT).receive([*sent, deposit("alice", 1)])
+    assert [type(outcome) for _, outcome in received.outcomes] == [Done] * 5
+    assert (bank.balance("alice").posted.minor, bank.balance("bob").posted.minor) == (0, 400)
+
+
 def test_rejection_is_counted(bank: Ledger) -> None:
     """How often the rules refused is among the counters, in order and without."""
     bank.inbox("bank", PATIENT).receive([withdrawal("alice", 1)])
@@ -165,7 +179,7 @@ def test_rejection_is_counted(bank: Ledger) -> None:
 def test_handler_may_reject(bank: Ledger) -> None:
     """What a handler's own commands are refused is the outcome of its message, and undoes what it did before."""
 
-    def handle(message: Message, connection: psycopg.Connection[Any]) -> object:
+    def handle(_: Message, connection: psycopg.Connection[Any]) -> object:
         with bank.join(connection) as guest:
             guest.deposit("alice", "1 USD", against="world")
             return guest.withdraw("alice", "5 USD", against="world")
