@@ -18,7 +18,7 @@ def test_quick_comparison_reports_every_figure(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     results = json.loads(output.read_text(encoding="utf-8"))
     rates = results["transfers_per_second"]
-    assert len(rates) == 9
+    assert len(rates) == 11
     assert all(rate["median"] > 0 for rate in rates.values())
     assert [ratio["target"] for ratio in results["ratios"]] == [0.6, 2.0, 2.0, 3.0, None, None]
     assert results["conditions"]["fsync"] == "on"

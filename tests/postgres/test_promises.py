@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from sqlalchemy import URL, make_url
 
-from ledger import DatabaseUnavailable, InvalidCommand, Ledger, Rejected, Transfer
+from ledger import DatabaseUnavailable, InvalidCommand, Ledger, Message, Rejected, Retry, Strict, Transfer
 from ledger.core.commands import build
 from ledger.storage.tables import APPEND_ONLY
 
@@ -27,12 +27,16 @@ KEYS = {
     "transactions": "transaction_id",
     "events": "stream, version",
     "projection_repairs": "stream, repair_id",
+    "inbox_releases": "stream, source, first_sequence",
+    "dead_letter_decisions": "stream, source, dead_letter_id, recorded_at",
 }
 COLUMNS = {
     "identity": "created_at",
     "transactions": "reference",
     "events": "amount",
     "projection_repairs": "noticed_by",
+    "inbox_releases": "reason",
+    "dead_letter_decisions": "decision",
 }
 ATTACKS = {
     "update": "UPDATE {table} SET {column} = {column}",
@@ -61,6 +65,11 @@ def repaired(funded: Ledger, psql: Psql) -> Ledger:
     """A ledger with a row in every append-only table."""
     psql.execute("UPDATE balances SET posted_credits = 1 WHERE stream = 'alice'")
     assert funded.rebuild("alice") == ["alice"]
+    inbox = funded.inbox("shop", Strict(timedelta(0)), retry=Retry(attempts_max=1))
+    inbox.receive([Message("shop", f"o-{n}", "shop.ordered", "order-1", n) for n in (2, 3)])
+    inbox.release("order-1")
+    for letter in inbox.dead_letters():
+        inbox.discard(letter.dead_letter_id)
     return funded
 
 
