@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import rfc8785
-from hypothesis import find, given
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from samples import (
     LEDGER_ID,
@@ -185,7 +185,8 @@ def test_every_type_has_a_name_and_samples() -> None:
     """No type of event is without a name of its own, nor left out of what the properties draw."""
     assert {type(event) for event in NAMES.values()} == set(get_args(Event))
     for name in NAMES:
-        find(events, lambda event, name=name: payload_of(event)[0] == name)  # type: ignore[misc]
+        found = settings(phases=[Phase.generate], max_examples=2_000)
+        find(events, lambda event, name=name: payload_of(event)[0] == name, settings=found)  # type: ignore[misc]
 
 
 HELD, TAKEN, STATE, TERMS, PERIOD, STEP = (
