@@ -7,6 +7,7 @@ back, rebuilt, looked at, and clients come and go; none of it may make a differe
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,7 @@ from hypothesis.stateful import (
 from model import Answer, Model, Rejection, Request
 from sqlalchemy import URL
 
-from ledger import Command, Done, Ledger, Rejected, Timeouts, UnknownAccount, parse_command
+from ledger import Balance, Command, Done, Ledger, Rejected, Timeouts, UnknownAccount, parse_command
 
 EXAMPLES: Final = 30
 STEPS: Final = 40
@@ -111,6 +112,72 @@ def _openings() -> list[Request]:
 TWO_SIDED: Final = _two_sided()
 TRANSFERS: Final = [request for request in TWO_SIDED if request["type"] == "transfer"]
 OPENINGS: Final = _openings()
+
+
+def _holds() -> list[Request]:
+    """A hold between accounts that are there from the beginning: for ever, for long, or for a time that is over."""
+    return [
+        {"type": "hold", "amount": amount, "debit": debited, "credit": credited, **more}
+        for debited, credited, amounts in (
+            ("usd-1", "usd-0", ("1 USD", "2.50 USD", "20 USD")),
+            ("usd-0", "usd-1", ("1 USD", "100 USD")),
+            ("usd-0", "usd-2", ("3 USD", "90 USD")),
+            ("usd-2", "usd-1", ("2.50 USD", "0.01 USD")),
+            ("gold-1", "gold-0", ("0.5 GOLD", "1 GOLD", "0.0625 GOLD")),
+            ("usd-0", "nobody", ("1 USD",)),
+            ("usd-0", "gold-0", ("1 USD",)),
+        )
+        for amount in amounts
+        for more in ({}, {"expires_at": "2999-01-01T00:00:00Z"}, {"expires_at": "2020-01-01T00:00:00Z"})
+    ]
+
+
+HOLDS: Final = _holds()
+PARTS: Final = ("", "1 USD", "0.01 USD", "2.50 USD", "7 JPY", "0.5 GOLD", "100 USD")
+TAKEN_UP: Final[list[Request]] = [
+    {"type": kind, name: ago, **({"amount": part} if part else {}), **more}
+    for kind, name, mores in (
+        ("capture", "hold", ({}, {"final": True})),
+        ("release", "hold", ({},)),
+        ("reverse", "transaction_id", ({}, {"force": True})),
+    )
+    for ago in range(6)
+    for part in ("", *PARTS)
+    for more in mores
+]
+"""What takes a transaction up again, by how many of its kind were made since."""
+
+RULINGS: Final[list[Request]] = [
+    *(
+        {"type": kind, "account": name}
+        for kind in ("freeze", "unfreeze", "unfreeze", "close_account")
+        for name in NAMES
+    ),
+    *(
+        {"type": "change_account", "account": name, **limits}
+        for name in NAMES
+        for limits in (
+            {"min_balance": "unlimited"},
+            {"max_balance": "unlimited"},
+            {"min_balance": f"-1 {asset_of(name)}", "max_balance": f"1000 {asset_of(name)}"},
+            {"min_balance": f"9 {asset_of(name)}"},
+            {"max_balance": f"7 {asset_of(name)}"},
+            {"min_balance": "5 JPY"},
+        )
+    ),
+]
+STEPS_OF_TRIPS: Final[list[Request]] = [
+    *({"type": "begin", "machine": machine, "subject": f"t-{n}"} for n in range(3) for machine in ("trip", "tour")),
+    *(
+        {"type": "advance", "machine": "trip", "subject": f"t-{n}", "event": event}
+        for n in range(3)
+        for event in ("accept", "start", "end", "cancel", "fly")
+    ),
+]
+CLOSINGS: Final[list[Request]] = [
+    {"type": "close_period", "until": f"{day}T00:00:00Z"}
+    for day in ("2025-12-31", "2026-01-02", "2026-01-03", "2026-02-01", "2999-01-01")
+]
 DEFINITIONS: Final[list[Request]] = [
     {"type": "define_asset", "asset": asset, "scale": scale} for asset in ("GOLD", "SILK", "USD") for scale in (0, 3, 6)
 ]
@@ -155,11 +222,24 @@ drawn_commands = st.tuples(
         posts(),
         among(OPENINGS),
         among([*OPENINGS[:20], *DEFINITIONS]),
+        among([*HOLDS, *TAKEN_UP]),
+        among([*RULINGS, *STEPS_OF_TRIPS, *CLOSINGS]),
     ),
     among(CONTEXTS),
     among(EXPECTATIONS),
 )
 batches = st.lists(drawn_commands, min_size=1, max_size=4)
+lives = st.lists(
+    st.tuples(
+        st.one_of(among(HOLDS), among(TAKEN_UP), among(TAKEN_UP), among(STEPS_OF_TRIPS), among([*RULINGS, *CLOSINGS])),
+        among(CONTEXTS),
+        among(EXPECTATIONS[:10]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+"""What begins something that goes on later, and what goes on with it."""
+
 clients = st.integers(0, 1)
 
 
@@ -179,6 +259,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ever_tampered: set[str] = set()
         self.asked: list[Request] = []
         self.done: list[Done] = []
+        self.ids: dict[str, str] = {}
+        """The model's names of transactions → what they are called in the ledger."""
+
         self.clients = [Ledger.connect(self.url, pool_size=1, timeouts=IMPATIENT) for _ in range(2)]
         self.owner = psycopg.connect(self.url, autocommit=True, options="-c search_path=ledger -c lock_timeout=5s")
 
@@ -195,6 +278,10 @@ class LedgerMachine(RuleBasedStateMachine):
                 {"type": "open_account", "account": "gold-0", "asset": "GOLD", "account_type": "equity"},
                 _opening("gold-1", "GOLD", "expense", max_balance="1.5 GOLD"),
                 {"type": "transfer", "amount": "50 USD", "debit": "usd-0", "credit": "usd-1"},
+                {"type": "transfer", "amount": "1 GOLD", "debit": "gold-1", "credit": "gold-0"},
+                {"type": "hold", "amount": "20 USD", "debit": "usd-1", "credit": "usd-0"},
+                {"type": "hold", "amount": "7 USD", "debit": "usd-0", "credit": "usd-1"},
+                {"type": "begin", "machine": "trip", "subject": "t-0"},
             ],
         )
 
@@ -205,7 +292,14 @@ class LedgerMachine(RuleBasedStateMachine):
         self.asked += [request for request in requests if "idempotency_key" in request]
         self._compare(self.clients[client].handle, requests, scope=scope, atomic=atomic)
 
-    @rule(drawn=batches, client=clients, atomic=st.booleans())
+    @rule(drawn=lives, client=clients, atomic=st.booleans())
+    def go_on(self, drawn: list[Drawn], client: int, atomic: bool) -> None:
+        """Holds, what becomes of them, reversals, states, periods and trips."""
+        requests = [self._request(*each) for each in drawn]
+        self.asked += [request for request in requests if "idempotency_key" in request]
+        self._compare(self.clients[client].handle, requests, atomic=atomic)
+
+    @rule(drawn=batches | lives, client=clients, atomic=st.booleans())
     def ask_what_would_happen(self, drawn: list[Drawn], client: int, atomic: bool) -> None:
         """A dry run is answered like the real thing, and changes nothing."""
         requests = [self._request(*each) for each in drawn]
@@ -219,11 +313,11 @@ class LedgerMachine(RuleBasedStateMachine):
         request = {**request, **late, "idempotency_key": request["idempotency_key"], "expected_versions": {"usd-0": 2}}
         self._compare(self.clients[client].handle, [request], scope=scope)
 
-    @rule(turns=st.lists(batches, min_size=1, max_size=3), lasts=st.booleans())
+    @rule(turns=st.lists(batches | lives, min_size=1, max_size=3), lasts=st.booleans())
     def work_as_guest(self, turns: list[list[Drawn]], lasts: bool) -> None:
         """In an application's own transaction, which may come to nothing."""
         before = self.model
-        self.model = Model(before.accounts, before.assets, before.known)
+        self.model = copy.copy(before)
         done, asked = len(self.done), len(self.asked)
         with psycopg.connect(self.url) as lent:
             with self.clients[0].join(lent, accounts=ACCOUNTS) as guest:
@@ -235,6 +329,19 @@ class LedgerMachine(RuleBasedStateMachine):
                 lent.rollback()
                 self.model = before
                 del self.done[done:], self.asked[asked:]
+
+    @rule(client=clients, pair=among(HOLDS[::3]), is_swept=st.booleans())
+    def hold_until_it_falls_due(self, client: int, pair: Request, is_swept: bool) -> None:
+        """A hold whose time is over counts no more once its accounts are touched, or a sweeper came by."""
+        ((soon,),) = self.owner.execute(b"SELECT clock_timestamp() + interval '0.1 seconds'").fetchall()
+        (answer,) = self._compare(self.clients[client].handle, [{**pair, "expires_at": soon.isoformat()}])
+        if isinstance(answer, Rejection):
+            return
+        while not self.owner.execute(b"SELECT clock_timestamp() > %s", (soon,)).fetchall()[0][0]:
+            pass
+        self.model.holds[answer.name].is_due = True
+        if is_swept:
+            assert self.clients[1 - client].expire_holds() == self.model.expire(self.model.accounts)
 
     @rule(
         account=st.sampled_from(ACCOUNTS), how=st.sampled_from(sorted(TAMPERINGS)), look=st.booleans(), client=clients
@@ -268,10 +375,10 @@ class LedgerMachine(RuleBasedStateMachine):
         its = self.model.accounts[account]
         self._check_balance(ledger, account)
         version = its.version - ago % (its.version + 1)
-        assert str(ledger.balance(account, version=version).posted) == its.balance(version)
+        assert _amounts(ledger.balance(account, version=version)) == its.balance(version)
         history = ledger.history(account, after_version=version, limit=1000)
         assert [event.version for event in history] == list(range(version + 1, its.version + 1))
-        stated = [event.numbers[:2] for event in history if event.numbers is not None]
+        stated = [event.numbers for event in history if event.numbers is not None]
         assert stated == its.gross[version + 1 :]
 
     @rule(client=clients)
@@ -280,8 +387,8 @@ class LedgerMachine(RuleBasedStateMachine):
         ledger = self.clients[client]
         assert set(ledger.rebuild()) <= self.tampered
         self.tampered.clear()
-        lines = {line.account: str(line.balance.posted) for line in ledger.accounts(limit=1000)}
-        assert lines == {name: account.balance() for name, account in self.model.accounts.items()}
+        lines = {line.account: (_amounts(line.balance), line.terms.state) for line in ledger.accounts(limit=1000)}
+        assert lines == {name: (its.balance(), its.state) for name, its in self.model.accounts.items()}
         trial = ledger.trial_balance()
         assert trial.balanced
         assert self.model.trial_balance() == {
@@ -289,6 +396,23 @@ class LedgerMachine(RuleBasedStateMachine):
         }
         report = ledger.verify()
         assert report.ok, report.findings
+        for subject, states in self.model.trips.items():
+            assert ledger.state("trip", subject)[:3] == ("trip", subject, states[-1])
+
+    @rule(client=clients, account=st.sampled_from(ACCOUNTS))
+    def look_at_holds(self, client: int, account: str) -> None:
+        """Every hold on an account, with what became of it."""
+        if account not in self.model.accounts:
+            return
+        lines = {
+            str(line.hold): (line.state, *(each.minor for each in (line.captured, line.released, line.expired)))
+            for line in self.clients[client].holds(account, limit=1000)
+        }
+        assert lines == {
+            self.ids[name]: (held.state, held.captured, held.released, held.expired)
+            for name, held in self.model.holds.items()
+            if account in [side for side, _ in held.sides]
+        }
 
     @precondition(lambda self: self.done)
     @rule(client=clients, ago=st.integers(0, 1000))
@@ -331,44 +455,75 @@ class LedgerMachine(RuleBasedStateMachine):
     def _request(self, request: Request, context: Request, offsets: Mapping[str, int]) -> Request:
         """A command as it is sent; what it expects is mostly what is."""
         expected = {name: max(0, self.model.version(name) + offset) for name, offset in offsets.items()}
-        return {**request, **context, **({"expected_versions": expected} if expected else {})}
+        named = {
+            field: _ago(list(made), request[field])
+            for field, made in (("hold", self.model.holds), ("transaction_id", self.model.transactions))
+            if field in request
+        }
+        return {**request, **named, **context, **({"expected_versions": expected} if expected else {})}
 
-    def _compare(self, handle: Callable[..., list[Done | Rejected]], requests: Sequence[Request], **how: Any) -> None:
+    def _compare(
+        self, handle: Callable[..., list[Done | Rejected]], requests: Sequence[Request], **how: Any
+    ) -> list[Answer | Rejection]:
         """Send commands both ways and compare the answers in full."""
         expected = self.model.handle(requests, **how)
-        outcomes = handle([_parsed(request) for request in requests], **how)
+        outcomes = handle([self._parsed(request) for request in requests], **how)
         for request, outcome, answer in zip(requests, outcomes, expected, strict=True):
-            assert _told(outcome) == _foretold(answer), request
-        for outcome in outcomes:
-            if isinstance(outcome, Done) and not how.get("dry_run"):
+            assert self._told(outcome) == _foretold(answer), request
+        for outcome, answer in zip(outcomes, expected, strict=True):
+            if isinstance(outcome, Done) and isinstance(answer, Answer) and not how.get("dry_run"):
                 self.done.append(outcome)
+                self.ids[answer.name] = outcome.transaction.transaction_id
+        return expected
+
+    def _parsed(self, request: Request) -> Command:
+        named = {
+            field: self.ids.get(request[field], NOBODYS) for field in ("hold", "transaction_id") if field in request
+        }
+        return parse_command(json.dumps({**request, **named}))
+
+    def _told(self, outcome: Done | Rejected) -> object:
+        """What the ledger said, in plain values."""
+        if isinstance(outcome, Rejected):
+            left_out = _FACTS_LEFT_OUT.get(outcome.reason.value, ())
+            facts = {name: value for name, value in outcome.fields.items() if name not in left_out}
+            if "transaction_id" in facts:
+                names = {value: name for name, value in self.ids.items()}
+                facts["transaction_id"] = names.get(str(facts["transaction_id"]), "@0")
+            return outcome.reason.value, facts
+        balances = {name: (*_amounts(balance), balance.version) for name, balance in outcome.balances.items()}
+        return outcome.replayed, outcome.versions, balances
 
     def _check_balance(self, ledger: Ledger, account: str) -> None:
         its, balance = self.model.accounts[account], ledger.balance(account)
-        assert (str(balance.posted), balance.version) == (its.balance(), its.version), account
-        assert balance.available == balance.posted
+        assert (_amounts(balance), balance.version) == (its.balance(), its.version), account
 
 
 def _opening(account: str, asset: str, account_type: str, **limits: str) -> Request:
     return {"type": "open_account", "account": account, "asset": asset, "account_type": account_type, **limits}
 
 
-def _parsed(request: Request) -> Command:
-    return parse_command(json.dumps(request))
+def _ago(names: Sequence[str], ago: int) -> str:
+    """The last but so many, or nobody's."""
+    return names[-1 - ago % len(names)] if names and ago < 5 else "@0"
 
 
-def _told(outcome: Done | Rejected) -> object:
-    """What the ledger said, in plain values."""
-    if isinstance(outcome, Rejected):
-        facts = {name: value for name, value in outcome.fields.items() if outcome.reason not in _FACTS_LEFT_OUT}
-        facts.pop("cause", None)
-        return outcome.reason.value, facts
-    balances = {name: (str(balance.posted), balance.version) for name, balance in outcome.balances.items()}
-    return outcome.replayed, outcome.versions, balances
+def _amounts(balance: Balance) -> tuple[str, str, str]:
+    return str(balance.posted), str(balance.pending), str(balance.available)
 
 
-_FACTS_LEFT_OUT: Final = {"invalid_amount"}
-"""Reasons whose facts are texts for people, beyond what the model knows."""
+NOBODYS: Final = "01900000-0000-7000-8000-000000000000"
+"""The id of no transaction."""
+
+_FACTS_LEFT_OUT: Final = {
+    "invalid_amount": ("amount", "problem", "where"),
+    "atomic_batch": ("cause",),
+    "hold_not_open": ("hold",),
+    "not_reversible": ("problem",),
+    "transition_refused": ("allowed",),
+    "unknown_machine": ("known",),
+}
+"""Facts that are texts for people, or beyond what the model knows."""
 
 
 def _foretold(answer: Answer | Rejection) -> object:
