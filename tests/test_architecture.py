@@ -35,11 +35,12 @@ FLOW: Final = """
     receiving inbox                             | messages, once and in order
     lifecycle operations application            | the one public object
     ledger                                      | the public names
+    simulation                                  | the incident, at any scale
     testing settings wire                       | what surrounds it
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.upkeep
-    cli.incident cli.demo cli.program
+    cli.incident cli.demo cli.picture cli.simulate cli.program
     cli __main__
 """
 """
