@@ -1,5 +1,5 @@
 """
-The first comparison: `python -m benchmarks [--quick]`.
+The first comparison: `python -m benchmarks [--quick]`; the inbox's is `python -m benchmarks messages`.
 
 Every figure is taken in turn with the others, round after round; what counts is the ratio within a round, and of
 those the median.  Absolute figures say more about the machine than about anyone measured.
@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
+import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from rich.console import Console
-from rich.table import Column, Table
 from sqlalchemy import URL
 
+from benchmarks import messages
 from benchmarks.contestants import HandWritten, Ours, Peer
-from benchmarks.noise import Noise, listen
+from benchmarks.noise import listen
+from benchmarks.report import Ratio, Run, keep, results, show
 from benchmarks.server import conditions, server, settle
 
 SINGLE: Final = "ledger, single, 1 thread"
@@ -40,29 +39,19 @@ PEER_8: Final = "eventsourcing, 8 threads"
 
 _PGBENCH: Final = (PLAIN, PLAIN_8, FUNCTION, FUNCTION_8)
 
-# What is said, of whom, against the best of whom, and what is aimed at.
 RATIOS: Final = (
-    ("single / pgbench statements, 1 client", SINGLE, (PLAIN,), 0.6),
-    ("single, no key / pgbench statements, 1 client", UNKEYED, (PLAIN,), None),
-    ("single / pgbench function, 1 client", SINGLE, (FUNCTION,), None),
-    ("single / pgbench statements, 8 of each", SINGLE_8, (PLAIN_8,), None),
-    ("single / eventsourcing, 1 thread", SINGLE, (PEER,), 2.0),
-    ("single / eventsourcing, 8 threads", SINGLE_8, (PEER_8,), 2.0),
-    ("batches, 2 processes / pgbench statements, its best", APART, (PLAIN, PLAIN_8), 3.0),
-    ("batches, 1 process / pgbench statements, its best", BATCHES, (PLAIN, PLAIN_8), None),
-    ("batches, 2 processes / pgbench function, its best", APART, (FUNCTION, FUNCTION_8), None),
+    Ratio("single / pgbench statements, 1 client", SINGLE, (PLAIN,), 0.6),
+    Ratio("single, no key / pgbench statements, 1 client", UNKEYED, (PLAIN,), None),
+    Ratio("single / pgbench function, 1 client", SINGLE, (FUNCTION,), None),
+    Ratio("single / pgbench statements, 8 of each", SINGLE_8, (PLAIN_8,), None),
+    Ratio("single / eventsourcing, 1 thread", SINGLE, (PEER,), 2.0),
+    Ratio("single / eventsourcing, 8 threads", SINGLE_8, (PEER_8,), 2.0),
+    Ratio("batches, 2 processes / pgbench statements, its best", APART, (PLAIN, PLAIN_8), 3.0),
+    Ratio("batches, 1 process / pgbench statements, its best", BATCHES, (PLAIN, PLAIN_8), None),
+    Ratio("batches, 2 processes / pgbench function, its best", APART, (FUNCTION, FUNCTION_8), None),
 )
 
 Turns = Mapping[str, Callable[[float], float]]
-
-
-class Run(NamedTuple):
-    """One figure of one round, and the machine right before it."""
-
-    round: int
-    name: str
-    transfers_per_second: float
-    noise: Noise
 
 
 def main() -> None:
@@ -77,12 +66,9 @@ def main() -> None:
     console = Console()
     with server() as url:
         runs = _measure(url, rounds, seconds, console)
-        results = _results(runs, rounds) | {"seconds": seconds, "conditions": conditions(url)}
-    _print(results, console)
-    output = arguments.output or Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"  # noqa: TID251
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    console.print(f"kept in {output}")
+        found = results(runs, RATIOS, "transfers") | {"seconds": seconds, "conditions": conditions(url)}
+    show(found, "transfers", console)
+    keep(found, arguments.output, console)
 
 
 def _measure(url: URL, rounds: int, seconds: float, console: Console) -> list[Run]:
@@ -120,52 +106,8 @@ def _measure(url: URL, rounds: int, seconds: float, console: Console) -> list[Ru
     return runs
 
 
-def _results(runs: Sequence[Run], rounds: int) -> dict[str, Any]:
-    rates: dict[str, list[float]] = {}
-    for run in runs:
-        rates.setdefault(run.name, []).append(run.transfers_per_second)
-    ratios = []
-    for name, left, right, target in RATIOS:
-        best = [max(of_round) for of_round in zip(*(rates[contestant] for contestant in right), strict=True)]
-        by_round = [ours / theirs for ours, theirs in zip(rates[left], best, strict=True)]
-        ratios.append({"name": name, **_spread(by_round), "target": target})
-    noise = zip(*(run.noise for run in runs), strict=True)
-    return {
-        "rounds": rounds,
-        "transfers_per_second": {name: _spread(values) for name, values in rates.items()},
-        "ratios": ratios,
-        "noise": {field: _spread(values) for field, values in zip(Noise._fields, noise, strict=True)},
-        "runs": [run._asdict() | {"noise": run.noise._asdict()} for run in runs],
-    }
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": median(values), "min": min(values), "max": max(values)}
-
-
-def _print(results: Mapping[str, Any], console: Console) -> None:
-    rates = Table("transfers a second", *_right("median", "min", "max"))
-    for name, rate in results["transfers_per_second"].items():
-        rates.add_row(name, *_cells(rate, ",.0f"))
-    ratios = Table("ratio, round by round", *_right("median", "min", "max", "target"))
-    for ratio in results["ratios"]:
-        target = "" if ratio["target"] is None else f"≥ {ratio['target']:g}"
-        ratios.add_row(ratio["name"], *_cells(ratio, ".2f"), target)
-    noise = Table("the machine before each run", *_right("median", "min", "max"))
-    for field, shape in zip(Noise._fields, (",.0f", ".2f", ".1%"), strict=True):
-        noise.add_row(field.replace("_", " "), *_cells(results["noise"][field], shape))
-    for table in (rates, ratios, noise):
-        console.print(table)
-    console.print("on " + ", ".join(f"{name} {value}" for name, value in results["conditions"].items()))
-
-
-def _right(*headings: str) -> list[Column]:
-    return [Column(heading, justify="right") for heading in headings]
-
-
-def _cells(spread: Mapping[str, float], shape: str) -> list[str]:
-    return [format(spread[column], shape) for column in ("median", "min", "max")]
-
-
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["messages"]:
+        messages.main(sys.argv[2:])
+    else:
+        main()

@@ -22,3 +22,32 @@ def test_quick_comparison_reports_every_figure(tmp_path: Path) -> None:
     assert all(rate["median"] > 0 for rate in rates.values())
     assert sorted(ratio["target"] for ratio in results["ratios"] if ratio["target"]) == [0.6, 2.0, 2.0, 3.0]
     assert results["conditions"]["fsync"] == "on"
+
+
+def test_quick_comparison_of_messages_reports_every_figure(tmp_path: Path) -> None:
+    """One short round takes in messages in every way, and relates the inbox to plain commands."""
+    output = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "messages", "--quick", "--output", str(output)]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+
+    assert done.returncode == 0, done.stderr
+    results = json.loads(output.read_text(encoding="utf-8"))
+    rates = results["messages_per_second"]
+    assert len(rates) == 4
+    assert all(rate["median"] > 0 for rate in rates.values())
+    assert [ratio["target"] for ratio in results["ratios"]] == [0.6, 0.35, None]
+
+
+def test_quick_look_at_memory_samples_it(tmp_path: Path) -> None:
+    """A consumer in a process of its own tells its memory while messages pass through it."""
+    output = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "messages", "--quick", "--memory", "--output", str(output)]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+
+    assert done.returncode == 0, done.stderr
+    results = json.loads(output.read_text(encoding="utf-8"))
+    assert results["messages"] >= 2_000
+    assert len(results["samples"]) >= 2
+    assert results["megabytes_peak"] >= results["samples"][0]["megabytes"] > 0

@@ -157,8 +157,13 @@ def desk(bank: Ledger, psql: Psql) -> Desk:
 # The connection breaks
 
 
-@pytest.mark.parametrize("point", Point)
-@pytest.mark.parametrize("how", ["cut", "terminated"])
+CUT: Final = [
+    pytest.param("cut", point, marks=() if point is Point.UNSENT else pytest.mark.campaign) for point in Point
+]
+TERMINATED: Final = [pytest.param("terminated", point, marks=pytest.mark.campaign) for point in Point]
+
+
+@pytest.mark.parametrize(("how", "point"), [*CUT, *TERMINATED])
 def test_lost_connection_loses_no_message(
     desk: Desk, ledger_url: str, proxy: FaultyProxy, terminate: Strike, point: Point, how: str
 ) -> None:
