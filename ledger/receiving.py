@@ -279,7 +279,7 @@ class Receiver:
                 except Exception as error:
                     if _will_pass(error):
                         raise
-                    run.failure = Failed(message, f"{type(error).__name__}: {error}"[:_ERROR_MAX])
+                    run.failure = Failed(message, _told(error))
                     break
                 run.done.append((message, outcome))
         flush()
@@ -393,14 +393,21 @@ def _will_pass(error: Exception) -> bool:
     return error.retryable if isinstance(error, LedgerError) else getattr(error, "sqlstate", None) in RETRYABLE
 
 
+def _told(error: Exception) -> str:
+    """An error as a text that PostgreSQL can hold, whatever a handler put into it."""
+    text = f"{type(error).__name__}: {error}"[:_ERROR_MAX]
+    return text.replace("\0", "\\0").encode(errors="backslashreplace").decode()
+
+
 def _in_savepoint(connection: Connection, work: Callable[[], Any]) -> Any:
     connection.query("SAVEPOINT message")
     try:
         result = work()
+        # Refused where a handler swallowed an error of the database: then it failed, whatever it says.
+        connection.query("RELEASE SAVEPOINT message")
     except BaseException:
         connection.undo("ROLLBACK TO SAVEPOINT message; RELEASE SAVEPOINT message")
         raise
-    connection.query("RELEASE SAVEPOINT message")
     return result
 
 

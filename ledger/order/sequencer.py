@@ -312,7 +312,9 @@ class _Course:
         due = self._due() if run_max else 0
         excess = self.waiting - due - self.policy.max_buffered
         if excess > 0:
-            self.overflow += (NotTaken(message, Why.NO_ROOM) for message in self._left(due)[-excess:])
+            # Held back, too, the next one keeps its place: it is what the others wait for.
+            first = due or min(self._due(), 1)
+            self.overflow += (NotTaken(message, Why.NO_ROOM) for message in self._left(first)[-excess:])
 
     def decision(self, received: int) -> Decision:
         """Sum it up."""

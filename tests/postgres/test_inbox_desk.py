@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -244,3 +245,50 @@ def test_dead_letters_are_found_by_stream_and_reason(bank: Ledger) -> None:
             inbox.dead_letter(name)
     with pytest.raises(InvalidCommand, match="limit"):
         inbox.dead_letters(limit=0)
+
+
+def test_error_of_a_handler_is_kept_whatever_it_says(bank: Ledger) -> None:
+    """An error text that PostgreSQL cannot hold is kept all the same, and the message is no poison for its batch."""
+
+    def fail(message: Message, _: psycopg.Connection[Any]) -> None:
+        raise ValueError(f"\0 and \ud800 in {message.id}")
+
+    inbox = bank.inbox("shop", PATIENT, retry=Retry(attempts_max=1), handlers={"shop.ordered": fail})
+    assert len(inbox.receive([shop(1), shop(1, "b")]).failed) == 2
+    assert {letter.error for letter in inbox.dead_letters()} == {
+        f"ValueError: \\0 and \\ud800 in {name}-1" for name in "ab"
+    }
+
+
+def test_handler_that_swallows_an_error_of_the_database_has_failed(bank: Ledger) -> None:
+    """PostgreSQL has given up on what it did: its message is tried again, and its neighbour is done."""
+
+    def careless(message: Message, connection: psycopg.Connection[Any]) -> None:
+        if message.stream == "a":
+            with suppress(psycopg.Error):
+                connection.execute("SELECT 1 / 0")
+
+    inbox = bank.inbox("shop", PATIENT, handlers={"shop.ordered": careless})
+    received = inbox.receive([shop(1), shop(1, "b")])
+    assert [message.stream for message, _ in received.failed] == ["a"]
+    assert [message.stream for message, _ in received.outcomes] == ["b"]
+
+
+def test_message_that_is_tried_again_keeps_its_place(bank: Ledger) -> None:
+    """However full the buffer behind it, what the others wait for is not set aside."""
+    broken = {"a-1"}
+
+    def flaky(message: Message, _: psycopg.Connection[Any]) -> None:
+        if message.id in broken:
+            raise RuntimeError(message.id)
+
+    policy = Strict(timedelta(hours=1), max_buffered=2)
+    retry = Retry(attempts_max=9, delay=timedelta(0))
+    inbox = bank.inbox("shop", policy, retry=retry, handlers={"shop.ordered": flaky})
+    inbox.receive([shop(n) for n in range(1, 6)])
+    assert [gap.missing for gap in inbox.gaps()] == [] or inbox.gaps()[0].missing == 1
+    broken.clear()
+    inbox.tick()
+    inbox.receive([shop(n) for n in range(1, 6)])
+    assert inbox.gaps() == []
+    assert inbox.dead_letters() == []
