@@ -23,7 +23,7 @@ from ledger.core.errors import ConcurrencyError, InvalidCommand, LedgerError
 from ledger.core.fields import TEXT, checked
 from ledger.order.cursor import Range, Status, Tally
 from ledger.order.message import Message
-from ledger.receiving import Received, Receiver, said, settle
+from ledger.receiving import Received, Receiver, Unordered, said, settle
 from ledger.storage import dead_letters, inbox_queries, mailbox, projector
 from ledger.storage.database import RETRYABLE, Connection, Database
 from ledger.storage.dead_letters import DeadLetter, LetterDecision
@@ -109,7 +109,9 @@ class Inbox:
     def tick(self) -> Received:
         """Act on deadlines that have come: gaps that outlasted their wait, messages to be tried again."""
         total = _nothing()
-        after = ""
+        after: str | None = None
+        if isinstance(self.policy, Unordered):
+            return total
         while due := self._database.ask(partial(mailbox.due, source=self.source, after=after, limit=TOGETHER_MAX)):
             total = self._finish(total.add(self._advance(due)))
             after = due[-1]
@@ -133,6 +135,8 @@ class Inbox:
         Raises:
             InvalidCommand: Nothing of this stream is missing, or it has never heard of `to`.
         """
+        if isinstance(self.policy, Unordered):
+            raise InvalidCommand("policy", "an unordered stream waits for nothing")
         return self._finish(
             self._in_transaction(lambda connection, singly: self._release(connection, stream, to, actor, note, singly))
         )
@@ -141,7 +145,7 @@ class Inbox:
         """What the inbox has counted of this source, and how it stands now."""
         return self._database.ask(partial(inbox_queries.stats, source=self.source))
 
-    def gaps(self, *, status: Status | None = None, after: str = "", limit: int = 100) -> list[Gap]:
+    def gaps(self, *, status: Status | None = None, after: str | None = None, limit: int = 100) -> list[Gap]:
         """
         The streams that wait for a message, in order of their names, and which one they miss first.
 
@@ -163,8 +167,8 @@ class Inbox:
 
         Also what a stream went on without is told.  Pages through all streams of the source, or looks at one.
         """
-        after: str | None = ""
-        while after is not None:
+        after: str | None = None
+        while True:
             page, after = self._database.ask(
                 partial(
                     inbox_queries.completeness,
@@ -177,6 +181,8 @@ class Inbox:
                 )
             )
             yield from page
+            if after is None:
+                break
 
     def dead_letters(
         self,
@@ -343,6 +349,10 @@ class Inbox:
         return _nothing()
 
     def _open_letter(self, connection: Connection, asked: Verdict) -> DeadLetter:
+        letter = dead_letters.letter(connection, self.source, asked[0])
+        if letter is not None and letter.sequence is not None and self._receiver.is_ordered(letter.message):
+            # Before the letter, as who receives for its stream does.
+            mailbox.lock_streams(connection, self.source, [letter.stream])
         letter = dead_letters.letter(connection, self.source, asked[0], lock=True)
         if letter is None or letter.state != "open":
             state = "not one of this source" if letter is None else letter.state

@@ -118,6 +118,9 @@ class Receiver:
         for message in messages:
             (arriving if self.is_ordered(message) else whenever).setdefault(message.stream, []).append(message)
         came = Received(Tally(), [], [], [])
+        if arriving and whenever:
+            # Before anything else, by whoever locks any.
+            mailbox.lock_streams(connection, self.source, sorted(arriving))
         if whenever:
             came = came.add(self._receive_unordered(connection, ledger_id, whenever, singly))
         if arriving:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -28,8 +29,8 @@ from ledger.order.message import Message
 from ledger.receiving import Received, Retry, Unordered, message_schemas
 from ledger.storage.inbox_queries import Gap
 
-LINE_BYTES_MAX: Final = 256 * 1024
 _TOGETHER: Final = 1_000
+_DAYS_MAX: Final = 365_000
 _SHOWN: Final = 20
 _ORDER: Final = "Order"
 
@@ -182,18 +183,18 @@ def stats(source: Source, target: Target) -> int:
     return 0
 
 
-After = Annotated[str, typer.Option(help="Streams after this one.", metavar="STREAM")]
+After = Annotated[str | None, typer.Option(help="Streams after this one.", metavar="STREAM")]
 Limit = Annotated[int, typer.Option(help="Rows at most, up to 1,000.")]
 
 
 @command
-def gaps(source: Source, target: Target, after: After = "", limit: Limit = 100) -> int:
+def gaps(source: Source, target: Target, after: After = None, limit: Limit = 100) -> int:
     """List the streams that wait, and exactly what each of them misses; exit code 1 if any does."""
     return _waiting(source, target, None, after, limit)
 
 
 @command
-def parked(source: Source, target: Target, after: After = "", limit: Limit = 100) -> int:
+def parked(source: Source, target: Target, after: After = None, limit: Limit = 100) -> int:
     """
     List the streams that no time will help; exit code 1 if there are any.
 
@@ -202,7 +203,7 @@ def parked(source: Source, target: Target, after: After = "", limit: Limit = 100
     return _waiting(source, target, Status.PARKED, after, limit)
 
 
-def _waiting(source: Source, target: Target, status: Status | None, after: str, limit: int) -> int:
+def _waiting(source: Source, target: Target, status: Status | None, after: str | None, limit: int) -> int:
     with opened(target.settings) as ledger:
         inbox = source.of(ledger)
         found = [(gap, inbox.missing(gap.stream)) for gap in inbox.gaps(status=status, after=after, limit=limit)]
@@ -304,7 +305,9 @@ def replay(
 def forget(
     source: Source,
     target: Target,
-    keep_days: Annotated[float, typer.Option(help="How long contents are kept.", min=0, show_default=False)],
+    keep_days: Annotated[
+        float, typer.Option(help="How long contents are kept.", min=0, max=_DAYS_MAX, show_default=False)
+    ],
 ) -> int:
     """Give up the contents of messages that took effect longer ago; cursors and outcomes stay for ever."""
     with opened(target.settings) as ledger, progress("messages", None) as watch:
@@ -383,7 +386,7 @@ def _read(read: Decoder, line: bytes, source: str) -> list[Message | Undecodable
 
 def _unreadable(line: bytes, source: str) -> Message:
     """A line that is no message, as one that can be kept."""
-    text = line[:4096].decode(errors="replace").replace("\0", "")
+    text = line[:20_000].decode(errors="replace").replace("\0", "")
     return Message(source, sha256(line).hexdigest()[:32], "ledger.undecodable", data={"line": text})
 
 
@@ -391,30 +394,48 @@ def _batches(file: str) -> Iterator[list[tuple[int, bytes]]]:
     """The lines of a file with their numbers, some at a time."""
     stream = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115  (closed below)
     together: list[tuple[int, bytes]] = []
+    size = 0
     with stream:
         for number, line in enumerate(_lines(stream), 1):
             if line.strip():
                 together.append((number, line))
-            if len(together) == _TOGETHER:
+                size += len(line)
+            if len(together) == _TOGETHER or size > BODY_BYTES_MAX:
                 yield together
-                together = []
+                together, size = [], 0
     if together:
         yield together
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """The lines; all of them as one, if they are a batch that somebody has written over several lines."""
-    first = stream.readline(LINE_BYTES_MAX + 1)
-    if first.lstrip().startswith(b"[") and not _is_whole(first):
-        yield first + stream.read(BODY_BYTES_MAX + 1 - len(first))
-        return
-    rest = iter(lambda: stream.readline(LINE_BYTES_MAX + 1), b"")
-    yield from chain([first] if first else [], rest)
+    """
+    The lines; all of them as one, if they are a batch that somebody has written over several lines.
+
+    A line that is too long to be read comes as far as it was read: what follows in it is no line of its own.
+    """
+    first = _line(stream)
+    early: list[bytes] = []
+    if first.removeprefix(BOM_UTF8).lstrip().startswith(b"[") and not _is_whole(first):
+        size = len(first)
+        while size <= BODY_BYTES_MAX and (line := _line(stream)):
+            early.append(line)
+            size += len(line)
+        if size <= BODY_BYTES_MAX and _is_whole(whole := b"".join([first, *early])):
+            yield whole
+            return
+    yield from chain([first] if first else [], early, iter(lambda: _line(stream), b""))
+
+
+def _line(stream: BinaryIO) -> bytes:
+    line = part = stream.readline(BODY_BYTES_MAX + 1)
+    while len(part) > BODY_BYTES_MAX and not part.endswith(b"\n"):
+        part = stream.readline(BODY_BYTES_MAX + 1)
+    return line
 
 
 def _is_whole(line: bytes) -> bool:
     try:
-        json.loads(line)
-    except ValueError:
+        json.loads(line.removeprefix(BOM_UTF8))
+    except (ValueError, RecursionError):
         return False
     return True

@@ -10,8 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Final
 
 from ledger.order.message import SEQUENCE_MAX, Message
+
+_WAIT_MAX: Final = timedelta(days=365_000)
+"""A deadline has to be a date."""
 
 
 class OnGap(StrEnum):
@@ -82,8 +86,8 @@ class Strict:
     start: int | None = 1
 
     def __post_init__(self) -> None:
-        if self.max_wait < timedelta(0) or self.max_buffered < 1:
-            raise ValueError("max_wait is not negative, and max_buffered at least 1")
+        if not timedelta(0) <= self.max_wait <= _WAIT_MAX or self.max_buffered < 1:
+            raise ValueError(f"max_wait is from 0 to {_WAIT_MAX.days} days, and max_buffered at least 1")
         if self.start is not None and not 0 <= self.start <= SEQUENCE_MAX:
             raise ValueError(f"start is from 0 to {SEQUENCE_MAX}")
 

@@ -6,6 +6,7 @@ For people and their reports; nothing here is on the way of a message.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
@@ -14,6 +15,7 @@ from ledger.order.cursor import Range, Status
 from ledger.order.message import Message
 from ledger.storage import dead_letters
 from ledger.storage.database import Connection, Statement
+from ledger.storage.mailbox import beyond
 from ledger.storage.store import in_utc, plain_array, readable, text_array
 
 RANGES_MAX: Final = 1_000
@@ -32,7 +34,7 @@ FROM {schema}.inbox_streams WHERE source = %s
 GAPS: Final = f"""
 SELECT s.stream, s.last_sequence + 1, s.highest_sequence, s.held, s.status, {readable("s.waiting_since")}, s.last_error
 FROM {{schema}}.inbox_streams AS s
-WHERE s.source = %s AND s.status <> 'flowing' AND s.status = ANY(%s::text[]) AND s.stream > %s
+WHERE s.source = %s AND s.status <> 'flowing' AND s.status = ANY(%s::text[]) AND s.stream >= %s
 ORDER BY s.stream LIMIT %s
 """
 
@@ -67,16 +69,24 @@ FROM ordered WHERE first <= last AND first <= %(to)s
 
 STREAMS: Final = """
 SELECT s.stream, s.start_sequence, s.highest_sequence, s.status FROM {schema}.inbox_streams AS s
-WHERE s.source = %s AND s.stream > %s AND coalesce(s.stream = %s, true) AND s.start_sequence IS NOT NULL
+WHERE s.source = %s AND s.stream >= %s AND coalesce(s.stream = %s, true) AND s.start_sequence IS NOT NULL
 ORDER BY s.stream LIMIT %s
 """
 
-# The sequences that came in the time asked about span a range; who is in it may have come at any time.
+# The sequences that came in the time asked about span a range, and with it what is missing just before them; who is in
+# it may have come at any time.
 SPANS: Final = """
-SELECT m.stream, min(m.sequence), max(m.sequence) FROM {schema}.inbox_messages AS m
-WHERE m.stream = ANY(%s::text[]) AND m.source = %s
-  AND coalesce(m.received_at >= %s::timestamptz, true) AND coalesce(m.received_at < %s::timestamptz, true)
-GROUP BY m.stream
+SELECT r.stream, coalesce(b.sequence + 1, least(s.start_sequence, r.first)), r.last FROM (
+    SELECT m.stream, m.source, min(m.sequence) AS first, max(m.sequence) AS last FROM {schema}.inbox_messages AS m
+    WHERE m.stream = ANY(%s::text[]) AND m.source = %s
+      AND coalesce(m.received_at >= %s::timestamptz, true) AND coalesce(m.received_at < %s::timestamptz, true)
+    GROUP BY m.stream, m.source
+) AS r
+JOIN {schema}.inbox_streams AS s ON s.stream = r.stream AND s.source = r.source
+LEFT JOIN LATERAL (
+    SELECT m.sequence FROM {schema}.inbox_messages AS m
+    WHERE m.stream = r.stream AND m.source = r.source AND m.sequence < r.first ORDER BY m.sequence DESC LIMIT 1
+) AS b ON true
 """
 
 ARRIVED: Final = """
@@ -197,7 +207,7 @@ class Kept(NamedTuple):
     @property
     def rejected(self) -> bool:
         """Whether the rules refused it."""
-        return self.outcome.startswith('{"') and '"rejected":' in self.outcome
+        return "rejected" in json.loads(self.outcome)
 
 
 def stats(connection: Connection, source: str) -> Stats:
@@ -207,12 +217,12 @@ def stats(connection: Connection, source: str) -> Stats:
     return Stats(dict(counted), streams, held, parked, oldest)
 
 
-def gaps(connection: Connection, source: str, status: Status | None, after: str, limit: int) -> list[Gap]:
+def gaps(connection: Connection, source: str, status: Status | None, after: str | None, limit: int) -> list[Gap]:
     """The streams of a source that wait."""
     wanted = [Status.WAITING, Status.PARKED] if status is None else [status]
     return [
         Gap._make((*row[:5], None if row[5] is None else in_utc(row[5]), row[6]))
-        for row in connection.query(GAPS, (source, text_array(wanted), after, limit))
+        for row in connection.query(GAPS, (source, text_array(wanted), beyond(after), limit))
     ]
 
 
@@ -233,11 +243,11 @@ def completeness(
     stream: str | None,
     since: datetime | None,
     until: datetime | None,
-    after: str,
+    after: str | None,
     limit: int,
 ) -> tuple[list[Completeness], str | None]:
     """For each of a page of streams, and the last of the page; None where it was the last page."""
-    rows = connection.query(STREAMS, (source, after, stream, limit))
+    rows = connection.query(STREAMS, (source, beyond(after), stream, limit))
     names = text_array(row[0] for row in rows)
     spans = {row[0]: (row[1], row[2]) for row in connection.query(SPANS, (names, source, since, until))}
     found: dict[str, Completeness] = {}

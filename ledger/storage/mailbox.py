@@ -50,13 +50,23 @@ _KEPT: Final = "m.stream, m.sequence, m.message_id, m.digest, m.state"
 
 BY_SEQUENCE: Final = f"""
 SELECT {_KEPT}, NULL FROM unnest(%s::text[], %s::bigint[]) AS w (stream, sequence)
-JOIN {{schema}}.inbox_messages AS m ON m.stream = w.stream AND m.source = %s AND m.sequence = w.sequence
+CROSS JOIN LATERAL (
+    SELECT * FROM {{schema}}.inbox_messages AS k
+    WHERE k.stream = w.stream AND k.source = %s AND k.sequence = w.sequence OFFSET 0
+) AS m
+"""
+"""
+OFFSET 0 keeps PostgreSQL from joining the whole source: a plan that was made while the table was empty, and is kept
+by the connection, would do that until the first ANALYZE.
 """
 
 BY_ID: Final = f"""
 SELECT DISTINCT ON (m.stream, m.message_id) {_KEPT}, NULL
 FROM unnest(%s::text[], %s::text[]) AS w (stream, message_id)
-JOIN {{schema}}.inbox_messages AS m ON m.stream = w.stream AND m.source = %s AND m.message_id = w.message_id
+CROSS JOIN LATERAL (
+    SELECT * FROM {{schema}}.inbox_messages AS k
+    WHERE k.stream = w.stream AND k.source = %s AND k.message_id = w.message_id OFFSET 0
+) AS m
 ORDER BY m.stream, m.message_id, m.sequence
 """
 
@@ -76,8 +86,11 @@ JOIN {schema}.inbox_releases AS r
 """
 
 KNOWN_IDS: Final = """
-SELECT k.stream, k.message_id, k.digest FROM unnest(%s::text[], %s::text[]) AS w (stream, message_id)
-JOIN {schema}.inbox_ids AS k ON k.stream = w.stream AND k.source = %s AND k.message_id = w.message_id
+SELECT m.stream, m.message_id, m.digest FROM unnest(%s::text[], %s::text[]) AS w (stream, message_id)
+CROSS JOIN LATERAL (
+    SELECT * FROM {schema}.inbox_ids AS k
+    WHERE k.stream = w.stream AND k.source = %s AND k.message_id = w.message_id OFFSET 0
+) AS m
 """
 
 SET_ASIDE: Final = """
@@ -165,8 +178,9 @@ WHERE stream = %s AND source = %s
 
 DUE: Final = """
 SELECT stream FROM {schema}.inbox_streams
-WHERE source = %s AND deadline <= clock_timestamp() AND stream > %s ORDER BY stream LIMIT %s
+WHERE source = %s AND deadline <= now() AND stream >= %s ORDER BY stream LIMIT %s
 """
+"""Not clock_timestamp(), which no index can be asked for."""
 
 
 class Standing(NamedTuple):
@@ -236,9 +250,14 @@ def glimpses(connection: Connection, source: str, lookups: Mapping[str, Lookup])
     }
 
 
-def due(connection: Connection, source: str, after: str, limit: int) -> list[str]:
+def due(connection: Connection, source: str, after: str | None, limit: int) -> list[str]:
     """Streams whose deadline has come."""
-    return [stream for (stream,) in connection.query(DUE, (source, after, limit))]
+    return [stream for (stream,) in connection.query(DUE, (source, beyond(after), limit))]
+
+
+def beyond(stream: str | None) -> str:
+    """The least name after that of a stream, or of all: the stream that has none is named ""."""
+    return "" if stream is None else f"{stream}\x01"
 
 
 def known_ids(connection: Connection, source: str, messages: Sequence[Message]) -> dict[tuple[str, str], bytes]:

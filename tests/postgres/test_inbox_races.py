@@ -286,3 +286,42 @@ def test_two_people_who_go_on_without_the_same_message(bank: Ledger, psql: Psql,
         late = [letter.message.sequence for letter in inbox.dead_letters(stream=stream)]
         assert (came[:2].count("done"), shop.orders(stream), late) in [(0, [1, 2, 3], []), (1, [1, 3], [2])]
     assert_sound(bank, ledger_url)
+
+
+def wait_until_blocked(psql: Psql) -> None:
+    """Wait until somebody waits for a lock."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    tick = threading.Event()
+    for _ in range(100 * SECONDS):
+        if psql.execute(waiting).fetchall() != [(0,)]:
+            return
+        tick.wait(0.01)
+    pytest.fail("nobody waits")
+
+
+@pytest.mark.parametrize("what", ["mixed batch", "requeue", "discard"])
+def test_cursors_are_locked_before_anything_else(bank: Ledger, psql: Psql, ledger_url: str, what: str) -> None:
+    """Who waits for a cursor holds no balance, letter or counter that the cursor's holder may want: no deadlock."""
+    shop = Shop(bank, psql)
+    shop.inbox().receive([order("alice", 1)])
+    (letter,) = shop.inbox().dead_letters()
+    first, second = sent()[:2]
+    tip = next(message for message in sent() if message.type == TIPS)
+    inbox_of(bank).receive([first])
+    shop.broken = False
+    works: dict[str, Callable[[], object]] = {
+        "mixed batch": partial(inbox_of(bank).receive, [tip, second]),
+        "requeue": _requeue(shop.inbox(), letter.dead_letter_id),
+        "discard": partial(shop.inbox().discard, letter.dead_letter_id),
+    }
+    with ThreadPoolExecutor(1) as threads, psycopg.connect(ledger_url, options="-c search_path=ledger") as holder:
+        holder.execute("SELECT FROM inbox_streams FOR NO KEY UPDATE")
+        worker = threads.submit(works[what])
+        try:
+            wait_until_blocked(psql)
+            holder.execute("SELECT FROM balances FOR NO KEY UPDATE NOWAIT")
+            holder.execute("SELECT FROM dead_letters FOR UPDATE NOWAIT")
+            holder.execute("SELECT FROM inbox_counters FOR NO KEY UPDATE NOWAIT")
+        finally:
+            holder.rollback()
+            worker.result(SECONDS)
