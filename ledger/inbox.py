@@ -11,6 +11,7 @@ behind what waits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -25,9 +26,10 @@ from ledger.order.cursor import Range, Status, Tally
 from ledger.order.message import Message
 from ledger.receiving import Received, Receiver, Unordered, said, settle
 from ledger.storage import dead_letters, inbox_queries, mailbox, projector
-from ledger.storage.database import RETRYABLE, Connection, Database
+from ledger.storage.database import RETRYABLE, Connection, Database, Statement
 from ledger.storage.dead_letters import DeadLetter, LetterDecision
 from ledger.storage.inbox_queries import Completeness, Gap, Kept, Stats
+from ledger.storage.mailbox import Settled
 from ledger.writer import ATTEMPTS_MAX
 
 TOGETHER_MAX: Final = 1_000
@@ -309,13 +311,20 @@ class Inbox:
         self, connection: Connection, stream: str, to: int | None, actor: str | None, note: str | None, singly: bool
     ) -> Received:
         _, standings = mailbox.lock_streams(connection, self.source, [stream])
+        cursor = standings[stream].cursor
         missing = inbox_queries.missing(connection, self.source, stream, 1)
-        if not missing:
+        # A parked stream may wait for what is here, and in review.
+        in_review = cursor.status is Status.PARKED and (not missing or missing[0].first > cursor.next)
+        if not missing and not in_review:
             raise InvalidCommand("stream", f"nothing of {stream!r} is missing")
-        upto = missing[0].last if to is None else to
-        if not missing[0].first <= upto <= standings[stream].cursor.highest:
+        first, last = (cursor.next, cursor.next) if in_review else (missing[0].first, missing[0].last)
+        upto = last if to is None else to
+        if not first <= upto <= cursor.highest:
             raise InvalidCommand("to", f"{upto} is not missing, nor before a message that came")
-        inbox_queries.release(connection, self.source, stream, upto, _text("actor", actor), _text("note", note))
+        decider = _text("actor", actor), _text("note", note)
+        if in_review:
+            inbox_queries.release_kept(connection, self.source, stream, cursor.next, *decider)
+        inbox_queries.release(connection, self.source, stream, upto, *decider)
         connection.query(mailbox.LET_GO, (upto, stream, self.source))
         return self._receiver.advance(connection, self._ledger_id(), {stream: []}, singly=singly)
 
@@ -327,22 +336,41 @@ class Inbox:
             _, before = mailbox.lock_streams(connection, self.source, [message.stream])
             if message.sequence > before[message.stream].cursor.last and letter.why != "sequence_conflict":
                 place = (message.stream, self.source)
-                connection.send([(mailbox.TAKE_AGAIN, (*place, message.sequence)), (mailbox.CALM, place)])
+                connection.send([(mailbox.TAKE_AGAIN, (*place, letter.dead_letter_id)), (mailbox.CALM, place)])
                 return self._receiver.advance(connection, self._ledger_id(), {message.stream: [message]}, singly=singly)
-        (run,) = self._receiver.carry_out(connection, self._ledger_id(), [[message]], singly=True)
+        carried = message
+        if letter.why in ("sequence_conflict", "id_conflict") and isinstance(message.data, dict):
+            # Its place, or its id, is the key of the message that it contradicts.
+            carried = replace(message, data={"idempotency_key": f"dead letter {letter.dead_letter_id}", **message.data})
+        (run,) = self._receiver.carry_out(connection, self._ledger_id(), [[carried]], singly=True)
         if run.failure is not None:
             raise InvalidCommand(f"dead letter {letter.dead_letter_id}", run.failure.error)
-        if not self._receiver.is_ordered(message):
-            # Now its id is known, and a copy of it is a duplicate.
-            connection.send([mailbox.put_ids(self.source, [settle(*done) for done in run.done])])
-        return Received(Tally(processed=1), run.done, [], [])
+        ((_, outcome),) = run.done
+        connection.send(self._kept_after(letter, settle(message, outcome)))
+        return Received(Tally(processed=1), [(message, outcome)], [], [])
+
+    def _kept_after(self, letter: DeadLetter, settled: Settled) -> list[Statement]:
+        """What is written down of a message that took effect after its turn: a copy of it is a duplicate."""
+        # It was received as what it is counted as already; this is one more.
+        statements = [
+            mailbox.count(self.source, {"received": 1, "processed": 1, "rejected": int(settled.rejected)}),
+        ]
+        if letter.why in ("sequence_conflict", "id_conflict", "unnumbered"):
+            return statements
+        if self._receiver.is_ordered(settled.message):
+            statements.append(mailbox.put_done(self.source, settled, keep=self._receiver.keep))
+        else:
+            statements.append(mailbox.put_ids(self.source, [settled], keep=self._receiver.keep))
+        return statements
 
     def _discard(self, connection: Connection, asked: Verdict, singly: bool) -> Received:
         letter = self._open_letter(connection, asked)
         message = letter.message
         connection.send([dead_letters.decided(letter, "discarded", *asked[1:])])
-        if self._receiver.is_ordered(message) and message.sequence is not None and letter.why == "failed":
+        if self._receiver.is_ordered(message) and message.sequence is not None and letter.why != "sequence_conflict":
             _, before = mailbox.lock_streams(connection, self.source, [message.stream])
+            place = (message.stream, self.source, message.sequence, message.digest)
+            connection.send([(mailbox.NEVER_TAKE, place)])
             if before[message.stream].cursor.next == message.sequence:
                 connection.send([(mailbox.LET_GO, (message.sequence, message.stream, self.source))])
                 return self._receiver.advance(connection, self._ledger_id(), {message.stream: []}, singly=singly)

@@ -239,10 +239,11 @@ class Receiver:
         tally = summed(decision.tally for decision in decisions)
         tally = replace(tally, processed=len(done))
         rejected = sum(isinstance(outcome, Rejected) for _, outcome in done)
-        counted = {**counts(tally), "rejected": rejected, "dead_lettered": len(letters)}
+        counted = {**counts(tally), "rejected": rejected, "dead_lettered": len(letters), "failed": len(failed)}
         statements = [mailbox.count(self.source, counted)]
         if done:
             statements.append(mailbox.put_ids(self.source, [settle(*each) for each in done], keep=self.keep))
+            statements.append(mailbox.settle_ids(self.source, [message for message, _ in done]))
         if letters:
             statements.append(dead_letters.put(self.source, letters))
         connection.send(statements)
@@ -303,19 +304,20 @@ class Receiver:
         return handle_as_guest(connection, commands, ledger_id, True, self.machines, scope=self._scope, brief=True)
 
     def _command_of(self, message: Message, ledger_id: str) -> Command:
-        return command_of(message, partial(keyed_id, ledger_id, self._scope))
+        return command_of(message, partial(keyed_id, ledger_id, self._scope), ordered=self.is_ordered(message))
 
     @property
     def _scope(self) -> str:
         return f"inbox {_short(self.source)}"
 
 
-def command_of(message: Message, id_of: Callable[[str], str]) -> Command:
+def command_of(message: Message, id_of: Callable[[str], str], *, ordered: bool = True) -> Command:
     """
     The command that a message asks for: type `ledger.deposit`, and its fields as data.
 
-    Unless it brings a key of its own, its place in its stream, `alice#7`, is its idempotency key.  By that key another
-    message can take it up again: `id_of` gives the id of its transaction.
+    Unless it brings a key of its own, its place in its stream, `alice#7`, is its idempotency key, or for a message
+    without a place its stream and id, `["alice","b7"]`.  By that key another message can take it up again: `id_of`
+    gives the id of its transaction.
 
     Raises:
         InvalidAmount, InvalidCommand: It asks for nothing that there is.
@@ -324,7 +326,10 @@ def command_of(message: Message, id_of: Callable[[str], str]) -> Command:
         raise LookupError(f"type {message.type!r} is no command of the ledger, and no handler was given for it")
     if not isinstance(message.data, dict):
         raise TypeError(f"data of a {message.type} is an object with the command's fields")
-    place = f"{message.stream}#{message.id if message.sequence is None else message.sequence}"
+    if ordered and message.sequence is not None:
+        place = f"{message.stream}#{message.sequence}"
+    else:
+        place = canonical_json([message.stream, message.id])
     request: dict[str, Any] = {
         "idempotency_key": _short(place),
         **message.data,

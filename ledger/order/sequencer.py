@@ -186,7 +186,7 @@ class _Arrivals:
             self.duplicates.append(NotTaken(message, Why.DUPLICATE, known.id))
         elif sequence <= self.last:
             self._behind(message, sequence)
-        elif self._by_id.get(message.id, sequence) != sequence:
+        elif sequence not in self._set_aside and self._by_id.get(message.id, sequence) != sequence:
             self.highest = max(self.highest, sequence)
             self.review.append(NotTaken(message, Why.ID_CONFLICT, message.id))
         else:

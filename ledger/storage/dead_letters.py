@@ -25,8 +25,13 @@ FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::in
 AS d (stream, sequence, message_id, why, error, attempts, digest, content)
 ORDER BY stream, message_id
 ON CONFLICT (stream, source, message_id, digest, why) DO UPDATE
-SET attempts = dead_letters.attempts + 1, last_seen = now(), error = excluded.error,
-    state = CASE dead_letters.state WHEN 'discarded' THEN 'discarded' ELSE 'open' END
+SET attempts = dead_letters.attempts + excluded.attempts, last_seen = now(), error = excluded.error,
+    state = CASE
+        WHEN dead_letters.state = 'discarded' THEN 'discarded'
+        WHEN dead_letters.state = 'requeued' AND dead_letters.why IN ('sequence_conflict', 'id_conflict', 'unnumbered')
+            THEN 'requeued' -- It took effect; this is a copy.
+        ELSE 'open'
+    END
 """
 
 _LETTER: Final = f"""

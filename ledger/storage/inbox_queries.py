@@ -67,6 +67,13 @@ FROM ordered WHERE first <= last AND first <= %(to)s
 """
 """What is missing up to a sequence: on record as gone on without."""
 
+RELEASE_KEPT: Final = """
+INSERT INTO {schema}.inbox_releases (
+    stream, source, first_sequence, last_sequence, reason, actor, note, recorded_at)
+VALUES (%(stream)s, %(source)s, %(to)s, %(to)s, 'decided', %(actor)s, %(note)s, clock_timestamp())
+"""
+"""What is in review, and waited for no longer."""
+
 STREAMS: Final = """
 SELECT s.stream, s.start_sequence, s.highest_sequence, s.status FROM {schema}.inbox_streams AS s
 WHERE s.source = %s AND s.stream >= %s AND coalesce(s.stream = %s, true) AND s.start_sequence IS NOT NULL
@@ -235,6 +242,14 @@ def missing(connection: Connection, source: str, stream: str, limit: int) -> lis
 def release(connection: Connection, source: str, stream: str, to: int, actor: str | None, note: str | None) -> None:
     """Put on record what a stream goes on without."""
     connection.query(RELEASE, {"source": source, "stream": stream, "to": to, "actor": actor, "note": note})
+
+
+def release_kept(
+    connection: Connection, source: str, stream: str, sequence: int, actor: str | None, note: str | None
+) -> None:
+    """Put on record that a stream goes on without a message that is in review."""
+    place = {"source": source, "stream": stream, "to": sequence}
+    connection.query(RELEASE_KEPT, {**place, "actor": actor, "note": note})
 
 
 def completeness(

@@ -91,6 +91,27 @@ CROSS JOIN LATERAL (
     SELECT * FROM {schema}.inbox_ids AS k
     WHERE k.stream = w.stream AND k.source = %s AND k.message_id = w.message_id OFFSET 0
 ) AS m
+UNION ALL
+SELECT m.stream, m.message_id, m.digest FROM unnest(%s::text[], %s::text[]) AS w (stream, message_id)
+CROSS JOIN LATERAL (
+    SELECT * FROM {schema}.dead_letters AS d
+    WHERE d.stream = w.stream AND d.source = %s AND d.message_id = w.message_id
+      AND d.why = 'failed' AND d.state = 'discarded' OFFSET 0
+) AS m
+UNION ALL
+SELECT m.stream, m.message_id, m.digest FROM unnest(%s::text[], %s::text[]) AS w (stream, message_id)
+CROSS JOIN LATERAL (
+    SELECT * FROM {schema}.inbox_messages AS k
+    WHERE k.stream = w.stream AND k.source = %s AND k.message_id = w.message_id AND k.state = 'done' OFFSET 0
+) AS m
+"""
+"""What took effect, in whatever order it was read then, and what somebody decided shall have none."""
+
+SETTLE_IDS: Final = """
+UPDATE {schema}.dead_letters AS d SET state = 'settled', last_seen = now()
+FROM unnest(%s::text[], %s::text[], %s::bytea[]) AS t (stream, message_id, digest)
+WHERE d.stream = t.stream AND d.source = %s AND d.message_id = t.message_id AND d.digest = t.digest
+  AND d.why = 'failed' AND d.state = 'open'
 """
 
 SET_ASIDE: Final = """
@@ -162,8 +183,15 @@ ON CONFLICT (source, shard, counter) DO UPDATE SET count = inbox_counters.count 
 
 
 TAKE_AGAIN: Final = """
-UPDATE {schema}.inbox_messages SET state = 'set_aside'
-WHERE stream = %s AND source = %s AND sequence = %s AND state = 'review'
+INSERT INTO {schema}.inbox_messages (stream, source, sequence, message_id, digest, state, content, received_at)
+SELECT stream, source, sequence, message_id, digest, 'set_aside', content, first_seen FROM {schema}.dead_letters
+WHERE stream = %s AND source = %s AND dead_letter_id = %s::uuid
+ON CONFLICT (stream, source, sequence) DO UPDATE SET state = 'set_aside' WHERE inbox_messages.state = 'review'
+"""
+
+NEVER_TAKE: Final = """
+UPDATE {schema}.inbox_messages SET state = 'review'
+WHERE stream = %s AND source = %s AND sequence = %s AND digest = %s AND state = 'set_aside'
 """
 
 LET_GO: Final = """
@@ -263,7 +291,7 @@ def beyond(stream: str | None) -> str:
 def known_ids(connection: Connection, source: str, messages: Sequence[Message]) -> dict[tuple[str, str], bytes]:
     """The digests of unordered messages that came before, by stream and id."""
     streams, ids = text_array(each.stream for each in messages), text_array(each.id for each in messages)
-    return {(stream, name): digest for stream, name, digest in connection.query(KNOWN_IDS, (streams, ids, source))}
+    return {(stream, name): digest for stream, name, digest in connection.query(KNOWN_IDS, (streams, ids, source) * 3)}
 
 
 class _Changes(NamedTuple):
@@ -336,8 +364,12 @@ def _changes(
     for message, error, attempts in failed.values():
         rows.append((message, State.REVIEW, None))
         letters.append((message, "failed", error, attempts))
+    tally["failed"] = len(failed)
     tally["rejected"] = sum(each.rejected for run in settled.values() for each in run)
-    tally["dead_lettered"] = len(letters)
+    # Also what SET_ASIDE makes of messages that were held.
+    tally["dead_lettered"] = (
+        len(letters) + tally.get("set_aside", 0) - sum(len(d.overflow) for _, d in decisions.values())
+    )
     return changes
 
 
@@ -358,6 +390,21 @@ def put_ids(source: str, settled: Sequence[Settled], *, keep: bool = True) -> St
         text_array(encode(each.message).decode() if keep else None for each in settled),
         text_array(each.outcome for each in settled),
     )
+
+
+def settle_ids(source: str, messages: Sequence[Message]) -> Statement:
+    """The statement that closes the dead letters of unordered messages that have taken effect after all."""
+    return SETTLE_IDS, (
+        text_array(each.stream for each in messages),
+        text_array(each.id for each in messages),
+        bytes_array(each.digest for each in messages),
+        source,
+    )
+
+
+def put_done(source: str, settled: Settled, *, keep: bool = True) -> Statement:
+    """The statement that keeps what came of an ordered message that was taken after its turn."""
+    return PUT_MESSAGES, (source, *_message_columns([(settled.message, State.DONE, settled.outcome)], keep))
 
 
 def _takes_a_place(refused: NotTaken) -> bool:

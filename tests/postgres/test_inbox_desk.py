@@ -292,3 +292,32 @@ def test_message_that_is_tried_again_keeps_its_place(bank: Ledger) -> None:
     inbox.receive([shop(n) for n in range(1, 6)])
     assert inbox.gaps() == []
     assert inbox.dead_letters() == []
+
+
+def test_conflicting_message_takes_effect_when_somebody_decides_so(bank: Ledger) -> None:
+    """Requeued, a message that contradicted another has its own effect, once, and counts as processed."""
+    inbox = bank.inbox("bank", PATIENT)
+    inbox.receive([deposit("alice", 1), deposit("alice", 1, "7 USD")])
+    (letter,) = inbox.dead_letters()
+    inbox.requeue(letter.dead_letter_id, actor="ann")
+    assert bank.balance("alice").posted.minor == 1_700
+    assert inbox.receive([deposit("alice", 1, "7 USD")]).tally.conflicts == 1
+    assert inbox.dead_letters() == []
+    assert inbox.stats().counters["processed"] == 2
+    assert bank.balance("alice").posted.minor == 1_700
+
+
+def test_discarded_message_stays_without_effect(bank: Ledger) -> None:
+    """What somebody decided shall have no effect has none when it comes again, ordered or not."""
+
+    def fail(message: Message, _: psycopg.Connection[Any]) -> None:
+        raise RuntimeError(message.id)
+
+    for policy in (Unordered(), PATIENT):
+        inbox = bank.inbox("shop", policy, retry=Retry(attempts_max=1, park=True), handlers={"shop.ordered": fail})
+        stream = type(policy).__name__
+        inbox.receive([shop(1, stream)])
+        (letter,) = inbox.dead_letters(stream=stream)
+        inbox.discard(letter.dead_letter_id)
+        assert inbox.receive([shop(1, stream)]).tally.duplicates == 1
+        assert inbox.dead_letters() == []
