@@ -313,8 +313,8 @@ class Inbox:
         _, standings = mailbox.lock_streams(connection, self.source, [stream])
         cursor = standings[stream].cursor
         missing = inbox_queries.missing(connection, self.source, stream, 1)
-        # A parked stream may wait for what is here, and in review.
-        in_review = cursor.status is Status.PARKED and (not missing or missing[0].first > cursor.next)
+        # A stream may wait for what is here, and in review.
+        in_review = cursor.status is not Status.FLOWING and (not missing or missing[0].first > cursor.next)
         if not missing and not in_review:
             raise InvalidCommand("stream", f"nothing of {stream!r} is missing")
         first, last = (cursor.next, cursor.next) if in_review else (missing[0].first, missing[0].last)
@@ -358,7 +358,7 @@ class Inbox:
         if letter.why in ("sequence_conflict", "id_conflict", "unnumbered"):
             return statements
         if self._receiver.is_ordered(settled.message):
-            statements.append(mailbox.put_done(self.source, settled, keep=self._receiver.keep))
+            statements += mailbox.put_done(self.source, settled, keep=self._receiver.keep)
         else:
             statements.append(mailbox.put_ids(self.source, [settled], keep=self._receiver.keep))
         return statements

@@ -150,7 +150,9 @@ SETTLE: Final = """
 UPDATE {schema}.dead_letters AS d SET state = 'settled', last_seen = now()
 FROM unnest(%s::text[], %s::bigint[]) AS t (stream, sequence)
 WHERE d.stream = t.stream AND d.source = %s AND d.sequence = t.sequence AND d.state = 'open'
+  AND d.why NOT IN ('sequence_conflict', 'id_conflict')
 """
+"""What contradicts the message of its place is another one: a person decides about it all the same."""
 
 PUT_RELEASES: Final = """
 INSERT INTO {schema}.inbox_releases (stream, source, first_sequence, last_sequence, reason, recorded_at)
@@ -402,9 +404,14 @@ def settle_ids(source: str, messages: Sequence[Message]) -> Statement:
     )
 
 
-def put_done(source: str, settled: Settled, *, keep: bool = True) -> Statement:
-    """The statement that keeps what came of an ordered message that was taken after its turn."""
-    return PUT_MESSAGES, (source, *_message_columns([(settled.message, State.DONE, settled.outcome)], keep))
+def put_done(source: str, settled: Settled, *, keep: bool = True) -> list[Statement]:
+    """The statements that keep what came of an ordered message that was taken after its turn."""
+    message = settled.message
+    assert message.sequence is not None
+    return [
+        (PUT_MESSAGES, (source, *_message_columns([(message, State.DONE, settled.outcome)], keep))),
+        (SETTLE, (*_places([(message.stream, message.sequence)]), source)),
+    ]
 
 
 def _takes_a_place(refused: NotTaken) -> bool:
