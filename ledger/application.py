@@ -223,6 +223,8 @@ class Ledger(Operations):
         """
         Give the inbox of one source of messages: they take effect once and in order.
 
+        Without `handlers` a message of a type of your own is left, in its place, to a process that has them.
+
         `unordered` are types of messages that have no turn, whatever the policy: their producer does not count them.
         `keep` says for how long the contents of messages that took effect are kept, for `replay`: for ever unless it
         is said; with nothing they are not even written; else until `Inbox.forget` is called.
@@ -231,9 +233,7 @@ class Ledger(Operations):
             raise InvalidCommand("unordered", f"name the types in a list: [{unordered!r}]")
         check_source(source)
         kept = keep is None or keep > timedelta(0)
-        receiver = Receiver(
-            source, policy, frozenset(unordered), retry or Retry(), handlers or {}, self._machines, kept
-        )
+        receiver = Receiver(source, policy, frozenset(unordered), retry or Retry(), handlers, self._machines, kept)
         return Inbox(receiver, keep, self._database, self._ledger_id)
 
     @contextmanager

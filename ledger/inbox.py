@@ -90,6 +90,7 @@ class Inbox:
         """
         Take messages in: what is due takes effect, in order; what is early is kept; what was seen is dropped.
 
+        Up to a thousand ordered ones are one transaction with their effects, and so are as many of those without order.
         Says what came of all of them: give it as many at once as you want to hear of at once.
 
         Raises:
@@ -290,9 +291,20 @@ class Inbox:
 
     def _together(self, messages: Sequence[Message]) -> Received:
         ledger_id = self._ledger_id()
-        return self._in_transaction(
-            lambda connection, singly: self._receiver.receive(connection, ledger_id, messages, singly=singly)
-        )
+        came = _nothing()
+        # Each kind in a transaction of its own: one that has counted the first would hold that counter while it waits
+        # for the balances of the second, from somebody who has these and is about to count.
+        for is_ordered in (False, True):
+            if some := [message for message in messages if self._receiver.is_ordered(message) is is_ordered]:
+                receive = self._receiver.receive if is_ordered else self._receiver.receive_unordered
+                came = came.add(
+                    self._in_transaction(
+                        lambda connection, singly, receive=receive, some=some: receive(  # type: ignore[misc]
+                            connection, ledger_id, some, singly=singly
+                        )
+                    )
+                )
+        return came
 
     def _advance(self, streams: Sequence[str]) -> Received:
         ledger_id = self._ledger_id()

@@ -83,10 +83,11 @@ class Received(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A message that could not be carried out."""
+    """A message that could not be carried out; `elsewhere` by another process perhaps, which has its handler."""
 
     message: Message
     error: str
+    elsewhere: bool = False
 
 
 @dataclass(slots=True)
@@ -105,27 +106,20 @@ class Receiver:
     policy: Strict | Unordered
     unordered: Collection[str]
     retry: Retry
-    handlers: Mapping[str, Handler]
+    handlers: Mapping[str, Handler] | None
+    """None where somebody else has them: then a type that is not the ledger's own is left to them."""
+
     machines: Mapping[str, StateMachine]
     keep: bool
 
     def receive(
         self, connection: Connection, ledger_id: str, messages: Sequence[Message], *, singly: bool = False
     ) -> Received:
-        """Take a batch of messages in."""
+        """Take a batch of ordered messages in."""
         arriving: dict[str, list[Message]] = {}
-        whenever: dict[str, list[Message]] = {}
         for message in messages:
-            (arriving if self.is_ordered(message) else whenever).setdefault(message.stream, []).append(message)
-        came = Received(Tally(), [], [], [])
-        if arriving and whenever:
-            # Before anything else, by whoever locks any.
-            mailbox.lock_streams(connection, self.source, sorted(arriving))
-        if whenever:
-            came = came.add(self._receive_unordered(connection, ledger_id, whenever, singly))
-        if arriving:
-            came = came.add(self.advance(connection, ledger_id, arriving, singly=singly))
-        return came
+            arriving.setdefault(message.stream, []).append(message)
+        return self.advance(connection, ledger_id, arriving, singly=singly)
 
     def is_ordered(self, message: Message) -> bool:
         """Whether a message has its turn."""
@@ -189,7 +183,11 @@ class Receiver:
         for stream, run in runs.items():
             standing = self._standing(before[stream], decisions[stream], run.failure, now)
             after[stream] = standing
-            if run.failure is not None and (standing.release_to >= 0 or standing.deadline is None):
+            if (
+                run.failure is not None
+                and not run.failure.elsewhere
+                and (standing.release_to >= 0 or standing.deadline is None)
+            ):
                 given_up[stream] = (run.failure.message, run.failure.error, standing.attempts)
         settled = {stream: [settle(*done) for done in run.done] for stream, run in runs.items()}
         pairs = {stream: (before[stream], each) for stream, each in decisions.items()}
@@ -205,6 +203,9 @@ class Receiver:
                 cursor = replace(cursor, status=Status.PARKED)
             deadline = before.deadline if stuck else now if decision.more else cursor.deadline(self.policy)
             return Standing(cursor, deadline, before.attempts if stuck else 0)
+        if failure.elsewhere:
+            # This is no attempt: it is left to whoever can make one.
+            return Standing(cursor, now + self.retry.delay, before.attempts if stuck else 0, error=failure.error)
         attempts = before.attempts + 1 if stuck else 1
         if attempts < self.retry.attempts_max:
             delay = min(self.retry.delay * 2 ** (attempts - 1), self.retry.delay_max)
@@ -217,11 +218,14 @@ class Receiver:
         assert sequence is not None
         return Standing(cursor, now, attempts, release_to=sequence, error=failure.error)
 
-    def _receive_unordered(
-        self, connection: Connection, ledger_id: str, arriving: Mapping[str, Sequence[Message]], singly: bool
+    def receive_unordered(
+        self, connection: Connection, ledger_id: str, messages: Sequence[Message], *, singly: bool = False
     ) -> Received:
+        """Take a batch of messages in whose order does not matter."""
         # One decision a stream: the ids of two streams have nothing to do with each other.
-        messages = [message for stream in arriving.values() for message in stream]
+        arriving: dict[str, list[Message]] = {}
+        for message in messages:
+            arriving.setdefault(message.stream, []).append(message)
         known = mailbox.known_ids(connection, self.source, messages)
         decisions = [
             decide_unordered(each, {one.id: known[stream, one.id] for one in each if (stream, one.id) in known})
@@ -271,7 +275,7 @@ class Receiver:
             run = Run()
             carried.append(run)
             for message in messages:
-                handler = self.handlers.get(message.type)
+                handler = None if self.handlers is None else self.handlers.get(message.type)
                 if handler is not None:
                     flush()
                 outcome: Result = None
@@ -283,7 +287,8 @@ class Receiver:
                 except Exception as error:
                     if _will_pass(error):
                         raise
-                    run.failure = Failed(message, _told(error))
+                    elsewhere = self.handlers is None and not message.type.startswith(COMMAND_PREFIX)
+                    run.failure = Failed(message, _told(error), elsewhere)
                     break
                 run.done.append((message, outcome))
         flush()

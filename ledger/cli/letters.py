@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,15 @@ letters_app = typer.Typer(name="dead-letters", help="Messages that a person deci
 _PAGE = 500
 
 
+class LetterState(StrEnum):
+    """What became of a dead letter."""
+
+    OPEN = "open"
+    REQUEUED = "requeued"
+    DISCARDED = "discarded"
+    SETTLED = "settled"
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which dead letters."""
@@ -39,7 +49,7 @@ def list_letters(
     source: Source,
     wanted: Filter,
     target: Target,
-    state: Annotated[str, typer.Option(help="open, requeued, discarded or settled.")] = "open",
+    state: Annotated[LetterState, typer.Option(help="What became of them.")] = LetterState.OPEN,
     after: Annotated[str | None, typer.Option(help="Those after this one.", metavar="DEAD-LETTER")] = None,
     limit: Limit = 100,
 ) -> int:
@@ -86,7 +96,7 @@ def export(
     source: Source,
     wanted: Filter,
     target: Target,
-    state: Annotated[str, typer.Option(help="open, requeued, discarded or settled.")] = "open",
+    state: Annotated[LetterState, typer.Option(help="What became of them.")] = LetterState.OPEN,
     messages: Annotated[
         bool, typer.Option("--messages", help="Only the messages, as `ledger ingest` reads them.")
     ] = False,

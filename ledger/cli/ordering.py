@@ -71,7 +71,7 @@ class Source:
         str, typer.Option(help="The first sequence of a stream: a number, or `first` seen.", rich_help_panel=_ORDER)
     ] = "1"
     attempts: Annotated[
-        int, typer.Option(help="How often a message is tried that cannot be handled.", rich_help_panel=_ORDER)
+        int, typer.Option(help="How often a message is tried that cannot be handled.", min=1, rich_help_panel=_ORDER)
     ] = 5
     park_failed: Annotated[
         bool,
@@ -254,8 +254,8 @@ def tick(source: Source, target: Target) -> int:
     """Act on deadlines that have come: gaps that outlasted their wait, messages to be tried again."""
     with opened(target.settings) as ledger:
         received = source.of(ledger).tick()
-    answer(target.as_json, came(received), f"{received.tally.processed} processed")
-    return 0
+    answer(target.as_json, came(received), f"{received.tally.processed} processed, {len(received.failed)} failed")
+    return 1 if received.failed else 0
 
 
 @command
@@ -392,7 +392,10 @@ def _unreadable(line: bytes, source: str) -> Message:
 
 def _batches(file: str) -> Iterator[list[tuple[int, bytes]]]:
     """The lines of a file with their numbers, some at a time."""
-    stream = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115  (closed below)
+    try:
+        stream = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise InvalidCommand(file, f"{error.strerror or error}") from None
     together: list[tuple[int, bytes]] = []
     size = 0
     with stream:

@@ -119,17 +119,17 @@ def test_replay_is_a_dry_run_unless_applied(bank: Ledger, program: Program, answ
 @pytest.mark.usefixtures("bank")
 def test_dead_letters_in_bulk(program: Program, answer: Answer, tmp_path: Path) -> None:
     """They are shown, exported so that `ingest` reads them, and decided about together, a dry run first."""
-    bad = [{**message(n, "deposit", "1 USD"), "type": "shop.ordered"} for n in (1, 2)]
+    bad = [{**message(n, "deposit", "1 USD"), "data": "nothing"} for n in (1, 2)]
     source = ("--source", "bank", "--attempts", "1")
     file = lines(tmp_path / "m.jsonl", *bad, "{")
     assert program("ingest", file, *source, "--format", "seed").returncode == 1
     listed = answer("dead-letters", "list", *source, "--why", "failed", "--stream", "alice")[1]["dead_letters"]
     assert [letter["sequence"] for letter in sorted(listed, key=lambda letter: letter["sequence"])] == [1, 2]
     name = listed[0]["dead_letter_id"]
-    assert answer("dead-letters", "show", name, *source)[1]["message"]["type"] == "shop.ordered"
+    assert answer("dead-letters", "show", name, *source)[1]["message"]["data"] == "nothing"
     exported = program("dead-letters", "export", *source, "--why", "failed", "--messages").stdout.splitlines()
-    assert {json.loads(line)["type"] for line in exported} == {"shop.ordered"}
-    both = ("--all", "--why", "failed", "--actor", "ann", "--note", "no shop here")
+    assert {json.loads(line)["data"] for line in exported} == {"nothing"}
+    both = ("--all", "--why", "failed", "--actor", "ann", "--note", "a test")
     code, dry = answer("dead-letters", "discard", *source, *both, "--dry-run")
     assert (code, len(dry["decided"]), dry["dry_run"]) == (0, 2, True)
     assert len(answer("dead-letters", "list", *source)[1]["dead_letters"]) == 3
@@ -139,7 +139,7 @@ def test_dead_letters_in_bulk(program: Program, answer: Answer, tmp_path: Path) 
     left = answer("dead-letters", "list", *source)[1]["dead_letters"]
     assert [letter["why"] for letter in left] == ["undecodable"]
     shown = answer("dead-letters", "show", name, *source)[1]
-    assert (shown["state"], shown["decisions"][-1]["note"]) == ("discarded", "no shop here")
+    assert (shown["state"], shown["decisions"][-1]["note"]) == ("discarded", "a test")
     assert program("dead-letters", "discard", *source).returncode == 2
     assert program("dead-letters", "discard", name, *source, "--all").returncode == 2
     assert program("dead-letters", "show", "nonsense", *source).returncode == 2

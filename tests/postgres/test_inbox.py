@@ -171,7 +171,7 @@ def test_message_that_fails_blocks_its_stream_only(bank: Ledger, psql: Psql) -> 
 
 def test_unknown_type_is_never_lost(bank: Ledger, psql: Psql) -> None:
     """What nobody handles waits for a person, and says so."""
-    inbox = bank.inbox("shop", PATIENT, retry=Retry(attempts_max=1))
+    inbox = bank.inbox("shop", PATIENT, retry=Retry(attempts_max=1), handlers={})
     inbox.receive([Message("shop", "x-1", "shop.ordered", "x", 1)])
     ((why, error),) = psql.execute("SELECT why, error FROM dead_letters").fetchall()
     assert why == "failed"

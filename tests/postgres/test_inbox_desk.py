@@ -321,3 +321,20 @@ def test_discarded_message_stays_without_effect(bank: Ledger) -> None:
         inbox.discard(letter.dead_letter_id)
         assert inbox.receive([shop(1, stream)]).tally.duplicates == 1
         assert inbox.dead_letters() == []
+
+
+def test_process_without_handlers_leaves_their_messages_alone(bank: Ledger) -> None:
+    """Whoever ticks and releases without an application's handlers makes no attempt, and gives nothing up."""
+    done: list[str] = []
+    theirs: dict[str, Handler] = {"shop.ordered": lambda message, _: done.append(message.id)}
+    policy, retry = Strict(timedelta(0)), Retry(attempts_max=1, delay=timedelta(0))
+    application = bank.inbox("shop", policy, retry=retry, handlers=theirs)
+    somebody = bank.inbox("shop", policy, retry=retry)
+    application.receive([shop(n) for n in (1, 3, 4)])
+    assert [message.id for message, _ in somebody.release("a").failed] == ["a-3"]
+    for _ in range(3):
+        assert [message.id for message, _ in somebody.tick().failed] == ["a-3"]
+    assert somebody.dead_letters() == []
+    application.tick()
+    assert done == ["a-1", "a-3", "a-4"]
+    assert somebody.gaps() == []

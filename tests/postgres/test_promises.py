@@ -65,7 +65,7 @@ def repaired(funded: Ledger, psql: Psql) -> Ledger:
     """A ledger with a row in every append-only table."""
     psql.execute("UPDATE balances SET posted_credits = 1 WHERE stream = 'alice'")
     assert funded.rebuild("alice") == ["alice"]
-    inbox = funded.inbox("shop", Strict(timedelta(0)), retry=Retry(attempts_max=1))
+    inbox = funded.inbox("shop", Strict(timedelta(0)), retry=Retry(attempts_max=1), handlers={})
     inbox.receive([Message("shop", f"o-{n}", "shop.ordered", "order-1", n) for n in (2, 3)])
     inbox.release("order-1")
     for letter in inbox.dead_letters():
