@@ -118,6 +118,9 @@ def main() -> int:
 
 def _run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
+    if arguments[:1] == ["ingest"] and arguments[-1:] == ["--schema"]:
+        # Everywhere else it names the database's schema; asked for without a name, it is the messages'.
+        arguments = [*arguments[:-1], "--json-schema"]
     try:
         return int(app(arguments, prog_name="ledger", standalone_mode=False) or 0)
     except LedgerError as error:

@@ -169,6 +169,7 @@ def test_batch_over_several_lines_is_read(bank: Ledger, answer: Answer, tmp_path
 def test_json_schema_of_every_type_is_printed(program: Program) -> None:
     """The types of messages and their data, without a database."""
     schemas = json.loads(program("ingest", "--json-schema").stdout)
+    assert json.loads(program("ingest", "--schema").stdout) == schemas
     assert schemas["ledger.deposit"]["required"] == ["account", "amount", "against"]
     assert "hold_key" in schemas["ledger.capture"]["properties"]
     assert len(schemas) == 18
