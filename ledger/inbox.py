@@ -24,7 +24,7 @@ from ledger.core.errors import ConcurrencyError, InvalidCommand, LedgerError
 from ledger.core.fields import TEXT, checked
 from ledger.order.cursor import Range, Status, Tally
 from ledger.order.message import Message
-from ledger.receiving import Received, Receiver, Unordered, said, settle
+from ledger.receiving import Received, Receiver, TransactionEnded, Unordered, said, settle
 from ledger.storage import dead_letters, inbox_queries, mailbox, projector
 from ledger.storage.database import RETRYABLE, Connection, Database, Statement
 from ledger.storage.dead_letters import DeadLetter, LetterDecision
@@ -459,7 +459,7 @@ class Inbox:
             try:
                 with self._database.connection() as connection, connection.transaction():
                     return work(connection, singly)
-            except ConcurrencyError:
+            except (ConcurrencyError, TransactionEnded):
                 continue
             except (LedgerError, psycopg.Error) as error:
                 if getattr(error, "sqlstate", None) in RETRYABLE | {projector.LOST, "23505"}:

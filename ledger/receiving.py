@@ -17,6 +17,7 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from ledger.batch import Done, Outcome, keyed_id
 from ledger.core.canonical import canonical_json
@@ -90,6 +91,10 @@ class Failed(NamedTuple):
     elsewhere: bool = False
 
 
+class TransactionEnded(Exception):
+    """A handler committed, rolled back or closed what was not its own."""
+
+
 @dataclass(slots=True)
 class Run:
     """Messages of one stream that are carried out in order, as far as it goes."""
@@ -111,6 +116,8 @@ class Receiver:
 
     machines: Mapping[str, StateMachine]
     keep: bool
+    ended: set[bytes] = field(default_factory=set)
+    """Messages whose handler ended the transaction: the next time they fail without being tried."""
 
     def receive(
         self, connection: Connection, ledger_id: str, messages: Sequence[Message], *, singly: bool = False
@@ -284,6 +291,8 @@ class Receiver:
                         outcome = self._alone(connection, ledger_id, message, handler)
                     else:
                         waiting.append((run, len(run.done), self._command_of(message, ledger_id)))
+                except TransactionEnded:
+                    raise
                 except Exception as error:
                     if _will_pass(error):
                         raise
@@ -299,10 +308,18 @@ class Receiver:
             commands = [self._command_of(message, ledger_id)]
             outcomes: list[Outcome] = _in_savepoint(connection, partial(self._handle, connection, ledger_id, commands))
             return outcomes[0]
+        if message.digest in self.ended:
+            self.ended.discard(message.digest)
+            raise RuntimeError("its handler ended the inbox's transaction")
         try:
             result: Result = _in_savepoint(connection, partial(handler, message, connection.driver))
         except Rejected as rejection:
             return rejection
+        except Exception as error:
+            if _has_ended(connection):
+                self.ended.add(message.digest)
+                raise TransactionEnded from error
+            raise
         return result
 
     def _handle(self, connection: Connection, ledger_id: str, commands: Sequence[Command]) -> list[Outcome]:
@@ -404,6 +421,12 @@ def _run_max(standing: Standing, now: datetime) -> int:
 def _will_pass(error: Exception) -> bool:
     """Whether the whole transaction is to be run again, because of what others did to it."""
     return error.retryable if isinstance(error, LedgerError) else getattr(error, "sqlstate", None) in RETRYABLE
+
+
+def _has_ended(connection: Connection) -> bool:
+    """Whether somebody ended the transaction on purpose; a connection that broke is no message's fault."""
+    driver = connection.driver
+    return not driver.broken and (driver.closed or driver.info.transaction_status is TransactionStatus.IDLE)
 
 
 def _told(error: Exception) -> str:

@@ -338,3 +338,24 @@ def test_process_without_handlers_leaves_their_messages_alone(bank: Ledger) -> N
     application.tick()
     assert done == ["a-1", "a-3", "a-4"]
     assert somebody.gaps() == []
+
+
+@pytest.mark.parametrize("how", ["commit", "rollback", "close", "statement"])
+def test_handler_that_ends_the_transaction_stops_its_own_stream_only(bank: Ledger, how: str) -> None:
+    """It has failed, and is tried again in its place; what came with it is done, once."""
+    broken = {"a"}
+
+    def careless(message: Message, connection: psycopg.Connection[Any]) -> None:
+        if message.stream in broken:
+            connection.execute("COMMIT") if how == "statement" else getattr(connection, how)()
+
+    retry = Retry(attempts_max=9, delay=timedelta(0))
+    inbox = bank.inbox("bank", PATIENT, retry=retry, handlers={"shop.ordered": careless})
+    orders = [Message("bank", f"a-{n}", "shop.ordered", "a", n) for n in (1, 2)]
+    received = inbox.receive([deposit("alice", 1), *orders, deposit("bob", 1)])
+    assert {message.stream for message, _ in received.outcomes} == {"alice", "bob"}
+    assert [message.id for message, _ in received.failed] == ["a-1"]
+    assert [bank.balance(name).posted.minor for name in ("alice", "bob")] == [1_000, 1_000]
+    broken.clear()
+    assert [message.id for message, _ in inbox.tick().outcomes] == ["a-1", "a-2"]
+    assert bank.verify().ok
