@@ -166,7 +166,11 @@ class Model:
         failed = next((index for index, outcome in enumerate(outcomes) if isinstance(outcome, Rejection)), None)
         if atomic and failed is not None:
             together = Rejection("atomic_batch", index=failed)
-            return [outcome if isinstance(outcome, Rejection) else together for outcome in outcomes]
+            done = {answer.name for _, answer in self.known.values()}
+            return [
+                outcome if isinstance(outcome, Rejection) or (outcome.replayed and outcome.name in done) else together
+                for outcome in outcomes
+            ]
         if not dry_run:
             self.become(tried)
         return outcomes

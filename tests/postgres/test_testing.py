@@ -44,36 +44,38 @@ def test_connections_left_open_do_not_matter(ledger_url):
 """
 
 
-def run(project: Path, **environment: str) -> str:
-    """The summary of a run of the project's own tests."""
+def run(project: Path, **environment: str) -> tuple[str, int]:
+    """The summary of a run of the project's own tests, and the number of its process."""
     (project / "conftest.py").write_text(CONFTEST)
     (project / "test_theirs.py").write_text(TESTS)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LEDGER_", "PYTEST_"))}
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(project)],
         cwd=project,
         env={**kept, **environment},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    ) as process:
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    return said, process.pid
 
 
-def databases(server: URL) -> set[str]:
-    """The names of all databases on a server."""
+def databases_of(process: int, server: URL) -> list[str]:
+    """The databases on a server that the tests of one process made; those of others come and go meanwhile."""
     with psycopg.connect(server.render_as_string(hide_password=False)) as connection:
-        return {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
+        names = [name for (name,) in connection.execute("SELECT datname FROM pg_database")]
+    return [name for name in names if str(process) in name.split("_")]
 
 
-def test_fixtures_on_a_named_server(ledger_server: URL, tmp_path: Path) -> None:
+def test_fixtures_on_a_named_server(ledger_server: URL, ledger_template: str, tmp_path: Path) -> None:
     """On the server that LEDGER_TEST_DATABASE_URL names the fixtures work, and leave no database behind."""
-    before = databases(ledger_server)
-    said = run(tmp_path, LEDGER_TEST_DATABASE_URL=ledger_server.render_as_string(hide_password=False))
+    said, process = run(tmp_path, LEDGER_TEST_DATABASE_URL=ledger_server.render_as_string(hide_password=False))
     assert "5 passed" in said
-    assert databases(ledger_server) <= before
+    assert databases_of(process, ledger_server) == []
+    # A run's databases carry its number: without this the line above could not fail.
+    assert ledger_template in databases_of(os.getpid(), ledger_server)
 
 
 def test_fixtures_start_a_server_of_their_own(tmp_path: Path) -> None:
@@ -84,5 +86,5 @@ def test_fixtures_start_a_server_of_their_own(tmp_path: Path) -> None:
         scratch = Path(name)
         # The server's user must reach its folder.
         scratch.chmod(0o755)
-        assert "5 passed" in run(tmp_path, TMPDIR=name)
+        assert "5 passed" in run(tmp_path, TMPDIR=name)[0]
         assert list(scratch.glob("ledger-test-*")) == []
