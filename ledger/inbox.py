@@ -24,7 +24,7 @@ from ledger.core.errors import ConcurrencyError, InvalidCommand, LedgerError
 from ledger.core.fields import TEXT, checked
 from ledger.order.cursor import Range, Status, Tally
 from ledger.order.message import Message
-from ledger.receiving import Received, Receiver, TransactionEnded, Unordered, said, settle
+from ledger.receiving import Received, Receiver, Refused, TransactionEnded, Unordered, said, settle
 from ledger.storage import dead_letters, inbox_queries, mailbox, projector
 from ledger.storage.database import RETRYABLE, Connection, Database, Statement
 from ledger.storage.dead_letters import DeadLetter, LetterDecision
@@ -83,15 +83,15 @@ class Inbox:
         self.policy = receiver.policy
         self._receiver = receiver
         self._keep = keep
-        self._database = database
-        self._ledger_id = ledger_id
+        self.database = database
+        self.ledger_id = ledger_id
 
     def receive(self, messages: Iterable[Message]) -> Received:
         """
         Take messages in: what is due takes effect, in order; what is early is kept; what was seen is dropped.
 
-        Up to a thousand ordered ones are one transaction with their effects, and so are as many of those without order.
-        Says what came of all of them: give it as many at once as you want to hear of at once.
+        Up to a thousand are one transaction with their effects.  Says what came of all of them: give it as many at
+        once as you want to hear of at once.
 
         Raises:
             InvalidCommand: A message is of another source.
@@ -101,12 +101,8 @@ class Inbox:
         total = _nothing()
         arriving = iter(messages)
         while together := list(islice(arriving, TOGETHER_MAX)):
-            for message in together:
-                if message.source != self.source:
-                    raise InvalidCommand(
-                        "message", f"{message.id!r} is of source {message.source!r}, not {self.source!r}"
-                    )
-            total = self._finish(total.add(self._together(together)))
+            (came,) = receive_together([Part(self, together)])
+            total = total.add(came)
         return total
 
     def tick(self) -> Received:
@@ -115,17 +111,14 @@ class Inbox:
         after: str | None = None
         if isinstance(self.policy, Unordered):
             return total
-        while due := self._database.ask(partial(mailbox.due, source=self.source, after=after, limit=TOGETHER_MAX)):
-            total = self._finish(total.add(self._advance(due)))
+        while due := self.database.ask(partial(mailbox.due, source=self.source, after=after, limit=TOGETHER_MAX)):
+            total = self.finish(total.add(self._advance(due)))
             after = due[-1]
         return total
 
     def refuse(self, message: Message, error: str) -> None:
         """Keep what could not even be read, for a person to see."""
-        with self._database.connection() as connection, connection.transaction():
-            letters = [(message, "undecodable", error, 0)]
-            counted = mailbox.count(self.source, {"undecodable": 1, "dead_lettered": 1})
-            connection.send([dead_letters.put(self.source, letters), counted])
+        receive_together([Part(self, [], [Refused(message, error)])])
 
     def release(
         self, stream: str, to: int | None = None, *, actor: str | None = None, note: str | None = None
@@ -140,13 +133,13 @@ class Inbox:
         """
         if isinstance(self.policy, Unordered):
             raise InvalidCommand("policy", "an unordered stream waits for nothing")
-        return self._finish(
-            self._in_transaction(lambda connection, singly: self._release(connection, stream, to, actor, note, singly))
+        return self.finish(
+            _in_transaction(self, lambda connection, singly: self._release(connection, stream, to, actor, note, singly))
         )
 
     def stats(self) -> Stats:
         """What the inbox has counted of this source, and how it stands now."""
-        return self._database.ask(partial(inbox_queries.stats, source=self.source))
+        return self.database.ask(partial(inbox_queries.stats, source=self.source))
 
     def gaps(self, *, status: Status | None = None, after: str | None = None, limit: int = 100) -> list[Gap]:
         """
@@ -155,12 +148,12 @@ class Inbox:
         With a `status` only those that still wait in time, or those that are parked: no time will help these.
         """
         asked = partial(inbox_queries.gaps, source=self.source, status=status, after=after, limit=_limit(limit))
-        return self._database.ask(asked)
+        return self.database.ask(asked)
 
     def missing(self, stream: str, *, limit: int = 1_000) -> list[Range]:
         """The sequences of a stream that are missing: neither processed, nor kept, nor gone on without."""
         asked = partial(inbox_queries.missing, source=self.source, stream=stream, limit=_limit(limit))
-        return self._database.ask(asked)
+        return self.database.ask(asked)
 
     def completeness(
         self, *, stream: str | None = None, since: datetime | None = None, until: datetime | None = None
@@ -172,7 +165,7 @@ class Inbox:
         """
         after: str | None = None
         while True:
-            page, after = self._database.ask(
+            page, after = self.database.ask(
                 partial(
                     inbox_queries.completeness,
                     source=self.source,
@@ -199,7 +192,7 @@ class Inbox:
         """The messages that a person decides about, in order of their id; or those that were decided about."""
         last = _letter_id(after or UUID(int=0))
         size = _limit(limit)
-        return self._database.ask(
+        return self.database.ask(
             lambda connection: dead_letters.letters(connection, self.source, state, why, stream, last, size)
         )
 
@@ -211,7 +204,7 @@ class Inbox:
             InvalidCommand: It is none of this source.
         """
         name = _letter_id(dead_letter)
-        found = self._database.ask(partial(dead_letters.letter, source=self.source, dead_letter_id=name))
+        found = self.database.ask(partial(dead_letters.letter, source=self.source, dead_letter_id=name))
         if found is None:
             raise InvalidCommand("dead letter", f"{name} is not one of this source")
         return found
@@ -219,7 +212,7 @@ class Inbox:
     def decisions(self, dead_letter: UUID | str) -> list[LetterDecision]:
         """What was decided about a dead letter, in order."""
         name = _letter_id(dead_letter)
-        return self._database.ask(partial(dead_letters.decisions, source=self.source, dead_letter_id=name))
+        return self.database.ask(partial(dead_letters.decisions, source=self.source, dead_letter_id=name))
 
     def requeue(self, dead_letter: UUID | str, *, actor: str | None = None, note: str | None = None) -> Received:
         """
@@ -229,7 +222,7 @@ class Inbox:
             InvalidCommand: It is no open dead letter of this source.
         """
         verdict = (_letter_id(dead_letter), _text("actor", actor), _text("note", note))
-        return self._finish(self._in_transaction(lambda connection, singly: self._requeue(connection, verdict, singly)))
+        return self.finish(_in_transaction(self, lambda connection, singly: self._requeue(connection, verdict, singly)))
 
     def discard(self, dead_letter: UUID | str, *, actor: str | None = None, note: str | None = None) -> Received:
         """
@@ -239,7 +232,7 @@ class Inbox:
             InvalidCommand: It is no open dead letter of this source.
         """
         verdict = (_letter_id(dead_letter), _text("actor", actor), _text("note", note))
-        return self._finish(self._in_transaction(lambda connection, singly: self._discard(connection, verdict, singly)))
+        return self.finish(_in_transaction(self, lambda connection, singly: self._discard(connection, verdict, singly)))
 
     def replay(
         self, *, stream: str | None = None, first: int = 0, rejected: bool = False, dry_run: bool = True
@@ -286,34 +279,29 @@ class Inbox:
         return forgotten
 
     def _forget_page(self, ordered: bool, keep: timedelta, place: tuple[str, int | str]) -> list[tuple[str, int | str]]:
-        with self._database.connection() as connection, connection.transaction():
+        with self.database.connection() as connection, connection.transaction():
             return inbox_queries.forget(connection, self.source, ordered, keep, place, TOGETHER_MAX)
 
-    def _together(self, messages: Sequence[Message]) -> Received:
-        ledger_id = self._ledger_id()
-        came = _nothing()
-        # Each kind in a transaction of its own: one that has counted the first would hold that counter while it waits
-        # for the balances of the second, from somebody who has these and is about to count.
-        for is_ordered in (False, True):
-            if some := [message for message in messages if self._receiver.is_ordered(message) is is_ordered]:
-                receive = self._receiver.receive if is_ordered else self._receiver.receive_unordered
-                came = came.add(
-                    self._in_transaction(
-                        lambda connection, singly, receive=receive, some=some: receive(  # type: ignore[misc]
-                            connection, ledger_id, some, singly=singly
-                        )
-                    )
-                )
-        return came
+    def take(
+        self,
+        connection: Connection,
+        messages: Sequence[Message],
+        refused: Sequence[Refused] = (),
+        *,
+        singly: bool = False,
+    ) -> Received:
+        """Take messages in, in a transaction of the caller's; then `finish`."""
+        return self._receiver.receive(connection, self.ledger_id(), messages, refused, singly=singly)
 
     def _advance(self, streams: Sequence[str]) -> Received:
-        ledger_id = self._ledger_id()
+        ledger_id = self.ledger_id()
         arriving: dict[str, list[Message]] = {stream: [] for stream in streams}
-        return self._in_transaction(
-            lambda connection, singly: self._receiver.advance(connection, ledger_id, arriving, singly=singly)
+        return _in_transaction(
+            self,
+            lambda connection, singly: self._receiver.advance(connection, ledger_id, arriving, singly=singly),
         )
 
-    def _finish(self, total: Received) -> Received:
+    def finish(self, total: Received) -> Received:
         """Go on with streams in which more is due than one transaction took."""
         while total.more:
             total = total.add(self._advance(total.more))
@@ -338,7 +326,7 @@ class Inbox:
             inbox_queries.release_kept(connection, self.source, stream, cursor.next, *decider)
         inbox_queries.release(connection, self.source, stream, upto, *decider)
         connection.query(mailbox.LET_GO, (upto, stream, self.source))
-        return self._receiver.advance(connection, self._ledger_id(), {stream: []}, singly=singly)
+        return self._receiver.advance(connection, self.ledger_id(), {stream: []}, singly=singly)
 
     def _requeue(self, connection: Connection, asked: Verdict, singly: bool) -> Received:
         letter = self._open_letter(connection, asked)
@@ -349,12 +337,12 @@ class Inbox:
             if message.sequence > before[message.stream].cursor.last and letter.why != "sequence_conflict":
                 place = (message.stream, self.source)
                 connection.send([(mailbox.TAKE_AGAIN, (*place, letter.dead_letter_id)), (mailbox.CALM, place)])
-                return self._receiver.advance(connection, self._ledger_id(), {message.stream: [message]}, singly=singly)
+                return self._receiver.advance(connection, self.ledger_id(), {message.stream: [message]}, singly=singly)
         carried = message
         if letter.why in ("sequence_conflict", "id_conflict") and isinstance(message.data, dict):
             # Its place, or its id, is the key of the message that it contradicts.
             carried = replace(message, data={"idempotency_key": f"dead letter {letter.dead_letter_id}", **message.data})
-        (run,) = self._receiver.carry_out(connection, self._ledger_id(), [[carried]], singly=True)
+        (run,) = self._receiver.carry_out(connection, self.ledger_id(), [[carried]], singly=True)
         if run.failure is not None:
             raise InvalidCommand(f"dead letter {letter.dead_letter_id}", run.failure.error)
         ((_, outcome),) = run.done
@@ -385,7 +373,7 @@ class Inbox:
             connection.send([(mailbox.NEVER_TAKE, place)])
             if before[message.stream].cursor.next == message.sequence:
                 connection.send([(mailbox.LET_GO, (message.sequence, message.stream, self.source))])
-                return self._receiver.advance(connection, self._ledger_id(), {message.stream: []}, singly=singly)
+                return self._receiver.advance(connection, self.ledger_id(), {message.stream: []}, singly=singly)
         return _nothing()
 
     def _open_letter(self, connection: Connection, asked: Verdict) -> DeadLetter:
@@ -420,7 +408,7 @@ class Inbox:
             return page, came
 
         try:
-            return self._in_transaction(work)
+            return _in_transaction(self, work)
         except _DryRun as tried:
             return tried.page, tried.came
 
@@ -429,7 +417,7 @@ class Inbox:
     ) -> Replayed:
         again = [kept for kept in page if kept.message is not None and (rejected or not kept.rejected)]
         alone = [[kept.message] for kept in again if kept.message is not None]
-        runs = self._receiver.carry_out(connection, self._ledger_id(), alone, singly=singly)
+        runs = self._receiver.carry_out(connection, self.ledger_id(), alone, singly=singly)
         changes: list[Change] = []
         changed: list[Kept] = []
         for kept, run in zip(again, runs, strict=True):
@@ -447,27 +435,63 @@ class Inbox:
         forgotten = sum(kept.message is None for kept in page)
         return Replayed(len(again), changes, len(page) - len(again) - forgotten, forgotten)
 
-    def _in_transaction(self, work: Callable[[Connection, bool], Came]) -> Came:
-        """
-        Do something in a transaction, again where a race was lost.
 
-        Where one command of many cannot be carried out, as on an account whose log is corrupt, they are carried out
-        singly, so that only its own stream stops.
-        """
-        singly = False
-        for _ in range(ATTEMPTS_MAX):
-            try:
-                with self._database.connection() as connection, connection.transaction():
-                    return work(connection, singly)
-            except (ConcurrencyError, TransactionEnded):
+class Part(NamedTuple):
+    """Messages of one source that are taken in together with those of others, and what could not be read of them."""
+
+    inbox: Inbox
+    messages: Sequence[Message]
+    refused: Sequence[Refused] = ()
+
+
+def receive_together(parts: Sequence[Part], within: Callable[[Connection], None] | None = None) -> list[Received]:
+    """
+    Take messages of one or more sources in, in one transaction, which begins with what is to be done `within` it.
+
+    The parts come in order of their sources, so that two processes lock their streams in one order, and are of one
+    ledger.
+
+    Raises:
+        InvalidCommand: A message is of another source than its inbox.
+        ConcurrencyError, LedgerError: As `Inbox.receive`; nothing of it was kept.
+    """
+    for inbox, messages, _ in parts:
+        for message in messages:
+            if message.source != inbox.source:
+                raise InvalidCommand("message", f"{message.id!r} is of source {message.source!r}, not {inbox.source!r}")
+
+    def work(connection: Connection, singly: bool) -> list[Received]:
+        if within is not None:
+            within(connection)
+        return [inbox.take(connection, messages, refused, singly=singly) for inbox, messages, refused in parts]
+
+    came = _in_transaction(parts[0].inbox, work)
+    return [part.inbox.finish(each) for part, each in zip(parts, came, strict=True)]
+
+
+def _in_transaction(inbox: Inbox, work: Callable[[Connection, bool], Came]) -> Came:
+    """
+    Do something in a transaction, again where a race was lost.
+
+    Where one command of many cannot be carried out, as on an account whose log is corrupt, they are carried out
+    singly, so that only its own stream stops.
+    """
+    # Before a connection is taken: the first time it needs one itself.
+    inbox.ledger_id()
+    singly = False
+    for _ in range(ATTEMPTS_MAX):
+        try:
+            with inbox.database.connection() as connection, connection.transaction():
+                return work(connection, singly)
+        except (ConcurrencyError, TransactionEnded):
+            continue
+        except (LedgerError, psycopg.Error) as error:
+            if getattr(error, "sqlstate", None) in RETRYABLE | {projector.LOST, "23505"}:
                 continue
-            except (LedgerError, psycopg.Error) as error:
-                if getattr(error, "sqlstate", None) in RETRYABLE | {projector.LOST, "23505"}:
-                    continue
-                if singly or getattr(error, "retryable", False):
-                    raise
-                singly = True
-        raise ConcurrencyError(f"The race for these streams was lost {ATTEMPTS_MAX} times. Try again.")
+            if singly or getattr(error, "retryable", False):
+                raise
+            singly = True
+    raise ConcurrencyError(f"The race for these streams was lost {ATTEMPTS_MAX} times. Try again.")
 
 
 def _nothing() -> Received:

@@ -9,11 +9,13 @@ out blocks its stream and no other.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import psycopg
@@ -24,11 +26,11 @@ from ledger.core.canonical import canonical_json
 from ledger.core.commands import COMMAND_TYPES, Command, parse_command
 from ledger.core.errors import LedgerError, Rejected
 from ledger.core.lifecycle import StateMachine
-from ledger.order.cursor import Decision, Status, Strict, Tally
+from ledger.order.cursor import Cursor, Decision, Status, Strict, Tally
 from ledger.order.message import Json, Message
 from ledger.order.sequencer import RUN_MAX, decide, decide_unordered, lookup
 from ledger.storage import dead_letters, mailbox
-from ledger.storage.database import RETRYABLE, Connection
+from ledger.storage.database import RETRYABLE, Connection, Statement
 from ledger.storage.mailbox import Settled, Standing
 from ledger.writer import handle_as_guest
 
@@ -37,6 +39,7 @@ _BY_KEY: Final = {"hold": "hold_key", "transaction_id": "transaction_key"}
 """Who sends a message knows the key of an earlier one, not the id that its transaction got."""
 
 _NAME_MAX: Final = 200
+_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 _ERROR_MAX: Final = 1_000
 
 
@@ -95,12 +98,38 @@ class TransactionEnded(Exception):
     """A handler committed, rolled back or closed what was not its own."""
 
 
+class Refused(NamedTuple):
+    """Something that could not be read, as a message that can be kept, and what was wrong with it."""
+
+    message: Message
+    error: str
+
+
 @dataclass(slots=True)
 class Run:
     """Messages of one stream that are carried out in order, as far as it goes."""
 
     done: list[tuple[Message, Result]] = field(default_factory=list)
     failure: Failed | None = None
+
+
+@dataclass(slots=True)
+class Turns:
+    """The decisions about streams whose cursors are locked."""
+
+    now: datetime = _LONG_AGO
+    before: Mapping[str, Standing] = field(default_factory=dict)
+    runs_max: Mapping[str, int] = field(default_factory=dict)
+    decision: Callable[[str, int], Decision] = lambda _stream, _run_max: Decision(Cursor())
+    decisions: dict[str, Decision] = field(default_factory=dict)
+
+    def decide(self, stream: str, run_max: int) -> None:
+        """Decide about a stream, with so many messages processed at most."""
+        self.decisions[stream] = self.decision(stream, run_max)
+
+    def go_on(self, stream: str, run: Run) -> bool:
+        """Whether more of a stream is due than one transaction takes."""
+        return self.decisions[stream].more and run.failure is None and self.runs_max[stream] > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,28 +148,72 @@ class Receiver:
     ended: set[bytes] = field(default_factory=set)
     """Messages whose handler ended the transaction: the next time they fail without being tried."""
 
-    def receive(
-        self, connection: Connection, ledger_id: str, messages: Sequence[Message], *, singly: bool = False
-    ) -> Received:
-        """Take a batch of ordered messages in."""
-        arriving: dict[str, list[Message]] = {}
-        for message in messages:
-            arriving.setdefault(message.stream, []).append(message)
-        return self.advance(connection, ledger_id, arriving, singly=singly)
-
     def is_ordered(self, message: Message) -> bool:
         """Whether a message has its turn."""
         return isinstance(self.policy, Strict) and message.type not in self.unordered
+
+    def receive(
+        self,
+        connection: Connection,
+        ledger_id: str,
+        messages: Iterable[Message],
+        refused: Sequence[Refused] = (),
+        *,
+        singly: bool = False,
+    ) -> Received:
+        """Take a batch of messages in, and keep those that could not even be read for a person to see."""
+        arriving: dict[str, list[Message]] = {}
+        loose: dict[str, list[Message]] = {}
+        for message in messages:
+            (arriving if self.is_ordered(message) else loose).setdefault(message.stream, []).append(message)
+        return self.advance(connection, ledger_id, arriving, loose, refused, singly=singly)
 
     def advance(
         self,
         connection: Connection,
         ledger_id: str,
         arriving: Mapping[str, Sequence[Message]],
+        loose: Mapping[str, Sequence[Message]] = MappingProxyType({}),
+        refused: Sequence[Refused] = (),
         *,
         singly: bool = False,
     ) -> Received:
-        """Decide about streams of ordered messages, with what arrives for each, and carry that out."""
+        """
+        Decide about streams of ordered messages, with what arrives for each, and carry that out.
+
+        Messages whose order does not matter come as `loose`, by stream as well.  The commands of both go through the
+        ledger together, which locks their accounts in one order; and all is counted at the end, or else a counter
+        would be locked by one who waits for accounts that belong to one who waits for the counter.
+        """
+        turns = self._turns(connection, arriving)
+        apart = self._apart(connection, loose)
+        # None of what is loose has to wait for another: each is a run of its own.
+        alone = [[message] for decision in apart for message in decision.process]
+        due = [*alone, *(decision.process for decision in turns.decisions.values())]
+        carried = self.carry_out(connection, ledger_id, due, singly=singly)
+        runs = dict(zip(turns.decisions, carried[len(alone) :], strict=True))
+        for stream, run in runs.items():
+            if run.failure is not None:
+                # What comes after it waits.
+                turns.decide(stream, len(run.done))
+        given_up, statements, counted = self._settle(turns, runs)
+        for more, counted_more in (self._settle_apart(apart, carried[: len(alone)]), self._refuse(refused)):
+            statements += more
+            counted.update(counted_more)
+        if any(counted.values()):
+            statements.append(mailbox.count(self.source, counted))
+        connection.send(statements)
+        return Received(
+            Tally(**{each.name: counted[each.name] for each in fields(Tally)}),
+            [each for run in carried for each in run.done],
+            [(run.failure.message, run.failure.error) for run in carried if run.failure is not None],
+            [stream for stream, run in runs.items() if turns.go_on(stream, run)] + given_up,
+        )
+
+    def _turns(self, connection: Connection, arriving: Mapping[str, Sequence[Message]]) -> Turns:
+        """The decision for each stream, on what is kept of it; its cursor is locked."""
+        if not arriving:
+            return Turns()
         policy = self.policy
         assert isinstance(policy, Strict)
         now, before = mailbox.lock_streams(connection, self.source, sorted(arriving))
@@ -156,39 +229,17 @@ class Receiver:
             messages = arriving[stream]
             return decide(cursor, messages, seen[stream], policy, now, run_max=run_max, release_to=release_to)
 
-        decisions = {stream: decision(stream, runs_max[stream]) for stream in arriving}
-        carried = self.carry_out(connection, ledger_id, [each.process for each in decisions.values()], singly=singly)
-        runs = dict(zip(decisions, carried, strict=True))
-        for stream, run in runs.items():
-            if run.failure is not None:
-                # What comes after it waits.
-                decisions[stream] = decision(stream, len(run.done))
-        given_up = self._settle(connection, before, decisions, runs, now)
-        return Received(
-            summed(each.tally for each in decisions.values()),
-            [each for run in carried for each in run.done],
-            [(run.failure.message, run.failure.error) for run in carried if run.failure is not None],
-            [
-                stream
-                for stream, each in decisions.items()
-                if each.more and runs[stream].failure is None and runs_max[stream]
-            ]
-            + given_up,
-        )
+        turns = Turns(now, before, runs_max, decision)
+        for stream in arriving:
+            turns.decide(stream, runs_max[stream])
+        return turns
 
-    def _settle(
-        self,
-        connection: Connection,
-        before: Mapping[str, Standing],
-        decisions: Mapping[str, Decision],
-        runs: Mapping[str, Run],
-        now: datetime,
-    ) -> list[str]:
-        """Write down what was decided and what came of it; the streams that go on without a message given up now."""
+    def _settle(self, turns: Turns, runs: Mapping[str, Run]) -> tuple[list[str], list[Statement], Counter[str]]:
+        """Streams that go on without a message that is given up now; what is to be written, and to be counted."""
         after: dict[str, Standing] = {}
         given_up: dict[str, tuple[Message, str, int]] = {}
         for stream, run in runs.items():
-            standing = self._standing(before[stream], decisions[stream], run.failure, now)
+            standing = self._standing(turns.before[stream], turns.decisions[stream], run.failure, turns.now)
             after[stream] = standing
             if (
                 run.failure is not None
@@ -197,9 +248,9 @@ class Receiver:
             ):
                 given_up[stream] = (run.failure.message, run.failure.error, standing.attempts)
         settled = {stream: [settle(*done) for done in run.done] for stream, run in runs.items()}
-        pairs = {stream: (before[stream], each) for stream, each in decisions.items()}
-        connection.send(mailbox.write(self.source, pairs, settled, given_up, after, keep=self.keep))
-        return list(given_up)
+        pairs = {stream: (turns.before[stream], each) for stream, each in turns.decisions.items()}
+        statements, counted = mailbox.write(self.source, pairs, settled, given_up, after, keep=self.keep)
+        return list(given_up), statements, counted
 
     def _standing(self, before: Standing, decision: Decision, failure: Failed | None, now: datetime) -> Standing:
         assert isinstance(self.policy, Strict)
@@ -225,40 +276,43 @@ class Receiver:
         assert sequence is not None
         return Standing(cursor, now, attempts, release_to=sequence, error=failure.error)
 
-    def receive_unordered(
-        self, connection: Connection, ledger_id: str, messages: Sequence[Message], *, singly: bool = False
-    ) -> Received:
-        """Take a batch of messages in whose order does not matter."""
-        # One decision a stream: the ids of two streams have nothing to do with each other.
-        arriving: dict[str, list[Message]] = {}
-        for message in messages:
-            arriving.setdefault(message.stream, []).append(message)
-        known = mailbox.known_ids(connection, self.source, messages)
-        decisions = [
+    def _apart(self, connection: Connection, loose: Mapping[str, Sequence[Message]]) -> list[Decision]:
+        """A decision for each stream of messages without order: the ids of two have nothing to do with each other."""
+        if not loose:
+            return []
+        known = mailbox.known_ids(connection, self.source, [message for each in loose.values() for message in each])
+        return [
             decide_unordered(each, {one.id: known[stream, one.id] for one in each if (stream, one.id) in known})
-            for stream, each in arriving.items()
+            for stream, each in loose.items()
         ]
-        # None has to wait for another: each is a run of its own.
-        alone = [[message] for decision in decisions for message in decision.process]
-        runs = self.carry_out(connection, ledger_id, alone, singly=singly)
+
+    def _settle_apart(
+        self, decisions: Sequence[Decision], runs: Sequence[Run]
+    ) -> tuple[list[Statement], Mapping[str, int]]:
+        """What is to be written of messages without order, and what is to be counted."""
         done = [each for run in runs for each in run.done]
         failed = [run.failure for run in runs if run.failure is not None]
-        letters: list[tuple[Message, str, str | None, int]] = [
+        letters: list[dead_letters.Letter] = [
             (refused.message, refused.why.value, None, 0) for decision in decisions for refused in decision.review
         ]
         letters += [(failure.message, "failed", failure.error, 1) for failure in failed]
-        tally = summed(decision.tally for decision in decisions)
-        tally = replace(tally, processed=len(done))
         rejected = sum(isinstance(outcome, Rejected) for _, outcome in done)
-        counted = {**counts(tally), "rejected": rejected, "dead_lettered": len(letters), "failed": len(failed)}
-        statements = [mailbox.count(self.source, counted)]
+        counted = Counter(counts(summed(decision.tally for decision in decisions)))
+        counted.update(rejected=rejected, dead_lettered=len(letters), failed=len(failed), processed=-len(failed))
+        statements = []
         if done:
             statements.append(mailbox.put_ids(self.source, [settle(*each) for each in done], keep=self.keep))
             statements.append(mailbox.settle_ids(self.source, [message for message, _ in done]))
         if letters:
             statements.append(dead_letters.put(self.source, letters))
-        connection.send(statements)
-        return Received(tally, done, [(failure.message, failure.error) for failure in failed], [])
+        return statements, counted
+
+    def _refuse(self, refused: Sequence[Refused]) -> tuple[list[Statement], Mapping[str, int]]:
+        """What is to be written, and to be counted, of messages that could not be read."""
+        if not refused:
+            return [], {}
+        letters = [(message, "undecodable", error, 0) for message, error in refused]
+        return [dead_letters.put(self.source, letters)], {"undecodable": len(refused), "dead_lettered": len(refused)}
 
     def carry_out(
         self, connection: Connection, ledger_id: str, runs: Iterable[Sequence[Message]], *, singly: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from ledger.order.decoders import cloudevents
 from ledger.order.message import Message, encode
@@ -67,6 +67,10 @@ WHERE d.source = %s AND d.dead_letter_id = %s::uuid ORDER BY d.recorded_at
 """
 
 
+Letter: TypeAlias = tuple[Message, str, str | None, int]
+"""A message for a person to see: why, the error if there was one, and how often it was tried."""
+
+
 class DeadLetter(NamedTuple):
     """A message that a person decides about: why it is here, the last error, how often it was tried."""
 
@@ -118,8 +122,8 @@ def decisions(connection: Connection, source: str, dead_letter_id: str) -> list[
     return [LetterDecision(in_utc(row[0]), *row[1:]) for row in rows]
 
 
-def put(source: str, letters: Sequence[tuple[Message, str, str | None, int]]) -> Statement:
-    """The statement that keeps messages for a person: each with why, error and attempts."""
+def put(source: str, letters: Sequence[Letter]) -> Statement:
+    """The statement that keeps messages for a person."""
     return PUT_DEAD_LETTERS, (source, *_columns(letters))
 
 
@@ -134,7 +138,7 @@ def _letter(row: Row) -> DeadLetter:
     return DeadLetter._make((*row[:8], kept(row[8]), in_utc(row[9]), in_utc(row[10]), row[11]))
 
 
-def _columns(letters: Sequence[tuple[Message, str, str | None, int]]) -> list[str]:
+def _columns(letters: Sequence[Letter]) -> list[str]:
     # One statement cannot put the same letter twice.
     letters = list({(each[0].stream, each[0].id, each[0].digest, each[1]): each for each in letters}.values())
     return [

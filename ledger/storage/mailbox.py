@@ -7,6 +7,7 @@ All statements are about one source, and name the streams, by which the tables a
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
@@ -300,10 +301,10 @@ class _Changes(NamedTuple):
     """What decisions come to, all streams together."""
 
     rows: list[tuple[Message, State, str | None]]
-    letters: list[tuple[Message, str, str | None, int]]
+    letters: list[dead_letters.Letter]
     releases: list[tuple[str, Range]]
     again: list[tuple[str, int]]
-    tally: dict[str, int]
+    tally: Counter[str]
 
 
 def write(
@@ -314,9 +315,9 @@ def write(
     standing: Mapping[str, Standing],
     *,
     keep: bool = True,
-) -> list[Statement]:
+) -> tuple[list[Statement], Counter[str]]:
     """
-    The statements that carry decisions out: messages, dead letters, releases, cursors, counters.
+    The statements that carry decisions out: messages, dead letters, releases, cursors; and what is to be counted.
 
     `standing` is where each stream stands afterwards; `failed` are messages that are given up, with error and attempts.
     Unless told to `keep` them, what was processed leaves no content behind.
@@ -340,8 +341,7 @@ def write(
     changed = {stream: after for stream, after in standing.items() if after != decisions[stream][0]}
     if changed:
         statements.append(_moved(source, changed, decisions))
-    statements.append(count(source, changes.tally))
-    return statements
+    return statements, changes.tally
 
 
 def _changes(
@@ -349,7 +349,7 @@ def _changes(
     settled: Mapping[str, Sequence[Settled]],
     failed: Mapping[str, tuple[Message, str, int]],
 ) -> _Changes:
-    changes = _Changes([], [], [], [], {})
+    changes = _Changes([], [], [], [], Counter())
     rows, letters, releases, again, tally = changes
     for stream, (before, decision) in decisions.items():
         rows += [(each.message, State.DONE, each.outcome) for each in settled.get(stream, ())]
@@ -362,16 +362,14 @@ def _changes(
         releases += [(stream, range_) for range_ in decision.released if range_.last > before.release_to]
         again += [(stream, sequence) for sequence in decision.taken_again]
         for field in fields(Tally):
-            tally[field.name] = tally.get(field.name, 0) + getattr(decision.tally, field.name)
+            tally[field.name] += getattr(decision.tally, field.name)
     for message, error, attempts in failed.values():
         rows.append((message, State.REVIEW, None))
         letters.append((message, "failed", error, attempts))
     tally["failed"] = len(failed)
     tally["rejected"] = sum(each.rejected for run in settled.values() for each in run)
     # Also what SET_ASIDE makes of messages that were held.
-    tally["dead_lettered"] = (
-        len(letters) + tally.get("set_aside", 0) - sum(len(d.overflow) for _, d in decisions.values())
-    )
+    tally["dead_lettered"] = len(letters) + tally["set_aside"] - sum(len(d.overflow) for _, d in decisions.values())
     return changes
 
 
