@@ -28,11 +28,11 @@ FLOW: Final = """
     storage.embedded storage.migrations
     storage.store                               | what is kept                  → appended
     storage.projector storage.repair            | what it adds up to            → projected
-    storage.dead_letters storage.mailbox
+    storage.dead_letters storage.mailbox storage.offsets
     storage.queries storage.inbox_queries       | what is answered              → queried
     batch writer                                | the only write path
     audit.verify                                | re-derive, never trust
-    receiving inbox                             | messages, once and in order
+    receiving inbox intake                      | messages, once and in order
     lifecycle operations application            | the one public object
     ledger                                      | the public names
     simulation                                  | the incident, at any scale

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -20,16 +21,15 @@ from ledger.application import Ledger
 from ledger.cli.options import Target, command, opened
 from ledger.cli.output import answer, complain, moment, print_json, progress, row, table
 from ledger.core.canonical import utc_text
-from ledger.core.errors import InvalidCommand, Rejected, UndecodableMessage
+from ledger.core.errors import InvalidCommand
 from ledger.core.fields import MOMENT, checked
-from ledger.inbox import Inbox, Replayed
+from ledger.inbox import TOGETHER_MAX, Inbox, Replayed
+from ledger.intake import Intake, together, totals
 from ledger.order.cursor import OnGap, Range, Status, Strict, Tally
-from ledger.order.decoders import BODY_BYTES_MAX, Decoder, decoder
-from ledger.order.message import Message
+from ledger.order.decoders import BODY_BYTES_MAX, decoder
 from ledger.receiving import Received, Retry, Unordered, message_schemas
 from ledger.storage.inbox_queries import Gap
 
-_TOGETHER: Final = 1_000
 _DAYS_MAX: Final = 365_000
 _SHOWN: Final = 20
 _ORDER: Final = "Order"
@@ -136,37 +136,33 @@ def ingest(
     were rejected, could not be handled, or are dead letters.
     """
     assert not json_schema
-    tally: dict[str, int] = dict.fromkeys(asdict(Tally()), 0)
-    rejected = failed = broken = 0
-    read = decoder(format.value)
+    tally: Counter[str] = Counter()
     with opened(target.settings) as ledger, progress("messages", None) as watch:
         inbox = source.of(ledger, None if keep_payloads else timedelta(0))
-        for together in _batches(file):
-            messages = []
-            for number, line in together:
-                for found in _read(read, line, source.source):
-                    if isinstance(found, UndecodableMessage):
-                        broken += 1
-                        complain(f"line {number}: {found}")
-                        inbox.refuse(_unreadable(line, source.source), str(found))
-                    else:
-                        messages.append(found)
-            received = inbox.receive(messages)
-            rejected += sum(isinstance(outcome, Rejected) for _, outcome in received.outcomes)
-            failed += len(received.failed)
-            for name, count in asdict(received.tally).items():
-                tally[name] += count
-            if watch is not None:
-                watch(tally["received"])
+        intake = Intake([inbox], decoder(format.value))
+        for lines in _batches(file):
+            deliveries = [intake.read(line, (), sha256(line).hexdigest()[:32]) for _, line in lines]
+            for (number, _), delivery in zip(lines, deliveries, strict=True):
+                for _, error in delivery.refused:
+                    tally["undecodable"] += 1
+                    complain(f"line {number}: {error}")
+            while deliveries:
+                count = together(deliveries, TOGETHER_MAX)
+                tally.update(totals(intake.take(deliveries[:count])))
+                del deliveries[:count]
+                if watch is not None:
+                    watch(tally["received"])
         waiting = inbox.stats()
-    summary: dict[str, Any] = {**tally, "rejected": rejected, "failed": failed, "undecodable": broken}
+    shown = (*asdict(Tally()), "rejected", "failed", "undecodable")
+    summary = {name: tally[name] for name in shown}
     summary |= {"streams_parked": waiting.parked, "held": waiting.held}
     said = table("", "messages", right=("messages",))
     for name, count in summary.items():
         if count:
             row(said, name.replace("_", " "), count)
     answer(target.as_json, summary, said)
-    return int(bool(rejected or failed or broken or tally["conflicts"] or tally["late"] or tally["unnumbered"]))
+    amiss = ("rejected", "failed", "undecodable", "conflicts", "late", "unnumbered")
+    return int(any(tally[name] for name in amiss))
 
 
 @command
@@ -371,43 +367,24 @@ def _ranges(ranges: list[Range]) -> str:
     return ", ".join(shown) + (", …" if len(ranges) > _SHOWN else "")
 
 
-def _read(read: Decoder, line: bytes, source: str) -> list[Message | UndecodableMessage]:
-    try:
-        found = read(line, (), source)
-    except UndecodableMessage as error:
-        return [error]
-    return [
-        each
-        if isinstance(each, UndecodableMessage) or each.source == source
-        else UndecodableMessage("source", f"it is {each.source!r}, not {source!r}", "Ingest each source by itself.")
-        for each in found
-    ]
-
-
-def _unreadable(line: bytes, source: str) -> Message:
-    """A line that is no message, as one that can be kept."""
-    text = line[:20_000].decode(errors="replace").replace("\0", "")
-    return Message(source, sha256(line).hexdigest()[:32], "ledger.undecodable", data={"line": text})
-
-
 def _batches(file: str) -> Iterator[list[tuple[int, bytes]]]:
     """The lines of a file with their numbers, some at a time."""
     try:
         stream = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115  (closed below)
     except OSError as error:
         raise InvalidCommand(file, f"{error.strerror or error}") from None
-    together: list[tuple[int, bytes]] = []
+    lines: list[tuple[int, bytes]] = []
     size = 0
     with stream:
         for number, line in enumerate(_lines(stream), 1):
             if line.strip():
-                together.append((number, line))
+                lines.append((number, line))
                 size += len(line)
-            if len(together) == _TOGETHER or size > BODY_BYTES_MAX:
-                yield together
-                together, size = [], 0
-    if together:
-        yield together
+            if len(lines) == TOGETHER_MAX or size > BODY_BYTES_MAX:
+                yield lines
+                lines, size = [], 0
+    if lines:
+        yield lines
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:

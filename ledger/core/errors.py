@@ -17,6 +17,7 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     ├── DatabaseUnavailable   the database could not be asked: the message says what to do
     │   ├── ConnectionLost    … or went away before it answered: the outcome is unknown
     │   └── GuardRefused      … or a guard in it refuses what the rules allow: verify
+    ├── BrokerUnavailable     a message broker could not be asked, or refuses
     └── UnsupportedConnection a connection that a guest cannot work on
 
 The message of an error is its docstring, filled with its fields.
@@ -407,6 +408,17 @@ class GuardRefused(DatabaseUnavailable):
 
     code: ClassVar[str] = "guard_refused"
     retryable: ClassVar[bool] = False
+
+
+@dataclass(eq=False)
+class BrokerUnavailable(LedgerError):
+    """{problem} {advice}"""
+
+    code: ClassVar[str] = "broker_unavailable"
+    retryable: ClassVar[bool] = True
+
+    problem: str
+    advice: str
 
 
 @dataclass(eq=False)

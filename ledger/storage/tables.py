@@ -366,6 +366,21 @@ inbox_counters: Final = Table(
     comment="What the inbox counted; several rows a counter, so that no row is hot.",
 )
 
+consumer_offsets: Final = Table(
+    "consumer_offsets",
+    metadata,
+    _text("group_name", key=True),
+    _text("topic", key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("next_offset", BigInteger),
+    Column("epoch", BigInteger, nullable=False),
+    _text("owner"),
+    Column("partitions", Integer, nullable=False),
+    _moment("changed_at"),
+    CheckConstraint("next_offset >= 0 AND epoch > 0 AND partition >= 0", name="counts"),
+    comment="Where each consumer group stands in each partition; compare-and-set on epoch and offset.",
+)
+
 APPEND_ONLY: Final = (
     "identity",
     "transactions",

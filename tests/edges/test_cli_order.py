@@ -71,7 +71,7 @@ def test_the_incident_from_the_command_line(
     code, gaps = answer("inbox", "gaps", "--source", "bank")
     assert (code, gaps["gaps"][0]["missing"]) == (1, [[3, 4]])
     code, letters = answer("dead-letters", "list", "--source", "bank")
-    assert [letter["data"]["line"] for letter in letters["dead_letters"]] == ["{broken\n"]
+    assert [letter["data"]["body"] for letter in letters["dead_letters"]] == ["{broken\n"]
     (letter,) = letters["dead_letters"]
     assert program("dead-letters", "discard", letter["dead_letter_id"], "--source", "bank").returncode == 0
     assert answer("dead-letters", "list", "--source", "bank")[1]["dead_letters"] == []

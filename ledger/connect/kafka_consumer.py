@@ -1,0 +1,533 @@
+"""
+A consumer that cannot be wrong: the database, not the broker, says who may move an offset.
+
+    poll → a queue for each partition → a worker takes some → one transaction: offset moved, messages taken in
+
+The thread that calls `run` talks to Kafka, and does nothing else that could take long but claim partitions.  Workers
+take the records of one partition at a time, in order.  A transaction begins by moving the partition's offset for the
+epoch that was claimed: whoever has lost the partition meanwhile writes nothing, whatever the broker still believes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, NamedTuple
+from uuid import uuid4
+
+import confluent_kafka
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from ledger.connect.kafka_settings import Config, Protocol, Start, consuming
+from ledger.core.errors import BrokerUnavailable, InvalidCommand, LedgerError
+from ledger.inbox import TOGETHER_MAX, Inbox
+from ledger.intake import Delivery, Intake, together, totals
+from ledger.order.decoders import Decoder, cloudevents
+from ledger.storage import offsets
+from ledger.storage.offsets import AlreadyTaken, Claim, Fenced, Place
+
+logger: Final = logging.getLogger("ledger.kafka")
+
+RECORDS_MAX: Final = TOGETHER_MAX
+"""Records in one transaction."""
+
+WORKERS_MAX: Final = 64
+
+# librdkafka's own errors have negative numbers, and names that Python takes for private ones.
+_END: Final = KafkaError._PARTITION_EOF  # noqa: SLF001
+_OUT_OF_RANGE: Final = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001
+
+_POLL_SECONDS: Final = 0.1
+_TICK_SECONDS: Final = 1.0
+_HINT_SECONDS: Final = 5.0
+_ASK_SECONDS: Final = 10.0
+_REVOKE_SECONDS: Final = 30.0
+"""How long a batch on its way may take, before its partition is given up all the same: the fence holds anyway."""
+
+_BACKOFF_SECONDS: Final = 0.2
+_BACKOFF_SECONDS_MAX: Final = 10.0
+_QUEUED_BATCHES: Final = 4
+"""A partition with so many batches waiting is paused, until all but one are done."""
+
+_REPEAT_SECONDS: Final = 60.0
+"""The same problem is not told again before."""
+
+
+class Problem(NamedTuple):
+    """Something that a person should hear of: about a partition, or about the connection to the brokers."""
+
+    place: Place | None
+    problem: str
+
+    def __str__(self) -> str:
+        return self.problem if self.place is None else f"{self.place}: {self.problem}"
+
+
+@dataclass(eq=False, slots=True)
+class _Partition:
+    """A partition that was given to us."""
+
+    place: Place
+    epoch: int = 0
+    """0 until it is claimed."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    waiting: deque[confluent_kafka.Message] = field(default_factory=deque)
+    at_work: Future[None] | None = None
+    next_offset: int | None = None
+    gone: bool = False
+    """Given up, or taken away."""
+
+    paused: bool = False
+    stopped: bool = False
+    """A person has to look at it."""
+
+    at_end: bool = False
+    losses: int = 0
+    """How often in a row it was taken by others, or could not be claimed."""
+
+    claim_at: float = 0.0
+
+    def take(self, count: int) -> list[confluent_kafka.Message]:
+        """The next records, in order; without any, the work is over."""
+        with self.lock:
+            if self.gone or not self.epoch or not self.waiting:
+                self.at_work = None
+                return []
+            return [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
+
+    def let_go(self) -> None:
+        """It is somebody else's, as far as we know: nothing of it is worked on until it is claimed again."""
+        with self.lock:
+            self.epoch = 0
+            self.waiting.clear()
+            self.back_off()
+            # Last, and under the lock: from here on another worker may begin.
+            self.at_work = None
+
+    def back_off(self) -> None:
+        """Claim it again, but not at once, and not when all others do."""
+        self.losses += 1
+        longest = min(_BACKOFF_SECONDS * 2**self.losses, _BACKOFF_SECONDS_MAX)
+        self.claim_at = time.monotonic() + random.uniform(longest / 2, longest)  # noqa: S311  (jitter is no secret)
+
+
+class Consumer:
+    """
+    Takes the messages of topics into inboxes: every effect exactly once, the messages of a stream in order.
+
+    Through rebalances, frozen and killed members, brokers that go away and databases that do.
+    """
+
+    def __init__(
+        self,
+        inboxes: Iterable[Inbox],
+        topics: Sequence[str],
+        group: str,
+        config: Config,
+        *,
+        protocol: Protocol = Protocol.COOPERATIVE,
+        start: Start | None = None,
+        decode: Decoder = cloudevents,
+        records_max: int = 500,
+        workers: int = 2,
+        to_end: bool = False,
+        on_problem: Callable[[Problem], None] | None = None,
+    ) -> None:
+        """
+        `inboxes` are those of the sources whose messages the topics hold; the first is that of messages that name none.
+
+        `config` are librdkafka's settings, "bootstrap.servers" at least.  `start` says where to begin in a partition
+        that the group has never read: unless it is said, such a partition is not read, and reported.  Up to
+        `records_max` records of a partition are one transaction.  So many `workers` carry out partitions at the same
+        time, each with a connection of the ledger's pool, which needs two more.  With `to_end` it stops once it has
+        read all there is.
+
+        Raises:
+            InvalidCommand: A setting is not the caller's to set, or out of bounds.
+        """
+        if isinstance(topics, str) or not topics:
+            raise InvalidCommand("topics", f"name them in a list: [{topics!r}]")
+        if not group:
+            raise InvalidCommand("group", "it has no name")
+        if not 1 <= records_max <= RECORDS_MAX:
+            raise InvalidCommand("records_max", f"{records_max} is not from 1 to {RECORDS_MAX}")
+        if not 1 <= workers <= WORKERS_MAX:
+            raise InvalidCommand("workers", f"{workers} is not from 1 to {WORKERS_MAX}")
+        self.group = group
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+        self._intake = Intake(inboxes, decode)
+        self._database = self._intake.inboxes[0].database
+        self._topics = list(topics)
+        self._told = consuming(config, group, protocol, to_end=to_end)
+        self._by_increments = protocol is not Protocol.EAGER
+        self._start = start
+        self._records_max = records_max
+        self._workers = workers
+        self._to_end = to_end
+        self._on_problem = on_problem or (lambda problem: logger.warning("%s", problem))
+        self._stopping = threading.Event()
+        self._partitions: dict[Place, _Partition] = {}
+        self._counts: Counter[str] = Counter()
+        self._counting = threading.Lock()
+        self._failure: Exception | None = None
+        self._said: dict[str, float] = {}
+        self._client: Any = None
+        self._pool: Any = None
+        self._ticking: Future[None] | None = None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What it did so far: records, and of their messages what came of them; how often it was fenced."""
+        with self._counting:
+            return dict(self._counts)
+
+    def stop(self) -> None:
+        """Let `run` finish what is on its way and return; from any thread, or a signal handler."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """
+        Consume until told to stop, or to the end.
+
+        Raises:
+            BrokerUnavailable: The client cannot go on, or none of the partitions can be read: what was told says why.
+            LedgerError: The ledger cannot go on.  What was not taken in stays where it is.
+        """
+        self._client = confluent_kafka.Consumer({**self._told, "error_cb": self._client_failed}, logger=logger)
+        try:
+            with ThreadPoolExecutor(self._workers + 1, "ledger-kafka") as self._pool:
+                handlers = {"on_assign": self._assigned, "on_revoke": self._revoked, "on_lost": self._lost}
+                self._client.subscribe(self._topics, **handlers)
+                try:
+                    self._consume()
+                finally:
+                    self._stopping.set()
+                    wait_for([each.at_work for each in self._partitions.values() if each.at_work], _REVOKE_SECONDS)
+                    self._client.close()
+        finally:
+            self._client = None
+        if self._failure is not None:
+            raise self._failure
+
+    def _consume(self) -> None:
+        tick_at = hint_at = time.monotonic()
+        while not self._stopping.is_set():
+            self._poll()
+            now = time.monotonic()
+            self._look_after_partitions(now)
+            if now >= tick_at and (self._ticking is None or self._ticking.done()):
+                tick_at = now + _TICK_SECONDS
+                self._ticking = self._pool.submit(self._tick)
+            if now >= hint_at:
+                hint_at = now + _HINT_SECONDS
+                self._hint(self._partitions.values())
+            if self._to_end and self._is_at_end():
+                return
+
+    def _poll(self) -> None:
+        """Take what librdkafka has; a record at a time, each of which it checks to be of a partition still ours."""
+        record = self._client.poll(_POLL_SECONDS)
+        taken = 0
+        while record is not None:
+            self._route(record)
+            taken += 1
+            record = self._client.poll(0) if taken < RECORDS_MAX else None
+
+    def _route(self, record: confluent_kafka.Message) -> None:
+        place = Place(str(record.topic()), record.partition())  # type: ignore[arg-type]
+        partition = self._partitions.get(place)
+        error = record.error()
+        if error is not None:
+            self._broken(partition, error)
+            return
+        if partition is None or not partition.epoch:
+            return
+        partition.at_end = False
+        with partition.lock:
+            partition.waiting.append(record)
+            if partition.at_work is None:
+                partition.at_work = self._pool.submit(self._work, partition)
+
+    def _broken(self, partition: _Partition | None, error: KafkaError) -> None:
+        """What comes in place of a record."""
+        if error.code() == _END:
+            if partition is not None:
+                partition.at_end = True
+        elif error.code() == _OUT_OF_RANGE and partition is not None:
+            self._stop_partition(
+                partition,
+                f"offset {partition.next_offset}, where group {self.group!r} stands, is not in the topic any more: what"
+                " lay between is lost to this group. Look for it elsewhere, then choose an offset: ledger consume seek",
+            )
+        elif error.fatal():
+            raise BrokerUnavailable(f"Kafka: {error.str()}.", "Start the consumer again.")
+        else:
+            self._tell(None if partition is None else partition.place, error.str())
+
+    def _look_after_partitions(self, now: float) -> None:
+        """Claim what is to be claimed, and hold back partitions whose records come faster than they are taken in."""
+        due = []
+        for partition in self._partitions.values():
+            if not partition.epoch:
+                if not partition.paused:
+                    self._pause(partition)
+                if not partition.stopped and partition.at_work is None and now >= partition.claim_at:
+                    due.append(partition)
+            elif not partition.paused and len(partition.waiting) >= _QUEUED_BATCHES * self._records_max:
+                self._pause(partition)
+            elif partition.paused and len(partition.waiting) <= self._records_max:
+                self._resume(partition)
+        if due:
+            self._claim_again(due)
+
+    # Partitions come and go; called by the client, within `poll`
+
+    def _assigned(self, client: Any, given: list[TopicPartition]) -> None:
+        partitions = [_Partition(Place(each.topic, each.partition)) for each in given]
+        self._partitions |= {partition.place: partition for partition in partitions}
+        begin = self._claim(partitions)
+        assignment = [
+            # What could not be claimed waits at its end, paused.
+            TopicPartition(*each.place, begin.get(each.place, confluent_kafka.OFFSET_END))
+            for each in partitions
+        ]
+        (client.incremental_assign if self._by_increments else client.assign)(assignment)
+        for partition in partitions:
+            (self._resume if partition.place in begin else self._pause)(partition)
+
+    def _revoked(self, client: Any, taken: list[TopicPartition]) -> None:
+        """Finish what is on its way, or leave it to the fence; then give the partitions up."""
+        partitions = self._give_up(taken)
+        wait_for([each.at_work for each in partitions if each.at_work], _REVOKE_SECONDS)
+        self._hint(partitions)
+        self._unassign(client, taken)
+
+    def _lost(self, client: Any, taken: list[TopicPartition]) -> None:
+        """They are somebody else's already."""
+        self._give_up(taken)
+        self._unassign(client, taken)
+
+    def _give_up(self, taken: list[TopicPartition]) -> list[_Partition]:
+        places = [Place(each.topic, each.partition) for each in taken]
+        partitions = [self._partitions.pop(place) for place in places if place in self._partitions]
+        for partition in partitions:
+            with partition.lock:
+                partition.gone = True
+                partition.waiting.clear()
+        return partitions
+
+    def _unassign(self, client: Any, taken: list[TopicPartition]) -> None:
+        if self._by_increments:
+            client.incremental_unassign(taken)
+        else:
+            client.unassign()
+
+    # Who may move an offset
+
+    def _claim(self, partitions: Sequence[_Partition]) -> dict[Place, int]:
+        """Take the epochs of partitions; where to begin in those of them that can be read."""
+        begin: dict[Place, int] = {}
+        if not partitions:
+            return begin
+        try:
+            counts = {topic: self._partitions_of(topic) for topic in {each.place.topic for each in partitions}}
+            wanted = {each.place: counts[each.place.topic] for each in partitions}
+            claims = self._in_transaction(partial(offsets.claim, group=self.group, owner=self.owner, partitions=wanted))
+            for partition in partitions:
+                offset = self._begin(partition, claims[partition.place])
+                if offset is not None:
+                    partition.next_offset = begin[partition.place] = offset
+                    partition.epoch = claims[partition.place].epoch
+        except (LedgerError, KafkaException) as error:
+            self._failed(error, None)
+            for partition in partitions:
+                if not partition.epoch:
+                    partition.back_off()
+        return begin
+
+    def _begin(self, partition: _Partition, claim: Claim) -> int | None:
+        """Where to begin in a partition that was claimed."""
+        if claim.next_offset is not None:
+            return claim.next_offset
+        if self._start is None:
+            self._stop_partition(
+                partition,
+                f"group {self.group!r} has never read it, and where to begin was not chosen: earliest or latest",
+            )
+            return None
+        ends = self._client.get_watermark_offsets(TopicPartition(*partition.place), timeout=_ASK_SECONDS)
+        first, last = ends or (0, 0)
+        offset = first if self._start is Start.EARLIEST else last
+        # On record: who takes over before the first record goes on from here, and not from a later end.
+        begin = partial(offsets.begin, group=self.group, place=partition.place, epoch=claim.epoch, offset=offset)
+        self._in_transaction(begin)
+        return int(offset)
+
+    def _claim_again(self, partitions: Sequence[_Partition]) -> None:
+        """Take partitions back that others have taken, as far as the broker still says that they are ours."""
+        begin = self._claim(partitions)
+        for partition in partitions:
+            if partition.place not in begin:
+                continue
+            try:
+                self._client.seek(TopicPartition(*partition.place, begin[partition.place]))
+            except KafkaException as error:
+                # Not fetched yet, or not any more.
+                logger.debug("%s cannot be read yet: %s", partition.place, error)
+                partition.epoch = 0
+                partition.back_off()
+            else:
+                partition.at_end = False
+                self._resume(partition)
+
+    def _in_transaction(self, work: Callable[..., Any]) -> Any:
+        with self._database.connection() as connection, connection.transaction():
+            return work(connection)
+
+    def _partitions_of(self, topic: str) -> int:
+        found = self._client.list_topics(topic, timeout=_ASK_SECONDS).topics[topic]
+        return len(found.partitions)
+
+    # Workers
+
+    def _work(self, partition: _Partition) -> None:
+        """Take the records of a partition in, for as long as there are any."""
+        try:
+            while not self._stopping.is_set() and (records := partition.take(self._records_max)):
+                self._take_in(partition, records)
+        except Fenced as fenced:
+            logger.info("%s", fenced)
+            self._count(fenced=1)
+            partition.let_go()
+        except Exception as error:  # noqa: BLE001  (`run` raises it)
+            self._failed(error, partition.place)
+            partition.let_go()
+
+    def _take_in(self, partition: _Partition, records: list[confluent_kafka.Message]) -> None:
+        deliveries = [self._read(record) for record in records]
+        attempts = 0
+        while records:
+            count = together(deliveries, TOGETHER_MAX)
+            try:
+                self._take_together(partition, records[:count], deliveries[:count])
+            except AlreadyTaken as already:
+                # By a commit whose acknowledgement was lost, or by whoever had the partition when these were fetched.
+                count = sum(record.offset() < already.next_offset for record in records)  # type: ignore[operator]
+            except LedgerError as error:
+                attempts += 1
+                if not error.retryable or partition.gone or self._stopping.is_set():
+                    raise
+                self._tell(partition.place, str(error))
+                longest = min(_BACKOFF_SECONDS * 2**attempts, _BACKOFF_SECONDS_MAX)
+                self._stopping.wait(random.uniform(longest / 2, longest))  # noqa: S311  (jitter is no secret)
+                continue
+            attempts = 0
+            partition.losses = 0
+            del records[:count], deliveries[:count]
+
+    def _take_together(
+        self, partition: _Partition, records: Sequence[confluent_kafka.Message], deliveries: Sequence[Delivery]
+    ) -> None:
+        first, last = records[0].offset(), records[-1].offset()
+        assert first is not None
+        assert last is not None
+        fence = partial(
+            offsets.move,
+            group=self.group,
+            place=partition.place,
+            epoch=partition.epoch,
+            first=first,
+            next_offset=last + 1,
+        )
+        received = self._intake.take(deliveries, fence)
+        partition.next_offset = last + 1
+        refused = sum(len(delivery.refused) for delivery in deliveries)
+        self._count(**totals(received), records=len(records), undecodable=refused, transactions=1)
+
+    def _read(self, record: confluent_kafka.Message) -> Delivery:
+        name = f"{record.topic()}/{record.partition()}@{record.offset()}"
+        value = record.value()
+        return self._intake.read(None if value is None else bytes(value), record.headers() or (), name)  # type: ignore[arg-type]
+
+    def _tick(self) -> None:
+        try:
+            self._count(**totals(self._intake.tick()))
+        except Exception as error:  # noqa: BLE001  (`run` raises it)
+            self._failed(error, None)
+
+    # What else
+
+    def _failed(self, error: Exception, place: Place | None) -> None:
+        """Go on after what will pass; end `run` with what will not."""
+        if isinstance(error, LedgerError) and error.retryable:
+            self._tell(place, str(error))
+        elif isinstance(error, KafkaException):
+            self._tell(place, error.args[0].str())
+        else:
+            self._failure = self._failure or error
+            self._stopping.set()
+
+    def _client_failed(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._failure = self._failure or BrokerUnavailable(f"Kafka: {error.str()}.", "Start the consumer again.")
+            self._stopping.set()
+        else:
+            self._tell(None, error.str())
+
+    def _stop_partition(self, partition: _Partition, problem: str) -> None:
+        partition.stopped = True
+        partition.epoch = 0
+        self._tell(partition.place, problem)
+        if all(each.stopped for each in self._partitions.values()):
+            advice = "Nothing is left to read: start the consumer again when this is mended."
+            self._failure = BrokerUnavailable(f"{Problem(partition.place, problem)}.", advice)
+            self._stopping.set()
+
+    def _tell(self, place: Place | None, problem: str) -> None:
+        told = Problem(place, problem)
+        now = time.monotonic()
+        if now - self._said.get(str(told), -_REPEAT_SECONDS) >= _REPEAT_SECONDS:
+            self._said[str(told)] = now
+            self._on_problem(told)
+
+    def _count(self, **counts: int) -> None:
+        with self._counting:
+            self._counts.update(counts)
+
+    def _hint(self, partitions: Iterable[_Partition]) -> None:
+        """Tell the broker where the group stands.  Nothing rests on it but tools that show its lag."""
+        known = [
+            TopicPartition(*each.place, each.next_offset)
+            for each in partitions
+            if each.next_offset is not None and each.epoch
+        ]
+        if known:
+            try:
+                self._client.commit(offsets=known, asynchronous=True)
+            except KafkaException as error:
+                logger.debug("no hint: %s", error)
+
+    def _is_at_end(self) -> bool:
+        return bool(self._partitions) and all(
+            each.stopped or (each.at_end and each.at_work is None and not each.waiting)
+            for each in self._partitions.values()
+        )
+
+    def _pause(self, partition: _Partition) -> None:
+        self._client.pause([TopicPartition(*partition.place)])
+        partition.paused = True
+
+    def _resume(self, partition: _Partition) -> None:
+        self._client.resume([TopicPartition(*partition.place)])
+        partition.paused = False
