@@ -23,7 +23,7 @@ from ledger.core.commands import (
     ExpireHold,
 )
 from ledger.core.errors import ConcurrencyError, CorruptLog, InvalidCommand, UnsupportedConnection
-from ledger.core.fields import TEXT, checked
+from ledger.core.fields import INTEGER_MAX, TEXT, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.inbox import Inbox
 from ledger.lifecycle import shipped_machines
@@ -31,8 +31,9 @@ from ledger.operations import Answer, Operations
 from ledger.order.cursor import Strict
 from ledger.order.message import check_source
 from ledger.receiving import Handler, Receiver, Retry, Unordered
-from ledger.storage import embedded, migrations, projector, queries, repair
+from ledger.storage import embedded, migrations, offsets, projector, queries, repair
 from ledger.storage.database import Connection, Database, Timeouts, check_encoding, engine_for, in_our_words
+from ledger.storage.offsets import Offset, Place
 from ledger.storage.tables import DEFAULT_SCHEMA
 from ledger.writer import Writer, handle_as_guest
 
@@ -235,6 +236,27 @@ class Ledger(Operations):
         kept = keep is None or keep > timedelta(0)
         receiver = Receiver(source, policy, frozenset(unordered), retry or Retry(), handlers, self._machines, kept)
         return Inbox(receiver, keep, self._database, self._ledger_id)
+
+    def consumer_offsets(self, group: str) -> list[Offset]:
+        """Where a consumer group stands in each partition that it has read, in order."""
+        return self._database.ask(partial(offsets.offsets, group=group))
+
+    def seek_consumer(self, group: str, topic: str, partition: int, offset: int, *, actor: str) -> None:
+        """
+        Let a consumer group go on in a partition from an offset that a person has chosen.
+
+        Going back is safe: the inbox drops what it has seen.  Whoever reads the partition now goes on from there.
+
+        Raises:
+            InvalidCommand: The group has never read that partition, or there is no such offset.
+        """
+        place = Place(topic, partition)
+        if not 0 <= offset <= INTEGER_MAX:
+            raise InvalidCommand("offset", f"{offset} is not from 0 to {INTEGER_MAX}")
+        owner = checked(TEXT, "actor", actor)
+        with self._database.connection() as connection, connection.transaction():
+            if not offsets.seek(connection, group, place, offset, owner):
+                raise InvalidCommand("partition", f"group {group!r} has never read {place}")
 
     @contextmanager
     def join(

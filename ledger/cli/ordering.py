@@ -44,13 +44,10 @@ class Format(StrEnum):
     SEED = "seed"
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Whose messages, and by which policy they are read."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """By which policy messages are read."""
 
-    source: Annotated[
-        str, typer.Option(help="Whose messages; every source counts for itself.", show_default=False, metavar="NAME")
-    ]
     unordered: Annotated[
         bool, typer.Option("--unordered", help="Their order does not matter: each id once.", rich_help_panel=_ORDER)
     ] = False
@@ -78,10 +75,10 @@ class Source:
         typer.Option("--park-failed", help="Then its stream waits for a person, too.", rich_help_panel=_ORDER),
     ] = False
 
-    def of(self, ledger: Ledger, keep: timedelta | None = None) -> Inbox:
-        """The inbox of this source."""
+    def inbox(self, ledger: Ledger, source: str, keep: timedelta | None = None) -> Inbox:
+        """The inbox of a source."""
         retry = Retry(self.attempts, park=self.park_failed)
-        return ledger.inbox(self.source, self._policy(), unordered=self.unordered_type or (), retry=retry, keep=keep)
+        return ledger.inbox(source, self._policy(), unordered=self.unordered_type or (), retry=retry, keep=keep)
 
     def _policy(self) -> Strict | Unordered:
         if self.unordered:
@@ -93,6 +90,37 @@ class Source:
             return Strict(timedelta(seconds=self.max_wait), self.max_buffered, self.on_gap, start)
         except (ValueError, OverflowError) as error:
             raise InvalidCommand("policy", str(error)) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source(Policy):
+    """Whose messages, and by which policy they are read."""
+
+    source: Annotated[
+        str, typer.Option(help="Whose messages; every source counts for itself.", show_default=False, metavar="NAME")
+    ]
+
+    def of(self, ledger: Ledger, keep: timedelta | None = None) -> Inbox:
+        """The inbox of this source."""
+        return self.inbox(ledger, self.source, keep)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources(Policy):
+    """Whose messages, if several have sent them, and by which policy they are read."""
+
+    source: Annotated[
+        list[str],
+        typer.Option(
+            help="Whose messages; repeatable.  The first is that of messages that do not say.",
+            show_default=False,
+            metavar="NAME",
+        ),
+    ]
+
+    def of(self, ledger: Ledger, keep: timedelta | None = None) -> list[Inbox]:
+        """The inboxes of these sources."""
+        return [self.inbox(ledger, source, keep) for source in dict.fromkeys(self.source)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,19 @@ from typing import Annotated, Final
 
 import typer
 
-from ledger.cli import asking, demo, holding, letters, lifecycles, ordering, ruling, simulate, upkeep, writing
+from ledger.cli import (
+    asking,
+    consuming,
+    demo,
+    holding,
+    letters,
+    lifecycles,
+    ordering,
+    ruling,
+    simulate,
+    upkeep,
+    writing,
+)
 from ledger.cli.options import READER_GONE, Target
 from ledger.cli.output import complain, print_error
 from ledger.core.errors import CorruptLog, InvalidAmount, InvalidCommand, LedgerError, Rejected
@@ -69,7 +81,9 @@ app.command("accounts", rich_help_panel=_ASK)(asking.accounts)
 app.command("ingest", rich_help_panel=_ORDER)(ordering.ingest)
 app.add_typer(ordering.inbox_app, rich_help_panel=_ORDER)
 app.add_typer(letters.letters_app, rich_help_panel=_ORDER)
+app.add_typer(consuming.consume_app, rich_help_panel=_ORDER)
 app.command("simulate", rich_help_panel=_ORDER)(simulate.simulate_incident)
+app.add_typer(consuming.doctor_app, rich_help_panel=_CHECK)
 app.command("trial-balance", rich_help_panel=_CHECK)(asking.trial_balance)
 app.command("verify", rich_help_panel=_CHECK)(upkeep.verify)
 app.command("rebuild", rich_help_panel=_CHECK)(upkeep.rebuild)

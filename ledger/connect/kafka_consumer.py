@@ -41,7 +41,7 @@ logger: Final = logging.getLogger("ledger.kafka")
 RECORDS_MAX: Final = TOGETHER_MAX
 """Records in one transaction."""
 
-WORKERS_MAX: Final = 64
+WORKERS_MAX: Final = 8
 
 # librdkafka's own errors have negative numbers, and names that Python takes for private ones.
 _END: Final = KafkaError._PARTITION_EOF  # noqa: SLF001
@@ -143,6 +143,7 @@ class Consumer:
         workers: int = 2,
         to_end: bool = False,
         on_problem: Callable[[Problem], None] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         """
         `inboxes` are those of the sources whose messages the topics hold; the first is that of messages that name none.
@@ -151,7 +152,7 @@ class Consumer:
         that the group has never read: unless it is said, such a partition is not read, and reported.  Up to
         `records_max` records of a partition are one transaction.  So many `workers` carry out partitions at the same
         time, each with a connection of the ledger's pool, which needs two more.  With `to_end` it stops once it has
-        read all there is.
+        read all there is.  `progress` hears of how many records were taken in.
 
         Raises:
             InvalidCommand: A setting is not the caller's to set, or out of bounds.
@@ -176,6 +177,7 @@ class Consumer:
         self._workers = workers
         self._to_end = to_end
         self._on_problem = on_problem or (lambda problem: logger.warning("%s", problem))
+        self._progress = progress
         self._stopping = threading.Event()
         self._partitions: dict[Place, _Partition] = {}
         self._counts: Counter[str] = Counter()
@@ -226,6 +228,8 @@ class Consumer:
             self._poll()
             now = time.monotonic()
             self._look_after_partitions(now)
+            if self._progress is not None:
+                self._progress(self._counts["records"])
             if now >= tick_at and (self._ticking is None or self._ticking.done()):
                 tick_at = now + _TICK_SECONDS
                 self._ticking = self._pool.submit(self._tick)

@@ -169,6 +169,11 @@ SELECT stream, message_id FROM page ORDER BY stream DESC, message_id DESC
 """
 
 
+NAMES: Final = """
+SELECT stream FROM {schema}.inbox_streams WHERE source = %s AND stream >= %s ORDER BY stream LIMIT %s
+"""
+
+
 class Stats(NamedTuple):
     """What was counted of a source, and how it stands: streams, messages held, parked streams, the longest wait."""
 
@@ -318,3 +323,8 @@ def _spans(streams: Collection[Completeness]) -> tuple[str, str, str]:
         plain_array(str(each.first) for each in streams),
         plain_array(str(each.last) for each in streams),
     )
+
+
+def streams(connection: Connection, source: str, after: str | None, limit: int) -> list[str]:
+    """The streams of a source, in order of their names."""
+    return [stream for (stream,) in connection.query(NAMES, (source, beyond(after), limit))]

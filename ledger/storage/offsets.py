@@ -7,11 +7,12 @@ that holds the effects of the messages: whoever had the partition before, and do
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Final, NamedTuple
 
 from ledger.storage.database import Connection
-from ledger.storage.store import plain_array, text_array
+from ledger.storage.store import in_utc, plain_array, text_array
 
 CLAIM: Final = """
 INSERT INTO {schema}.consumer_offsets (group_name, topic, partition, epoch, owner, partitions, changed_at)
@@ -40,8 +41,16 @@ SELECT epoch, next_offset, owner FROM {schema}.consumer_offsets
 WHERE group_name = %s AND topic = %s AND partition = %s
 """
 
+# Who is at it is fenced, and claims the partition again where it now stands.
+SEEK: Final = """
+UPDATE {schema}.consumer_offsets SET next_offset = %s, epoch = epoch + 1, owner = %s, changed_at = now()
+WHERE group_name = %s AND topic = %s AND partition = %s
+RETURNING epoch
+"""
+
 OFFSETS: Final = """
-SELECT topic, partition, next_offset, epoch, owner, partitions FROM {schema}.consumer_offsets
+SELECT topic, partition, next_offset, epoch, owner, partitions, changed_at AT TIME ZONE 'UTC'
+FROM {schema}.consumer_offsets
 WHERE group_name = %s ORDER BY topic, partition
 """
 
@@ -72,6 +81,7 @@ class Offset(NamedTuple):
     epoch: int
     owner: str
     partitions: int
+    changed_at: datetime
 
 
 class Fenced(Exception):
@@ -123,6 +133,11 @@ def move(connection: Connection, group: str, place: Place, epoch: int, first: in
     raise AlreadyTaken(rows[0][1])
 
 
-def offsets(connection: Connection, group: str) -> Sequence[Offset]:
+def seek(connection: Connection, group: str, place: Place, offset: int, owner: str) -> bool:
+    """Let a group go on from an offset that a person has chosen; whether it has ever read that partition."""
+    return bool(connection.query(SEEK, (offset, owner, group, *place)))
+
+
+def offsets(connection: Connection, group: str) -> list[Offset]:
     """Where a group stands, in order of topic and partition."""
-    return [Offset._make(row) for row in connection.query(OFFSETS, (group,))]
+    return [Offset._make((*row[:6], in_utc(row[6]))) for row in connection.query(OFFSETS, (group,))]

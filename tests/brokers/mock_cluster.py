@@ -56,6 +56,7 @@ class MockCluster:
         library.rd_kafka_mock_cluster_bootstraps.restype = ctypes.c_char_p
         error = ctypes.create_string_buffer(_ERROR_BYTES)
         configuration = ctypes.c_void_p(library.rd_kafka_conf_new())
+        library.rd_kafka_conf_set(configuration, b"log_level", b"0", error, ctypes.c_size_t(_ERROR_BYTES))
         client = library.rd_kafka_new(_PRODUCER, configuration, error, ctypes.c_size_t(_ERROR_BYTES))
         assert client, error.value.decode()
         self._client = ctypes.c_void_p(client)
