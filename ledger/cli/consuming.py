@@ -21,6 +21,7 @@ from ledger.cli.output import answer, complain, moment, progress, row, table
 from ledger.connect.kafka_settings import Protocol, Start, read_config
 from ledger.core.canonical import utc_text
 from ledger.order.decoders import decoder
+from ledger.storage.database import Timeouts
 
 consume_app = typer.Typer(name="consume", help="Take messages in from a broker, exactly once and in order.")
 doctor_app = typer.Typer(name="doctor", help="Look for what will make trouble.")
@@ -69,6 +70,15 @@ class Reading:
         typer.Option("--keep-payloads/--no-payloads", help="Keep what took effect, for `ledger inbox replay`."),
     ] = True
 
+    idle_seconds: Annotated[
+        float, typer.Option(help="How long this process, if it stands still, may hold others up.")
+    ] = 10.0
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """How long the database waits."""
+        return Timeouts(idle_seconds=self.idle_seconds)
+
     @property
     def keep(self) -> timedelta | None:
         """How long payloads are kept."""
@@ -105,7 +115,7 @@ def kafka(
     module = import_module("ledger.kafka")
     # What librdkafka has to say comes as a problem; its log would break into our lines.
     logging.getLogger("ledger.kafka").addHandler(logging.NullHandler())
-    with opened(target.settings) as ledger, progress("records", None) as watch:
+    with opened(target.settings, timeouts=reading.timeouts) as ledger, progress("records", None) as watch:
         consumer = module.Consumer(
             source.of(ledger, reading.keep),
             broker.topic,
@@ -122,7 +132,8 @@ def kafka(
         )
         with until_signalled(consumer.stop):
             consumer.run()
-    return summed_up(target, consumer.counts)
+    summed_up(target, consumer.counts)
+    return int(bool(consumer.stopped))
 
 
 @command
@@ -181,14 +192,13 @@ consume_app.command("seek")(seek)
 doctor_app.command("kafka")(doctor_kafka)
 
 
-def summed_up(target: Target, counts: Mapping[str, int]) -> int:
+def summed_up(target: Target, counts: Mapping[str, int]) -> None:
     """Say what a consumer did."""
     made = table("", "messages", right=("messages",))
     for name, count in counts.items():
         if count:
             row(made, name.replace("_", " "), count)
     answer(target.as_json, dict(counts), made if any(counts.values()) else "nothing came")
-    return 0
 
 
 @contextmanager

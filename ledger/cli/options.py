@@ -23,6 +23,7 @@ from ledger.core.errors import InvalidCommand
 from ledger.core.lifecycle import StateMachine
 from ledger.lifecycle import load
 from ledger.settings import Settings
+from ledger.storage.database import Timeouts
 
 _WHERE = "Where"
 _CONTEXT = "With it"
@@ -65,7 +66,11 @@ class Target:
 
 @contextmanager
 def opened(
-    settings: Settings, *, migrate_embedded: bool = True, machines: Iterable[StateMachine] = ()
+    settings: Settings,
+    *,
+    migrate_embedded: bool = True,
+    machines: Iterable[StateMachine] = (),
+    timeouts: Timeouts | None = None,
 ) -> Iterator[Ledger]:
     """
     The ledger to work on.
@@ -73,10 +78,12 @@ def opened(
     An embedded one is ours alone, so it is migrated on the way; a database that somebody named is theirs.
     """
     if settings.database_url is not None:
-        with Ledger.connect(settings.database_url, schema=settings.schema, machines=machines) as ledger:
+        url = settings.database_url
+        with Ledger.connect(url, schema=settings.schema, machines=machines, timeouts=timeouts) as ledger:
             yield ledger
         return
-    with Ledger.embedded(settings.data_folder(), schema=settings.schema, machines=machines) as ledger:
+    folder = settings.data_folder()
+    with Ledger.embedded(folder, schema=settings.schema, machines=machines, timeouts=timeouts) as ledger:
         if migrate_embedded:
             ledger.migrate()
         yield ledger

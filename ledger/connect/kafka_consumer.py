@@ -194,6 +194,11 @@ class Consumer:
         with self._counting:
             return dict(self._counts)
 
+    @property
+    def stopped(self) -> list[Place]:
+        """Partitions that are not read until a person has looked at them; what was told says why."""
+        return [place for place, each in list(self._partitions.items()) if each.stopped]
+
     def stop(self) -> None:
         """Let `run` finish what is on its way and return; from any thread, or a signal handler."""
         self._stopping.set()

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import psycopg
 import psycopg.errors
 import sqlalchemy
+from psycopg.abc import PQGen
 from psycopg.pq import ExecStatus, Format, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -58,16 +59,22 @@ _SCHEMA_BYTES_MAX: Final = 63
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds to wait at most: for a statement, for a lock, for a pooled connection, to connect."""
+    """
+    Seconds to wait at most: for a statement, for a lock, for a pooled connection, to connect.
+
+    And how long the database waits in a transaction for us: a process that stands still gives its locks up.
+    """
 
     statement_seconds: float = 60.0
     lock_seconds: float = 10.0
+    idle_seconds: float = 10.0
     pool_seconds: float = 30.0
     connect_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         # What the server would round to nothing it would take for "without end".
-        least = {"statement_seconds": 0.001, "lock_seconds": 0.001, "pool_seconds": 0.0, "connect_seconds": 0.0}
+        least = {"statement_seconds": 0.001, "lock_seconds": 0.001, "idle_seconds": 0.001}
+        least |= {"pool_seconds": 0.0, "connect_seconds": 0.0}
         for name, seconds in least.items():
             given = getattr(self, name)
             if isinstance(given, bool) or not isinstance(given, int | float) or not seconds <= given <= _SECONDS_MAX:
@@ -119,7 +126,7 @@ class Connection:
         cursors: list[psycopg.Cursor[Row]] = []
         failure: BaseException | None = None
         try:
-            with self.driver.pipeline():
+            with _pipeline(self.driver):
                 # Kept from the driver: it would log, as a warning, that what was sent after a failure failed too.
                 try:
                     for sql, parameters in chain([first], pending):
@@ -192,6 +199,9 @@ class Connection:
         opening = self.begin("REPEATABLE READ, READ ONLY") if read_only else self.begin()
         if unbounded:
             opening.append(("SET LOCAL statement_timeout = 0", ()))
+            if read_only:
+                # Nobody waits for it, and whoever reads the answer may take their time.
+                opening.append(("SET LOCAL idle_in_transaction_session_timeout = 0", ()))
         try:
             self.send(opening)
             yield
@@ -210,6 +220,30 @@ class Connection:
         cursor = psycopg.Cursor(self.driver, row_factory=tuple_row)
         cursor.format = Format.BINARY
         return cursor
+
+
+class _Pipeline(psycopg.Pipeline):
+    """
+    The driver's own, which ends with a Sync, and not with a Flush after it.
+
+    The Sync starts the clock of idle_in_transaction_session_timeout, and whatever message comes next stops it: after a
+    Flush the server would wait in the transaction for ever.
+    """
+
+    def _exit_gen(self) -> PQGen[None]:
+        try:
+            self._enqueue_sync()
+            yield from self._communicate_gen()
+        finally:
+            yield from self._fetch_gen(flush=False)
+
+
+@contextmanager
+def _pipeline(driver: psycopg.Connection[Any]) -> Iterator[None]:
+    # Where the driver finds one it uses that.
+    driver._pipeline = _Pipeline(driver)  # noqa: SLF001
+    with driver.pipeline():
+        yield
 
 
 def _rows(cursor: psycopg.Cursor[Any]) -> list[Row]:
@@ -404,6 +438,7 @@ def _set_local(timeouts: Timeouts) -> list[str]:
     return [
         f"SET LOCAL statement_timeout = {round(timeouts.statement_seconds * 1000)}",
         f"SET LOCAL lock_timeout = {round(timeouts.lock_seconds * 1000)}",
+        f"SET LOCAL idle_in_transaction_session_timeout = {round(timeouts.idle_seconds * 1000)}",
     ]
 
 
@@ -459,6 +494,7 @@ _ADVICE: Final = (
     ("28", "PostgreSQL does not let this user in", "Check user and password in the database URL."),
     ("3D000", "The database does not exist", "Create it, or correct the database URL."),
     ("25006", "The server is read-only", "Connect to the primary; nothing was written."),
+    ("25P03", "This process stood still in a transaction", "Nothing was written; try again, or raise idle_seconds."),
     ("42501", "The database user lacks a privilege", "Grant it the role made by `ledger migrate --roles`."),
     ("57014", "The statement ran into its timeout", "Nothing was written; try again, or raise statement_seconds."),
     ("53100", "The server's disk is full", "Nothing was written; make room and try again."),

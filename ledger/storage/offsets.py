@@ -3,16 +3,29 @@ Where consumer groups stand in the partitions that they read: the fence that a b
 
 Who is given a partition takes its next epoch.  From then on the offset moves only for that epoch, in the transaction
 that holds the effects of the messages: whoever had the partition before, and does not know yet, writes nothing.
+
+Whoever had it may be frozen in the midst of such a transaction, with the offset locked.  That transaction carries the
+partition's name, by which the next owner ends it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from hashlib import sha256
 from typing import Final, NamedTuple
 
+from ledger.core.canonical import canonical_json
 from ledger.storage.database import Connection
 from ledger.storage.store import in_utc, plain_array, text_array
+
+_NAMED: Final = "SELECT set_config('application_name', %s, true)"
+
+_END: Final = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE application_name = ANY(%s::text[]) AND datname = current_database() AND usename = current_user
+  AND pid <> pg_backend_pid()
+"""
 
 CLAIM: Final = """
 INSERT INTO {schema}.consumer_offsets (group_name, topic, partition, epoch, owner, partitions, changed_at)
@@ -101,8 +114,9 @@ class AlreadyTaken(Exception):
 
 
 def claim(connection: Connection, group: str, owner: str, partitions: Mapping[Place, int]) -> dict[Place, Claim]:
-    """Take the next epoch of these partitions, of which each one's topic has so many."""
+    """Take the next epoch of these partitions, of which each one's topic has so many, and end who is still at them."""
     places = sorted(partitions)
+    connection.query(_END, (text_array(_name(group, place) for place in places),))
     columns = (
         text_array(place.topic for place in places),
         plain_array(str(place.partition) for place in places),
@@ -125,7 +139,9 @@ def move(connection: Connection, group: str, place: Place, epoch: int, first: in
         Fenced: The partition is somebody else's now.
         AlreadyTaken: It is past `first`.
     """
-    if connection.query(MOVE, (next_offset, group, *place, epoch, first)):
+    naming = (_NAMED, (_name(group, place),))
+    _, moved = connection.send([naming, (MOVE, (next_offset, group, *place, epoch, first))])
+    if moved:
         return
     rows = connection.query(STANDING, (group, *place))
     if not rows or rows[0][0] != epoch:
@@ -141,3 +157,8 @@ def seek(connection: Connection, group: str, place: Place, offset: int, owner: s
 def offsets(connection: Connection, group: str) -> list[Offset]:
     """Where a group stands, in order of topic and partition."""
     return [Offset._make((*row[:6], in_utc(row[6]))) for row in connection.query(OFFSETS, (group,))]
+
+
+def _name(group: str, place: Place) -> str:
+    # The server keeps 63 bytes of it.
+    return f"ledger {sha256(canonical_json([group, *place]).encode()).hexdigest()[:32]}"

@@ -16,12 +16,17 @@ import confluent_kafka
 
 _PRODUCER: Final = 0
 _ERROR_BYTES: Final = 512
+_SESSION_MILLISECONDS: Final = 3_000
+"""After so long without a heartbeat a member of a KIP-848 group is gone; others say for themselves how long."""
+
 _SYMBOLS: Final = (
     "rd_kafka_mock_cluster_new",
     "rd_kafka_mock_topic_create",
     "rd_kafka_mock_push_request_errors_array",
     "rd_kafka_mock_broker_set_down",
     "rd_kafka_mock_broker_set_up",
+    "rd_kafka_mock_set_group_consumer_session_timeout_ms",
+    "rd_kafka_mock_set_group_consumer_heartbeat_interval_ms",
 )
 
 FETCH: Final = 1
@@ -61,6 +66,10 @@ class MockCluster:
         assert client, error.value.decode()
         self._client = ctypes.c_void_p(client)
         self._cluster = ctypes.c_void_p(library.rd_kafka_mock_cluster_new(self._client, ctypes.c_int(brokers)))
+        library.rd_kafka_mock_set_group_consumer_session_timeout_ms(self._cluster, ctypes.c_int(_SESSION_MILLISECONDS))
+        library.rd_kafka_mock_set_group_consumer_heartbeat_interval_ms(
+            self._cluster, ctypes.c_int(_SESSION_MILLISECONDS // 6)
+        )
 
     @property
     def bootstrap(self) -> str:

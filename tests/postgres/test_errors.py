@@ -22,6 +22,7 @@ from sqlalchemy import URL, create_engine, make_url
 
 from ledger import (
     ConcurrencyError,
+    ConnectionLost,
     DatabaseUnavailable,
     GuardRefused,
     InvalidCommand,
@@ -34,6 +35,7 @@ from ledger import (
     UnsupportedConnection,
 )
 from ledger.core.commands import build
+from ledger.storage.database import Connection, Database, engine_for
 
 Psql = psycopg.Connection[Any]
 
@@ -258,6 +260,25 @@ def test_lock_timeout(funded: Ledger, ledger_url: str, psql: Psql) -> None:
     assert unchanged(funded, psql)
 
 
+@pytest.mark.parametrize("statements", [1, 2])
+def test_process_that_stands_still(funded: Ledger, ledger_url: str, psql: Psql, statements: int) -> None:
+    """Who does nothing in a transaction for too long loses it with its locks, whatever it did last."""
+    timeouts = Timeouts(idle_seconds=0.1)
+    database = Database(engine_for(ledger_url, timeouts, 1), "ledger", timeouts)
+
+    def stand_still(connection: Connection) -> None:
+        with connection.transaction():
+            connection.send([("SELECT 1 FROM {schema}.balances WHERE stream = 'alice' FOR UPDATE", ())] * statements)
+            psql.execute("SELECT 1 FROM balances WHERE stream = 'alice' FOR UPDATE")
+            connection.query("SELECT 1")
+
+    psql.execute("SET lock_timeout = '20s'")
+    with pytest.raises(ConnectionLost), database.connection() as connection:
+        stand_still(connection)
+    database.close()
+    assert unchanged(funded, psql)
+
+
 def test_pool_is_used_up(funded: Ledger, ledger_url: str, psql: Psql) -> None:
     """More threads than connections: whoever waits for too long is told about pool_size."""
     with Ledger.connect(ledger_url, pool_size=1, timeouts=Timeouts(pool_seconds=0.2)) as ledger:
@@ -399,7 +420,9 @@ def test_schema_that_is_none(schema: str) -> None:
     Ledger.connect("postgresql://me@127.0.0.1:1/db", schema="x" * 63)
 
 
-@pytest.mark.parametrize("name", ["statement_seconds", "lock_seconds", "pool_seconds", "connect_seconds"])
+@pytest.mark.parametrize(
+    "name", ["statement_seconds", "lock_seconds", "idle_seconds", "pool_seconds", "connect_seconds"]
+)
 @pytest.mark.parametrize("seconds", [-1, -0.001, float("inf"), float("nan"), 1e12, "5", None, True], ids=repr)
 def test_timeout_that_is_none(name: str, seconds: Any) -> None:
     """A time to wait is a number of seconds, and has an end."""
@@ -407,7 +430,7 @@ def test_timeout_that_is_none(name: str, seconds: Any) -> None:
         Timeouts(**{name: seconds})
 
 
-@pytest.mark.parametrize("name", ["statement_seconds", "lock_seconds"])
+@pytest.mark.parametrize("name", ["statement_seconds", "lock_seconds", "idle_seconds"])
 @pytest.mark.parametrize("seconds", [0, 0.0004])
 def test_timeout_that_would_be_without_end(name: str, seconds: float) -> None:
     """The server takes nothing for "without end": what would be rounded to nothing is refused."""
