@@ -137,6 +137,53 @@ def kafka(
 
 
 @command
+def rabbitmq(
+    source: Sources,
+    reading: Reading,
+    target: Target,
+    url: Annotated[
+        str,
+        typer.Option(
+            help="amqp://user:password@host:5672/vhost, or amqps://…; or LEDGER_RABBITMQ_URL.",
+            envvar="LEDGER_RABBITMQ_URL",
+            show_default=False,
+            metavar="URL",
+        ),
+    ],
+    queue: Annotated[str, typer.Option(help="The queue.", show_default=False)],
+    declare: Annotated[
+        bool,
+        typer.Option("--declare/--no-declare", help="Make it if it is not there: quorum, single active consumer."),
+    ] = True,
+    prefetch: Annotated[int, typer.Option(help="Messages on their way, and in one transaction, at most.")] = 500,
+) -> int:
+    """
+    Take the messages of a RabbitMQ queue in until told to stop (SIGTERM, Ctrl-C).
+
+    They are acknowledged once their effects are committed; what is delivered again is dropped, or put in order.
+    """
+    module = import_module("ledger.rabbitmq")
+    for name in ("ledger.rabbitmq", "pika"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
+    with opened(target.settings, timeouts=reading.timeouts) as ledger, progress("messages", None) as watch:
+        consumer = module.Consumer(
+            source.of(ledger, reading.keep),
+            queue,
+            url,
+            decode=decoder(reading.format.value),
+            prefetch=prefetch,
+            declare=declare,
+            on_problem=complain,
+            progress=watch,
+        )
+        with until_signalled(consumer.stop):
+            consumer.run()
+    summed_up(target, consumer.counts)
+    return 0
+
+
+@command
 def show_offsets(group: Group, target: Target) -> int:
     """Show where a group stands in each partition, and who reads it."""
     with opened(target.settings) as ledger:
@@ -187,6 +234,7 @@ def doctor_kafka(source: Sources, broker: Kafka, group: Group, target: Target) -
 
 
 consume_app.command("kafka")(kafka)
+consume_app.command("rabbitmq")(rabbitmq)
 consume_app.command("offsets")(show_offsets)
 consume_app.command("seek")(seek)
 doctor_app.command("kafka")(doctor_kafka)

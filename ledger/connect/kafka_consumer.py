@@ -78,8 +78,9 @@ class _Partition:
     """A partition that was given to us."""
 
     place: Place
+    claim: Claim | None = None
     epoch: int = 0
-    """0 until it is claimed."""
+    """0 until it is claimed, and read from where the claim says."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     waiting: deque[confluent_kafka.Message] = field(default_factory=deque)
@@ -115,8 +116,13 @@ class _Partition:
             # Last, and under the lock: from here on another worker may begin.
             self.at_work = None
 
+    def is_due(self, now: float) -> bool:
+        """Whether it is to be claimed."""
+        return self.claim is None and not self.stopped and self.at_work is None and now >= self.claim_at
+
     def back_off(self) -> None:
         """Claim it again, but not at once, and not when all others do."""
+        self.claim = None
         self.losses += 1
         longest = min(_BACKOFF_SECONDS * 2**self.losses, _BACKOFF_SECONDS_MAX)
         self.claim_at = time.monotonic() + random.uniform(longest / 2, longest)  # noqa: S311  (jitter is no secret)
@@ -221,6 +227,7 @@ class Consumer:
                 finally:
                     self._stopping.set()
                     wait_for([each.at_work for each in self._partitions.values() if each.at_work], _REVOKE_SECONDS)
+                    self._hint(self._partitions.values())
                     self._client.close()
         finally:
             self._client = None
@@ -286,40 +293,34 @@ class Consumer:
 
     def _look_after_partitions(self, now: float) -> None:
         """Claim what is to be claimed, and hold back partitions whose records come faster than they are taken in."""
-        due = []
+        unclaimed = [each for each in self._partitions.values() if not each.epoch]
+        for partition in unclaimed:
+            if not partition.paused:
+                self._pause(partition)
+        if due := [each for each in unclaimed if each.is_due(now)]:
+            self._claim(due)
         for partition in self._partitions.values():
             if not partition.epoch:
-                if not partition.paused:
-                    self._pause(partition)
-                if not partition.stopped and partition.at_work is None and now >= partition.claim_at:
-                    due.append(partition)
+                if partition.claim is not None and not partition.stopped:
+                    self._go_to(partition)
             elif not partition.paused and len(partition.waiting) >= _QUEUED_BATCHES * self._records_max:
                 self._pause(partition)
             elif partition.paused and len(partition.waiting) <= self._records_max:
                 self._resume(partition)
-        if due:
-            self._claim_again(due)
 
-    # Partitions come and go; called by the client, within `poll`
+    # Partitions come and go; called by the client, within `poll`, where nothing else may be asked of it
 
     def _assigned(self, client: Any, given: list[TopicPartition]) -> None:
         partitions = [_Partition(Place(each.topic, each.partition)) for each in given]
         self._partitions |= {partition.place: partition for partition in partitions}
-        begin = self._claim(partitions)
-        assignment = [
-            # What could not be claimed waits at its end, paused.
-            TopicPartition(*each.place, begin.get(each.place, confluent_kafka.OFFSET_END))
-            for each in partitions
-        ]
+        # Where to begin is known once they are claimed.
+        assignment = [TopicPartition(*each.place, confluent_kafka.OFFSET_END) for each in partitions]
         (client.incremental_assign if self._by_increments else client.assign)(assignment)
-        for partition in partitions:
-            (self._resume if partition.place in begin else self._pause)(partition)
 
     def _revoked(self, client: Any, taken: list[TopicPartition]) -> None:
         """Finish what is on its way, or leave it to the fence; then give the partitions up."""
         partitions = self._give_up(taken)
         wait_for([each.at_work for each in partitions if each.at_work], _REVOKE_SECONDS)
-        self._hint(partitions)
         self._unassign(client, taken)
 
     def _lost(self, client: Any, taken: list[TopicPartition]) -> None:
@@ -344,26 +345,19 @@ class Consumer:
 
     # Who may move an offset
 
-    def _claim(self, partitions: Sequence[_Partition]) -> dict[Place, int]:
-        """Take the epochs of partitions; where to begin in those of them that can be read."""
-        begin: dict[Place, int] = {}
-        if not partitions:
-            return begin
+    def _claim(self, partitions: Sequence[_Partition]) -> None:
+        """Take the epochs of partitions, as far as the broker still says that they are ours, and where they begin."""
         try:
             counts = {topic: self._partitions_of(topic) for topic in {each.place.topic for each in partitions}}
             wanted = {each.place: counts[each.place.topic] for each in partitions}
             claims = self._in_transaction(partial(offsets.claim, group=self.group, owner=self.owner, partitions=wanted))
             for partition in partitions:
-                offset = self._begin(partition, claims[partition.place])
-                if offset is not None:
-                    partition.next_offset = begin[partition.place] = offset
-                    partition.epoch = claims[partition.place].epoch
+                partition.claim = claims[partition.place]
+                partition.next_offset = self._begin(partition, partition.claim)
         except (LedgerError, KafkaException) as error:
             self._failed(error, None)
             for partition in partitions:
-                if not partition.epoch:
-                    partition.back_off()
-        return begin
+                partition.back_off()
 
     def _begin(self, partition: _Partition, claim: Claim) -> int | None:
         """Where to begin in a partition that was claimed."""
@@ -376,29 +370,26 @@ class Consumer:
             )
             return None
         ends = self._client.get_watermark_offsets(TopicPartition(*partition.place), timeout=_ASK_SECONDS)
-        first, last = ends or (0, 0)
-        offset = first if self._start is Start.EARLIEST else last
+        if ends is None:
+            raise BrokerUnavailable(f"Kafka does not say where {partition.place} begins.", "It is asked again.")
+        offset = ends[self._start is Start.LATEST]
         # On record: who takes over before the first record goes on from here, and not from a later end.
         begin = partial(offsets.begin, group=self.group, place=partition.place, epoch=claim.epoch, offset=offset)
         self._in_transaction(begin)
         return int(offset)
 
-    def _claim_again(self, partitions: Sequence[_Partition]) -> None:
-        """Take partitions back that others have taken, as far as the broker still says that they are ours."""
-        begin = self._claim(partitions)
-        for partition in partitions:
-            if partition.place not in begin:
-                continue
-            try:
-                self._client.seek(TopicPartition(*partition.place, begin[partition.place]))
-            except KafkaException as error:
-                # Not fetched yet, or not any more.
-                logger.debug("%s cannot be read yet: %s", partition.place, error)
-                partition.epoch = 0
-                partition.back_off()
-            else:
-                partition.at_end = False
-                self._resume(partition)
+    def _go_to(self, partition: _Partition) -> None:
+        """Fetch from where the group stands; not at once, where the client is not that far yet."""
+        assert partition.claim is not None
+        assert partition.next_offset is not None
+        try:
+            self._client.seek(TopicPartition(*partition.place, partition.next_offset))
+        except KafkaException as error:
+            logger.debug("%s cannot be read yet: %s", partition.place, error)
+        else:
+            partition.at_end = False
+            partition.epoch = partition.claim.epoch
+            self._resume(partition)
 
     def _in_transaction(self, work: Callable[..., Any]) -> Any:
         with self._database.connection() as connection, connection.transaction():

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import apache_kafka as real
 import mock_cluster
 import pytest
+import rabbitmq_server
 from apache_kafka import ApacheKafka
 from mock_cluster import MockCluster
+from rabbitmq_server import RabbitMQ
 
 
 @pytest.fixture
@@ -30,3 +32,12 @@ def apache_kafka() -> Iterator[ApacheKafka]:
             yield kafka
     except real.NotToBeHad as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMQ]:
+    """A real RabbitMQ, the same for all tests: each has queues of its own."""
+    if reason := rabbitmq_server.why_not():
+        pytest.skip(reason)
+    with rabbitmq_server.running() as node:
+        yield node
