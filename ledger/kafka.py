@@ -11,7 +11,7 @@ from __future__ import annotations
 from ledger.core.errors import InvalidCommand
 
 try:
-    from ledger.connect.kafka_consumer import Consumer, Problem
+    from ledger.connect.kafka_consumer import Consumer
     from ledger.connect.kafka_publisher import Publisher
 except ModuleNotFoundError as error:
     if error.name != "confluent_kafka":
@@ -21,4 +21,4 @@ except ModuleNotFoundError as error:
 from ledger.connect.kafka_settings import Config, Protocol, Start, read_config
 from ledger.connect.partitions import partition_of
 
-__all__ = ["Config", "Consumer", "Problem", "Protocol", "Publisher", "Start", "partition_of", "read_config"]
+__all__ = ["Config", "Consumer", "Protocol", "Publisher", "Start", "partition_of", "read_config"]

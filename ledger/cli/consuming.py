@@ -127,7 +127,7 @@ def kafka(
             records_max=records,
             workers=workers,
             to_end=to_end,
-            on_problem=lambda problem: complain(str(problem)),
+            on_problem=complain,
             progress=watch,
         )
         with until_signalled(consumer.stop):

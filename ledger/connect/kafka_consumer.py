@@ -22,13 +22,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import uuid4
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from ledger.connect.kafka_settings import Config, Protocol, Start, consuming
+from ledger.connect.problems import Problems
 from ledger.core.errors import BrokerUnavailable, InvalidCommand, LedgerError
 from ledger.inbox import TOGETHER_MAX, Inbox
 from ledger.intake import Delivery, Intake, together, totals
@@ -58,19 +59,6 @@ _BACKOFF_SECONDS: Final = 0.2
 _BACKOFF_SECONDS_MAX: Final = 10.0
 _QUEUED_BATCHES: Final = 4
 """A partition with so many batches waiting is paused, until all but one are done."""
-
-_REPEAT_SECONDS: Final = 60.0
-"""The same problem is not told again before."""
-
-
-class Problem(NamedTuple):
-    """Something that a person should hear of: about a partition, or about the connection to the brokers."""
-
-    place: Place | None
-    problem: str
-
-    def __str__(self) -> str:
-        return self.problem if self.place is None else f"{self.place}: {self.problem}"
 
 
 @dataclass(eq=False, slots=True)
@@ -148,7 +136,7 @@ class Consumer:
         records_max: int = 500,
         workers: int = 2,
         to_end: bool = False,
-        on_problem: Callable[[Problem], None] | None = None,
+        on_problem: Callable[[str], None] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """
@@ -182,14 +170,13 @@ class Consumer:
         self._records_max = records_max
         self._workers = workers
         self._to_end = to_end
-        self._on_problem = on_problem or (lambda problem: logger.warning("%s", problem))
+        self._problems = Problems(on_problem or (lambda problem: logger.warning("%s", problem)))
         self._progress = progress
         self._stopping = threading.Event()
         self._partitions: dict[Place, _Partition] = {}
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._failure: Exception | None = None
-        self._said: dict[str, float] = {}
         self._client: Any = None
         self._pool: Any = None
         self._ticking: Future[None] | None = None
@@ -491,15 +478,11 @@ class Consumer:
         self._tell(partition.place, problem)
         if all(each.stopped for each in self._partitions.values()):
             advice = "Nothing is left to read: start the consumer again when this is mended."
-            self._failure = BrokerUnavailable(f"{Problem(partition.place, problem)}.", advice)
+            self._failure = BrokerUnavailable(f"{partition.place}: {problem}.", advice)
             self._stopping.set()
 
     def _tell(self, place: Place | None, problem: str) -> None:
-        told = Problem(place, problem)
-        now = time.monotonic()
-        if now - self._said.get(str(told), -_REPEAT_SECONDS) >= _REPEAT_SECONDS:
-            self._said[str(told)] = now
-            self._on_problem(told)
+        self._problems.tell(problem if place is None else f"{place}: {problem}")
 
     def _count(self, **counts: int) -> None:
         with self._counting:

@@ -26,6 +26,7 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ProbableAccessDeniedError, ProbableAuthenticationError
 
+from ledger.connect.problems import Problems
 from ledger.core.errors import BrokerUnavailable, InvalidCommand, LedgerError, UndecodableMessage
 from ledger.inbox import TOGETHER_MAX, Inbox
 from ledger.intake import Delivery, Intake, together, totals
@@ -86,6 +87,8 @@ class Consumer:
         if not 1 <= prefetch <= PREFETCH_MAX:
             raise InvalidCommand("prefetch", f"{prefetch} is not from 1 to {PREFETCH_MAX}")
         try:
+            if not url.startswith(("amqp://", "amqps://")):
+                raise ValueError("it is not one of RabbitMQ")
             self._where = pika.URLParameters(url)
         except (ValueError, TypeError) as error:
             raise InvalidCommand("url", f"{error}; write amqp://user:password@host:5672/vhost") from None
@@ -93,7 +96,7 @@ class Consumer:
         self._intake = Intake(inboxes, _numbered(decode))
         self._prefetch = prefetch
         self._declare = declare
-        self._on_problem = on_problem or (lambda problem: logger.warning("%s", problem))
+        self._problems = Problems(on_problem or (lambda problem: logger.warning("%s", problem)))
         self._progress = progress
         self._stopping = threading.Event()
         self._waiting: deque[_Delivered] = deque()
@@ -127,9 +130,9 @@ class Consumer:
             except ChannelClosedByBroker as error:
                 if error.reply_code in _REFUSED:
                     raise _refused(self.queue, error) from error
-                self._on_problem(f"RabbitMQ closed the channel: {error.reply_text}")
+                self._problems.tell(f"RabbitMQ closed the channel: {error.reply_text}")
             except (AMQPError, OSError) as error:
-                self._on_problem(f"the connection to RabbitMQ was lost: {_said(error)}")
+                self._problems.tell(f"the connection to RabbitMQ was lost: {_said(error)}")
             losses = 0 if self._counts["records"] > before else losses + 1
             if not self._stopping.is_set():
                 self._stopping.wait(_backoff(losses))
@@ -158,7 +161,7 @@ class Consumer:
             if self._waiting:
                 self._take_in(connection, channel)
             elif self._cancelled:
-                self._on_problem(f"RabbitMQ took queue {self.queue!r} away from its consumers")
+                self._problems.tell(f"RabbitMQ took queue {self.queue!r} away from its consumers")
                 return
             if time.monotonic() >= tick_at:
                 tick_at = time.monotonic() + _TICK_SECONDS
@@ -192,7 +195,7 @@ class Consumer:
             except LedgerError as error:
                 if not error.retryable:
                     raise
-                self._on_problem(str(error))
+                self._problems.tell(str(error))
             else:
                 return True
             attempts += 1
