@@ -12,6 +12,7 @@ from ledger.core.errors import InvalidCommand
 
 try:
     from ledger.connect.kafka_consumer import Consumer
+    from ledger.connect.kafka_doctor import examine
     from ledger.connect.kafka_publisher import Publisher
 except ModuleNotFoundError as error:
     if error.name != "confluent_kafka":
@@ -21,4 +22,4 @@ except ModuleNotFoundError as error:
 from ledger.connect.kafka_settings import Config, Protocol, Start, read_config
 from ledger.connect.partitions import partition_of
 
-__all__ = ["Config", "Consumer", "Protocol", "Publisher", "Start", "partition_of", "read_config"]
+__all__ = ["Config", "Consumer", "Protocol", "Publisher", "Start", "examine", "partition_of", "read_config"]

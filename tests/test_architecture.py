@@ -35,11 +35,14 @@ FLOW: Final = """
     receiving inbox intake                      | messages, once and in order
     lifecycle operations application            | the one public object
     ledger                                      | the public names
+    connect.problems connect.partitions         | what brings messages
+    connect.kafka_settings connect.kafka_consumer connect.kafka_publisher connect.kafka_doctor
+    connect.rabbitmq_consumer connect kafka rabbitmq
     simulation                                  | the incident, at any scale
     testing settings wire                       | what surrounds it
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
-    cli.ruling cli.lifecycles cli.ordering cli.letters cli.upkeep
+    cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.upkeep
     cli.incident cli.demo cli.picture cli.simulate cli.program
     cli __main__
 """

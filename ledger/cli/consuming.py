@@ -226,7 +226,7 @@ def doctor_kafka(source: Sources, broker: Kafka, group: Group, target: Target) -
 
     A partition count that changed sends streams elsewhere; an offset that is gone loses what lay there.
     """
-    examine = import_module("ledger.connect.kafka_doctor").examine
+    examine = import_module("ledger.kafka").examine
     with opened(target.settings) as ledger:
         findings = examine(ledger, group.group, broker.topic, source.of(ledger), broker.settings)
     answer(target.as_json, {"group": group.group, "findings": findings}, *(findings or ["nothing found"]))

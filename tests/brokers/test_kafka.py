@@ -18,8 +18,7 @@ from chaos import SOURCE, WAIT_SECONDS, effects, open_accounts, turns
 from mock_cluster import MockCluster
 
 from ledger import BrokerUnavailable, InvalidCommand, Ledger, Timeouts
-from ledger.connect.kafka_doctor import examine
-from ledger.kafka import Consumer, Protocol, Publisher, Start, partition_of, read_config
+from ledger.kafka import Consumer, Protocol, Publisher, Start, examine, partition_of, read_config
 from ledger.order.cursor import Strict
 from ledger.order.decoders import decoder
 from ledger.order.message import Message

@@ -172,7 +172,7 @@ def test_commands_are_those_of_the_design() -> None:
         "demo", "migrate", "define-asset", "open", "deposit", "withdraw", "transfer", "post", "reverse", "hold",
         "capture", "release", "holds", "expire-holds", "freeze", "unfreeze", "close-account", "change-account",
         "close-period", "begin", "advance", "state", "machines", "balance", "history", "transaction", "accounts",
-        "ingest", "inbox", "dead-letters", "simulate", "trial-balance", "verify", "rebuild",
+        "ingest", "inbox", "dead-letters", "consume", "doctor", "simulate", "trial-balance", "verify", "rebuild",
     }  # fmt: skip
 
 

@@ -1,0 +1,63 @@
+"""The commands about brokers, where something is missing: one line that says what, and the right exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_cli import Program, forking, program
+
+__all__ = ["forking", "program"]
+
+WHERE = ["--bootstrap", "127.0.0.1:1", "--topic", "t", "--group", "g", "--source", "bank"]
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "arguments"),
+    [
+        ("confluent_kafka", "kafka", ["consume", "kafka", *WHERE]),
+        ("confluent_kafka", "kafka", ["doctor", "kafka", *WHERE]),
+        ("pika", "rabbitmq", ["consume", "rabbitmq", "--url", "amqp://x", "--queue", "q", "--source", "bank"]),
+    ],
+)
+def test_without_its_extra_it_says_so(module: str, extra: str, arguments: list[str]) -> None:
+    """The client of a broker that is not installed is named with the extra that brings it."""
+    code = f"import sys; sys.modules[{module!r}] = None; from ledger.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"pip install 'ledger[{extra}]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("ledger")
+def test_offsets_of_a_group_that_read_nothing(program: Program) -> None:
+    """Nothing is shown as nothing, and there is nothing to go on from."""
+    shown = program("consume", "offsets", "--group", "g", "--json")
+    assert (shown.returncode, json.loads(shown.stdout)) == (0, {"group": "g", "offsets": []})
+    refused = program("consume", "seek", "payments", "0", "5", "--group", "g")
+    assert refused.returncode == 2
+    assert "has never read payments/0" in refused.stderr
+
+
+@pytest.mark.usefixtures("ledger")
+def test_broken_settings_file(program: Program, tmp_path: Path) -> None:
+    """A line that is no setting, or a setting that is not the caller's, is named before anything is connected."""
+    file = tmp_path / "client.properties"
+    for content, problem in (("what\n", "line 1"), ("enable.auto.commit=true\n", "enable.auto.commit")):
+        file.write_text(content)
+        refused = program("consume", "kafka", *WHERE, "--config", str(file))
+        assert refused.returncode == 2
+        assert problem in refused.stderr
+
+
+@pytest.mark.usefixtures("ledger")
+def test_url_that_is_none(program: Program) -> None:
+    """A URL of something else is refused, and how one looks is said."""
+    refused = program("consume", "rabbitmq", "--url", "http://x", "--queue", "q", "--source", "bank")
+    assert refused.returncode == 2
+    assert "write amqp://" in refused.stderr
