@@ -14,6 +14,7 @@ try:
     from ledger.connect.kafka_consumer import Consumer
     from ledger.connect.kafka_doctor import examine
     from ledger.connect.kafka_publisher import Publisher
+    from ledger.connect.kafka_simulation import simulate
 except ModuleNotFoundError as error:
     if error.name != "confluent_kafka":
         raise
@@ -22,4 +23,4 @@ except ModuleNotFoundError as error:
 from ledger.connect.kafka_settings import Config, Protocol, Start, read_config
 from ledger.connect.partitions import partition_of
 
-__all__ = ["Config", "Consumer", "Protocol", "Publisher", "Start", "examine", "partition_of", "read_config"]
+__all__ = ["Config", "Consumer", "Protocol", "Publisher", "Start", "examine", "partition_of", "read_config", "simulate"]

@@ -110,16 +110,16 @@ def simulate(ledger: Ledger, url: str, plan: Plan, progress: Progress) -> Outcom
 
     `url` is where the naive consumer connects; its table stands in the same schema.
     """
-    truth = _Truth()
+    truth = Truth()
     outcome = Outcome(sent=plan.messages)
-    with _Naive(url, ledger.schema) as naive:
-        _open(ledger, naive, plan, progress)
+    with Naive(url, ledger.schema, create=True) as naive:
+        open_accounts(ledger, naive, plan, progress)
         inbox = ledger.inbox(SOURCE, plan.policy)
         size = min(TOGETHER, max(1, plan.messages // SAMPLES))
         every = max(1, plan.messages // size // SAMPLES)
         for number, together in enumerate(_deliveries(plan, truth, outcome, size), 1):
             began = time.perf_counter()
-            outcome.naive.refused += naive.consume(together)
+            naive.consume(together)
             between = time.perf_counter()
             received = inbox.receive(together)
             outcome.ledger.seconds += time.perf_counter() - between
@@ -131,18 +131,19 @@ def simulate(ledger: Ledger, url: str, plan: Plan, progress: Progress) -> Outcom
                 _compare(naive, truth, outcome)
             progress("messages", outcome.delivered, plan.messages)
         _compare(naive, truth, outcome)
+        outcome.naive.refused = naive.refusals()
         outcome.counters = inbox.stats().counters
         outcome.missing = sum(
             range_.last - range_.first + 1 for each in inbox.completeness() for range_ in each.missing
         )
-        _judge(naive, truth, outcome)
+        judge(naive, truth, outcome)
         outcome.repaired, outcome.repair_seconds = naive.repair()
-        outcome.naive_after_repair = len(wrong(naive.balances(), truth.before_gaps()))
+        outcome.naive_after_repair = truth.wrong(naive)
     outcome.sound = ledger.verify().ok
     return outcome
 
 
-class _Truth:
+class Truth:
     """What was sent for each account, and how much of it was delivered."""
 
     def __init__(self) -> None:
@@ -177,6 +178,10 @@ class _Truth:
         """How many accounts miss a message."""
         return sum(self._first(name) < len(balances) - 1 for name, balances in self.after.items())
 
+    def wrong(self, naive: Naive) -> int:
+        """How many naive balances are not those before the first message that is missing."""
+        return len(wrong(naive.balances(), self.before_gaps()))
+
     def _first(self, name: str) -> int:
         """How many messages arrived before the first that did not."""
         arrived = self._arrived.get(name, 0)
@@ -187,17 +192,20 @@ class _Truth:
         return {name: balances[-1] for name, balances in self.after.items()}
 
 
-class _Naive:
+class Naive:
     """A consumer as many are, on a table of its own."""
 
-    def __init__(self, url: str, schema: str) -> None:
+    def __init__(self, url: str, schema: str, *, create: bool = False) -> None:
         self._url = url
         self._schema = quoted_name(schema)
+        self._create = create
 
     def __enter__(self) -> Self:
         with in_our_words():
             self._connection = psycopg.connect(self._url, autocommit=True)
-            self._run("CREATE TABLE {schema}.naive (account text PRIMARY KEY, cents bigint NOT NULL)")
+            if self._create:
+                self._run("CREATE TABLE {schema}.naive (account text PRIMARY KEY, cents bigint NOT NULL)")
+                self._run("CREATE TABLE {schema}.naive_refusals (count bigint NOT NULL)")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -207,13 +215,19 @@ class _Naive:
         """Give accounts a row each."""
         self._run("INSERT INTO {schema}.naive SELECT unnest(%s::text[]), 0", (list(names),))
 
-    def consume(self, messages: Sequence[Message]) -> int:
-        """Change balances, one message after the other, unless one would fall below zero; how many were refused."""
+    def consume(self, messages: Sequence[Message]) -> None:
+        """Change balances, one message after the other, unless one would fall below zero."""
         changes = [(cents, account, cents) for account, cents in map(movement_of, messages)]
         sql = "UPDATE {schema}.naive SET cents = cents + %s WHERE account = %s AND cents + %s >= 0"
         with in_our_words(), self._connection.transaction(), self._connection.cursor() as cursor:
             cursor.executemany(self._sql(sql), changes)
-            return len(changes) - cursor.rowcount
+            refused = len(changes) - cursor.rowcount
+            cursor.execute(self._sql("INSERT INTO {schema}.naive_refusals VALUES (%s)"), (refused,))
+
+    def refusals(self) -> int:
+        """How many messages were refused."""
+        ((count,),) = self._run("SELECT coalesce(sum(count), 0) FROM {schema}.naive_refusals").fetchall()
+        return int(count)
 
     def balances(self) -> dict[str, int]:
         """All balances."""
@@ -251,7 +265,7 @@ class _Naive:
         return sql.replace("{schema}", self._schema).encode()
 
 
-def _open(ledger: Ledger, naive: _Naive, plan: Plan, progress: Progress) -> None:
+def open_accounts(ledger: Ledger, naive: Naive, plan: Plan, progress: Progress) -> None:
     ledger.open_account(WORLD, asset=ASSET, type="equity")
     nothing = Money(0, ASSET, _SCALE)
     names = [account_name(number) for number in range(1, plan.accounts + 1)]
@@ -267,7 +281,7 @@ def _open(ledger: Ledger, naive: _Naive, plan: Plan, progress: Progress) -> None
         progress("accounts", start + len(page), plan.accounts)
 
 
-def _deliveries(plan: Plan, truth: _Truth, outcome: Outcome, size: int) -> Iterator[list[Message]]:
+def _deliveries(plan: Plan, truth: Truth, outcome: Outcome, size: int) -> Iterator[list[Message]]:
     """What arrives, in the order in which it does, some at a time."""
     sent = banking(plan.accounts, random_for(plan.seed, "banking"), pairs=plan.pairs, source=SOURCE)
 
@@ -279,7 +293,7 @@ def _deliveries(plan: Plan, truth: _Truth, outcome: Outcome, size: int) -> Itera
         yield together
 
 
-def _compare(naive: _Naive, truth: _Truth, outcome: Outcome) -> None:
+def _compare(naive: Naive, truth: Truth, outcome: Outcome) -> None:
     """Hold both against what should be, where nothing is missing among what arrived."""
     due = truth.due()
     off = [
@@ -292,7 +306,7 @@ def _compare(naive: _Naive, truth: _Truth, outcome: Outcome) -> None:
     outcome.samples.append(Sample(outcome.delivered, len(off[0]), _total(off[0]), len(off[1]), _total(off[1])))
 
 
-def _judge(naive: _Naive, truth: _Truth, outcome: Outcome) -> None:
+def judge(naive: Naive, truth: Truth, outcome: Outcome) -> None:
     """In the end: the naive balances against all that was sent, the ledger's against all before the first gap."""
     right, kept = truth.in_the_end(), truth.before_gaps()
     off = wrong(naive.balances(), right)

@@ -35,11 +35,12 @@ FLOW: Final = """
     receiving inbox intake                      | messages, once and in order
     lifecycle operations application            | the one public object
     ledger                                      | the public names
-    connect.problems connect.partitions         | what brings messages
-    connect.kafka_settings connect.kafka_consumer connect.kafka_publisher connect.kafka_doctor
-    connect.rabbitmq_consumer connect kafka rabbitmq
     simulation                                  | the incident, at any scale
     testing settings wire                       | what surrounds it
+    connect.problems connect.partitions         | what brings messages
+    connect.kafka_settings connect.kafka_consumer connect.kafka_publisher connect.kafka_doctor
+    connect.kafka_naive connect.kafka_simulation connect.rabbitmq_consumer
+    connect kafka rabbitmq
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.upkeep
@@ -86,6 +87,7 @@ IMPURE: Final = {
 """What the core may not call, as a function or as a method."""
 
 READS_ENVIRONMENT: Final[dict[str, str]] = {
+    "connect.kafka_simulation": "it hands its own on to the programs that it starts",
     "settings": "that is what it is for",
     "testing": "the server for tests is named by LEDGER_TEST_DATABASE_URL",
 }

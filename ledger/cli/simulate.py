@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
+from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from secrets import token_hex
 from typing import Annotated, Any, Final
@@ -17,12 +19,20 @@ from ledger.application import Ledger
 from ledger.cli import picture as pictures
 from ledger.cli.options import Target, command, opened
 from ledger.cli.output import answer, progress, row, table
+from ledger.connect.kafka_settings import read_config
 from ledger.core.errors import InvalidCommand
 from ledger.core.money import Money
 from ledger.order.cursor import Strict
 from ledger.order.disturb import ASSET, FOUR_CAUSES, Cause
 from ledger.simulation import Outcome, Plan, Side, simulate
 from ledger.storage.database import quoted_name
+
+
+class Via(StrEnum):
+    """How messages get to the consumers, if not directly."""
+
+    KAFKA = "kafka"
+
 
 ACCOUNTS_MAX: Final = 1_000_000
 _WAIT: Final = timedelta(days=365)
@@ -42,6 +52,17 @@ def simulate_incident(
     picture: Annotated[
         Path | None, typer.Option(help="Draw wrong balances over time into this .svg or .png.", show_default=False)
     ] = None,
+    via: Annotated[
+        Via | None,
+        typer.Option(help="Through a topic, while consumers join, leave, freeze and die.", show_default=False),
+    ] = None,
+    bootstrap: Annotated[
+        str | None,
+        typer.Option(help="With --via kafka: brokers; without, a mock within this process.", metavar="HOST:PORT[,…]"),
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="With --via kafka: settings of librdkafka.", metavar="FILE")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the schema that it ran in.")] = False,
 ) -> int:
     """
@@ -49,13 +70,26 @@ def simulate_incident(
 
     It runs in a schema of its own, which is dropped afterwards.  Exit code 1: the ledger had a wrong account.
     """
-    causes = {*(cause or FOUR_CAUSES), *([Cause.LOSS] if loss else []), *([Cause.DUPLICATION] if duplicates else [])}
+    if via is None and (bootstrap or config):
+        raise InvalidCommand("--bootstrap", "it goes with --via kafka")
+    if via is not None and picture is not None:
+        raise InvalidCommand("--picture", "it is not drawn with --via kafka")
+    # Through a topic, what happens to its consumers is trouble enough.
+    causes = {
+        *(cause or (() if via else FOUR_CAUSES)),
+        *([Cause.LOSS] if loss else []),
+        *([Cause.DUPLICATION] if duplicates else []),
+    }
     plan = Plan(accounts, pairs, causes, seed, Strict(_WAIT, max_buffered=max(2 * pairs, 1)))
     if picture is not None:
         pictures.check(picture)
     with _own_schema(target, keep) as ledger, _progress(plan) as watch:
         url = ledger.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        outcome = simulate(ledger, url, plan, watch)
+        if via is None:
+            outcome = simulate(ledger, url, plan, watch)
+        else:
+            told = {**(read_config(config) if config else {}), "bootstrap.servers": bootstrap} if bootstrap else None
+            outcome = import_module("ledger.kafka").simulate(ledger, url, plan, watch, told)
         schema = ledger.schema
     if picture is not None:
         _draw(picture, outcome, plan)
@@ -97,7 +131,8 @@ def _table(outcome: Outcome) -> Any:
     row(made, "accounts wrong", *(side.accounts_wrong for side in sides))
     row(made, "money wrong", *(_money(side.cents_wrong) for side in sides))
     row(made, "accounts waiting", "-", outcome.ledger.waiting)
-    row(made, "first wrong after", *(_first(side) for side in sides))
+    if outcome.samples:
+        row(made, "first wrong after", *(_first(side) for side in sides))
     row(made, "seconds", *(f"{side.seconds:.1f}" for side in sides))
     row(made, "repair from the log, seconds", f"{outcome.repair_seconds:.2f}", "-")
     return made
