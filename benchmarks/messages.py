@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> None:
 def _measure(url: URL, rounds: int, size: int, console: Console) -> list[Run]:
     accounts = size // (2 * PAIRS)
     with Ledger.connect(text(url)) as ledger:
-        _prepare(ledger, accounts)
+        prepare(ledger, accounts)
         turns: Mapping[str, Callable[[], float]] = {
             PLAIN: lambda: _rate(_messages(accounts), lambda source, each: _handle(ledger, source, each)),
             ORDERED: lambda: _rate(_messages(accounts), lambda source, each: _receive(ledger, source, each)),
@@ -112,7 +112,8 @@ def _measure(url: URL, rounds: int, size: int, console: Console) -> list[Run]:
     return runs
 
 
-def _prepare(ledger: Ledger, accounts: int) -> None:
+def prepare(ledger: Ledger, accounts: int) -> None:
+    """Open the accounts of a workload."""
     ledger.migrate()
     ledger.open_account(WORLD, asset="USD", type="equity")
     names = map(account_name, range(1, accounts + 1))
@@ -187,7 +188,7 @@ def _consume(url: str, size: int) -> tuple[list[Sample], float]:
     accounts = size // (2 * PAIRS)
     samples: list[Sample] = []
     with Ledger.connect(url) as ledger:
-        _prepare(ledger, accounts)
+        prepare(ledger, accounts)
         sent = banking(accounts, random_for(1, "banking"), pairs=PAIRS)
         arriving = _shuffled(_duplicated(sent))
         passed, every, start = 0, max(BATCH, size // SAMPLES), time.perf_counter()
