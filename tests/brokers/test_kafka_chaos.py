@@ -26,7 +26,7 @@ from chaos import (
     turns,
 )
 from invariants import assert_sound
-from mock_cluster import OFFSET_COMMIT, MockCluster
+from mock_cluster import FETCH, HEARTBEAT, OFFSET_COMMIT, MockCluster
 
 from ledger import Ledger
 from ledger.kafka import Protocol, Publisher
@@ -40,6 +40,7 @@ SEED: Final = 20260102
 NAIVE: Final = Path(__file__).with_name("naive_consumer.py")
 REBALANCE_IN_PROGRESS: Final = 27
 UNKNOWN_MEMBER_ID: Final = 25
+NOT_LEADER: Final = 6
 _PROCESSED: Final = "SELECT coalesce(sum(count), 0) FROM ledger.inbox_counters WHERE counter = 'processed'"
 
 
@@ -112,6 +113,8 @@ def broker_goes_and_comes(cluster: MockCluster) -> Callable[[], None]:
         number = next(numbers)
         cluster.stop_broker(number)
         cluster.fail(OFFSET_COMMIT, [REBALANCE_IN_PROGRESS, UNKNOWN_MEMBER_ID])
+        cluster.fail(FETCH, [NOT_LEADER, NOT_LEADER])
+        cluster.fail(HEARTBEAT, [REBALANCE_IN_PROGRESS])
         cluster.start_broker(number)
 
     return restart
