@@ -37,7 +37,6 @@ def main() -> None:
         "bootstrap.servers": asked.bootstrap,
         "group.id": asked.group,
         "auto.offset.reset": "earliest",
-        "auto.commit.interval.ms": 1_000,
     }
     logger = logging.getLogger("ledger.kafka")
     logger.addHandler(logging.NullHandler())
