@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final
@@ -31,19 +31,25 @@ from ledger.application import Ledger
 from ledger.connect.kafka_publisher import Publisher
 from ledger.connect.kafka_settings import Config
 from ledger.core.errors import BrokerUnavailable
+from ledger.order.cursor import Strict
 from ledger.order.disturb import banking, disturbed, random_for
 from ledger.order.message import Message
 from ledger.simulation import SOURCE, Naive, Outcome, Plan, Progress, Truth, judge, open_accounts
 
 PARTITIONS: Final = 12
-SLICES: Final = 20
+SLICES: Final = 40
 """So many parts are the messages published in, one a second: what happens, happens while they flow."""
 
 _SLICE_SECONDS: Final = 1.0
 _ASK_SECONDS: Final = 30.0
 _PATIENCE_SECONDS: Final = 300.0
-_DEEDS: Final = ("join", "freeze", "join", "kill", "join", "leave", "", "", "thaw")
-"""What happens to a group, one after the other, round and round: who is frozen is so for longer than its session."""
+_PATIENCE: Final = timedelta(seconds=_PATIENCE_SECONDS)
+_DEEDS: Final = {3: "join", 6: "freeze", 15: "thaw", 18: "kill", 25: "join", 28: "leave", 32: "join", 36: "kill"}
+"""
+After which part what happens to each group.
+
+Who is frozen is so for longer than its session; who dies is missed only when its session is over.
+"""
 
 _TOLD: Final = """
 partition.assignment.strategy=cooperative-sticky
@@ -120,7 +126,8 @@ def simulate(ledger: Ledger, url: str, plan: Plan, progress: Progress, config: C
         open_accounts(ledger, naive, plan, progress)
         began = time.perf_counter()
         with _groups(ledger, url, told, topic) as groups:
-            _flow(groups, told, topic, plan, truth, outcome, progress)
+            have_begun = partial(_have_begun, ledger, naive)
+            _flow(groups, told, topic, plan, truth, outcome, progress, have_begun)
             _wait_for(groups, partial(_at_end, ledger, told, topic, groups))
         outcome.naive.seconds = outcome.ledger.seconds = time.perf_counter() - began
         inbox = ledger.inbox(SOURCE, plan.policy)
@@ -143,8 +150,9 @@ def _flow(
     truth: Truth,
     outcome: Outcome,
     progress: Progress,
+    have_begun: Callable[[], bool],
 ) -> None:
-    """Publish slice by slice; with each one something happens to both groups."""
+    """Publish part by part, from when both groups have read something on; meanwhile the same happens to both."""
     sent = banking(plan.accounts, random_for(plan.seed, "banking"), pairs=plan.pairs, source=SOURCE)
 
     def lost(_: Message) -> None:
@@ -152,17 +160,18 @@ def _flow(
 
     arriving = list(disturbed(map(truth.sent, sent), plan.causes, plan.seed, lost=lost))
     size = max(1, -(-len(arriving) // SLICES))
-    deeds, pace = cycle(_DEEDS), threading.Event()
+    pace = threading.Event()
     with Publisher(topic, told) as publisher:
-        for start in range(0, len(arriving), size):
+        for number, start in enumerate(range(0, len(arriving), size)):
             together = arriving[start : start + size]
             publisher.publish(together)
             truth.delivered(together)
             outcome.delivered += len(together)
             progress("messages", outcome.delivered, plan.messages)
-            deed = next(deeds)
+            if number == 0:
+                _wait_for(groups, have_begun)
             for group in groups:
-                group.do(deed)
+                group.do(_DEEDS.get(number, ""))
             pace.wait(_SLICE_SECONDS)
     for group in groups:
         group.thaw()
@@ -227,6 +236,12 @@ def _wait_for(groups: Sequence[Group], is_so: Callable[[], bool]) -> None:
             if all(member.poll() is not None for member in group.members):
                 group.join()
         pace.wait(_SLICE_SECONDS / 4)
+
+
+def _have_begun(ledger: Ledger, naive: Naive) -> bool:
+    """Whether both groups have read something."""
+    counters = ledger.inbox(SOURCE, Strict(_PATIENCE)).stats().counters
+    return any(naive.balances().values()) and counters.get("processed", 0) > 0
 
 
 def _at_end(ledger: Ledger, told: Config, topic: str, groups: Sequence[Group]) -> bool:
