@@ -38,7 +38,7 @@ FLOW: Final = """
     simulation                                  | the incident, at any scale
     testing settings wire                       | what surrounds it
     connect.problems connect.partitions         | what brings messages
-    connect.kafka_settings connect.kafka_consumer connect.kafka_publisher connect.kafka_doctor
+    connect.kafka_settings connect.kafka_clients connect.kafka_consumer connect.kafka_publisher connect.kafka_doctor
     connect.kafka_naive connect.kafka_simulation connect.rabbitmq_consumer
     connect kafka rabbitmq
     cli.output cli.options cli.lines            | the command line

@@ -10,7 +10,6 @@ epoch that was claimed: whoever has lost the partition meanwhile writes nothing,
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import socket
@@ -28,6 +27,7 @@ from uuid import uuid4
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
+from ledger.connect.kafka_clients import logger, made_consumer
 from ledger.connect.kafka_settings import Config, Protocol, Start, consuming
 from ledger.connect.problems import Problems
 from ledger.core.errors import BrokerUnavailable, InvalidCommand, LedgerError
@@ -36,8 +36,6 @@ from ledger.intake import Delivery, Intake, together, totals
 from ledger.order.decoders import Decoder, cloudevents
 from ledger.storage import offsets
 from ledger.storage.offsets import AlreadyTaken, Claim, Fenced, Place
-
-logger: Final = logging.getLogger("ledger.kafka")
 
 RECORDS_MAX: Final = TOGETHER_MAX
 """Records in one transaction."""
@@ -201,10 +199,11 @@ class Consumer:
         Consume until told to stop, or to the end.
 
         Raises:
+            InvalidCommand: Kafka's client does not know a setting.
             BrokerUnavailable: The client cannot go on, or none of the partitions can be read: what was told says why.
             LedgerError: The ledger cannot go on.  What was not taken in stays where it is.
         """
-        self._client = confluent_kafka.Consumer({**self._told, "error_cb": self._client_failed}, logger=logger)
+        self._client = made_consumer({**self._told, "error_cb": self._client_failed})
         try:
             with ThreadPoolExecutor(self._workers + 1, "ledger-kafka") as self._pool:
                 handlers = {"on_assign": self._assigned, "on_revoke": self._revoked, "on_lost": self._lost}

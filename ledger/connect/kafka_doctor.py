@@ -10,6 +10,7 @@ import confluent_kafka
 from confluent_kafka import KafkaException, TopicPartition
 
 from ledger.application import Ledger
+from ledger.connect.kafka_clients import made_consumer
 from ledger.connect.kafka_settings import Config, Protocol, consuming
 from ledger.connect.partitions import partition_of
 from ledger.core.errors import BrokerUnavailable
@@ -28,7 +29,7 @@ def examine(ledger: Ledger, group: str, topics: Sequence[str], inboxes: Sequence
     Raises:
         BrokerUnavailable: Kafka does not answer, or does not know a topic.
     """
-    client = confluent_kafka.Consumer(consuming(config, group, Protocol.EAGER, to_end=False))
+    client = made_consumer(consuming(config, group, Protocol.EAGER, to_end=False))
     known = ledger.consumer_offsets(group)
     findings: list[str] = []
     try:

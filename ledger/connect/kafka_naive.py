@@ -12,8 +12,7 @@ import signal
 import threading
 from typing import Final
 
-import confluent_kafka
-
+from ledger.connect.kafka_clients import logger, made_consumer
 from ledger.connect.kafka_settings import read_config
 from ledger.order.decoders import cloudevents
 from ledger.order.message import Message
@@ -38,9 +37,8 @@ def main() -> None:
         "group.id": asked.group,
         "auto.offset.reset": "earliest",
     }
-    logger = logging.getLogger("ledger.kafka")
     logger.addHandler(logging.NullHandler())
-    client = confluent_kafka.Consumer(told, logger=logger)
+    client = made_consumer(told)
     client.subscribe([asked.topic])
     settings = Settings.read()
     with Naive(settings.database_url or "", settings.schema) as naive:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Final, Self
 
 import confluent_kafka
 
+from ledger.connect.kafka_clients import made_producer
 from ledger.connect.kafka_settings import Config, producing
 from ledger.core.errors import BrokerUnavailable
 from ledger.order.message import Message, encode
@@ -40,7 +40,7 @@ class Publisher:
         self._timeout = timeout
         self._failed: list[str] = []
         told = {"delivery.timeout.ms": int(timeout * 1_000), **producing(config)}
-        self._producer = confluent_kafka.Producer(told, logger=logging.getLogger("ledger.kafka"))
+        self._producer = made_producer(told)
 
     def publish(self, messages: Iterable[Message], *, partition: int | None = None) -> int:
         """

@@ -20,14 +20,13 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, Final
+from typing import Final
 
-import confluent_kafka
 from confluent_kafka import KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from ledger.application import Ledger
+from ledger.connect.kafka_clients import made_admin, made_consumer, made_producer
 from ledger.connect.kafka_publisher import Publisher
 from ledger.connect.kafka_settings import Config
 from ledger.core.errors import BrokerUnavailable
@@ -213,11 +212,11 @@ def _topic(config: Config | None) -> Iterator[tuple[Config, str]]:
     try:
         if config is None:
             # Kept as long as it is needed: the brokers live in it.
-            cluster = confluent_kafka.Producer({"test.mock.num.brokers": 3, "log_level": 0})
+            cluster = made_producer({"test.mock.num.brokers": 3})
             brokers = cluster.list_topics(topic, timeout=_ASK_SECONDS).brokers.values()
             yield {"bootstrap.servers": ",".join(f"{each.host}:{each.port}" for each in brokers)}, topic
             return
-        admin = AdminClient(dict(config))
+        admin = made_admin(config)
         admin.create_topics([NewTopic(topic, PARTITIONS, -1)])[topic].result(_ASK_SECONDS)
         try:
             yield config, topic
@@ -246,7 +245,7 @@ def _have_begun(ledger: Ledger, naive: Naive) -> bool:
 
 def _at_end(ledger: Ledger, told: Config, topic: str, groups: Sequence[Group]) -> bool:
     """Whether both groups have read everything: the naive one says so to the broker, the ledger's to the database."""
-    client: Any = confluent_kafka.Consumer({**told, "group.id": groups[0].name, "log_level": 0})
+    client = made_consumer({**told, "group.id": groups[0].name})
     try:
         count = len(client.list_topics(topic, timeout=_ASK_SECONDS).topics[topic].partitions)
         places = [TopicPartition(topic, number) for number in range(count)]

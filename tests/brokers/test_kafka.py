@@ -299,6 +299,20 @@ def test_settings_that_promises_rest_on(ledger: Ledger, config: dict[str, Any], 
         Consumer([ledger.inbox(SOURCE, PATIENT)], ["t"], "g", config)
 
 
+@pytest.mark.parametrize("config", [{"no.such.setting": "1"}, {"socket.timeout.ms": "soon"}])
+def test_settings_that_are_none(ledger: Ledger, config: dict[str, Any]) -> None:
+    """What librdkafka does not know is the caller's mistake, and said in its words without a traceback."""
+    told = {"bootstrap.servers": "127.0.0.1:1", **config}
+    inboxes = [ledger.inbox(SOURCE, PATIENT)]
+    for use in (
+        lambda: Consumer(inboxes, ["t"], "g", told).run(),
+        lambda: Publisher("t", told),
+        lambda: examine(ledger, "g", ["t"], inboxes, told),
+    ):
+        with pytest.raises(InvalidCommand, match=next(iter(config))):
+            use()
+
+
 @pytest.mark.parametrize(
     "bad", [{"records_max": 0}, {"records_max": 1001}, {"workers": 0}, {"workers": 9}, {"group": ""}, {"topics": "t"}]
 )
