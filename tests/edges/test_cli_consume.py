@@ -61,3 +61,22 @@ def test_url_that_is_none(program: Program) -> None:
     refused = program("consume", "rabbitmq", "--url", "http://x", "--queue", "q", "--source", "bank")
     assert refused.returncode == 2
     assert "write amqp://" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["consume", "kafka"], "--source"),
+        (["consume", "kafka", *WHERE[2:]], "--bootstrap"),
+        (["consume", "kafka", *WHERE[:2], *WHERE[4:]], "--topic"),
+        (["consume", "rabbitmq", "--source", "bank", "--queue", "q"], "--url"),
+        (["doctor", "kafka", *WHERE[:-2]], "--source"),
+        (["ingest", "messages.jsonl"], "--source"),
+    ],
+)
+def test_what_must_be_given(program: Program, arguments: list[str], missing: str) -> None:
+    """An option that has no default is asked for by its name."""
+    refused = program(*arguments)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(f"ledger: Missing option '{missing}'")
+    assert refused.stderr.count("\n") == 1
