@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from ledger import Finding, Ledger, OpenAccount, Transfer, UnknownAccount
+from ledger import Capture, Done, Finding, Hold, Ledger, OpenAccount, Transfer, UnknownAccount
 from ledger.core.commands import build
 
 Psql = psycopg.Connection[Any]
@@ -369,6 +369,26 @@ def test_memory_is_flat(funded: Ledger) -> None:
     few, many = peak(1_000), peak(9_000)
     # 18,000 more rows, kept, would be 20 MB at least; caches of a fixed size account for a few.
     assert many - few < 6_000_000
+
+
+def test_memory_does_not_grow_with_the_holds_that_are_over(funded: Ledger) -> None:
+    """An account is verified in the memory of its open holds, however many it has had."""
+    placing = build(Hold, amount="0.01 USD", debit="world", credit="bob")
+
+    def peak(holds: int) -> int:
+        for _ in range(holds // 1_000):
+            placed = [outcome for outcome in funded.handle([placing] * 1_000) if isinstance(outcome, Done)]
+            funded.handle([build(Capture, hold=str(outcome.transaction_id)) for outcome in placed])
+        tracemalloc.start()
+        try:
+            assert funded.verify("bob").ok
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    few, many = peak(2_000), peak(4_000)
+    # 4,000 legs, kept, would be 3 MB; caches of a fixed size account for one.
+    assert many - few < 2_000_000
 
 
 @pytest.mark.parametrize("announced", ["{garbage}", '{"alice x"}', '{"alice ²"}', '{" 1"}', '{"alice -1"}'])
