@@ -63,10 +63,12 @@ def migrate(database: Database) -> Migrated:
                 f"The database is at revision {found}, which is newer than this release (it knows up to {head})."
                 " Install a newer release of ledger; nothing was changed."
             )
-        config.attributes["connection"] = connection
-        config.attributes["schema"] = database.schema_name
-        with _unprepared(connection):
-            command.upgrade(config, "head")
+        # Where there is nothing to do nothing is asked for, of a replica or for a user who may create no schema.
+        if found != head:
+            config.attributes["connection"] = connection
+            config.attributes["schema"] = database.schema_name
+            with _unprepared(connection):
+                command.upgrade(config, "head")
     applied = known[: known.index(found)] if found is not None else known
     return Migrated(database.schema_name, found, tuple(reversed(applied)), head)
 
@@ -120,6 +122,7 @@ def create_roles(database: Database, prefix: str = "ledger") -> tuple[str, str, 
 def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
     projections = "accounts", "balances", "holds"
     inbox = "inbox_streams", "inbox_messages", "inbox_ids", "dead_letters", "inbox_counters"
+    offsets = ("consumer_offsets",)
     yield f'GRANT "{owner}" TO CURRENT_USER'
     yield f"REVOKE ALL ON SCHEMA {schema} FROM PUBLIC"
     yield f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM PUBLIC"
@@ -129,13 +132,14 @@ def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
     yield f'GRANT USAGE, CREATE ON SCHEMA {schema} TO "{owner}"'
     yield f'GRANT USAGE ON SCHEMA {schema} TO "{app}", "{audit}"'
     yield f'GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO "{app}", "{audit}"'
-    for table in (*(name for name in APPEND_ONLY if name != "identity"), "outbox", *projections, *inbox):
+    for table in (*(name for name in APPEND_ONLY if name != "identity"), "outbox", *projections, *inbox, *offsets):
         yield f'GRANT INSERT ON {schema}.{table} TO "{app}"'
     for table in (*projections, *inbox):
         # DELETE: a rebuild removes a projected row that no event stands behind.
         yield f'GRANT UPDATE, DELETE ON {schema}.{table} TO "{app}"'
-    # Its one row is there from the beginning.
-    yield f'GRANT UPDATE ON {schema}.periods TO "{app}"'
+    # The row of the period is there from the beginning; where a group stands is never forgotten.
+    for table in ("periods", *offsets):
+        yield f'GRANT UPDATE ON {schema}.{table} TO "{app}"'
 
 
 def _owned(connection: sqlalchemy.Connection, schema: str) -> list[tuple[str, str]]:

@@ -406,6 +406,23 @@ def test_app_role_cannot_do_away_with_the_period(funded: Ledger, ledger_url: str
                 session.execute(attack.encode())
 
 
+def test_app_role_may_do_to_each_table_what_it_is_for(funded: Ledger, psql: Psql, prefix: str) -> None:
+    """History grows and is read, what follows from it may change as well, and no table is left without its grants."""
+    funded.create_roles(prefix)
+    grow, change, mend = ["SELECT", "INSERT"], ["SELECT", "INSERT", "UPDATE"], ["SELECT", "INSERT", "UPDATE", "DELETE"]
+    expected = dict.fromkeys([*APPEND_ONLY, "outbox"], grow)
+    expected |= {"identity": ["SELECT"], "schema_version": ["SELECT"], "periods": ["SELECT", "UPDATE"]}
+    expected |= dict.fromkeys(["accounts", "balances", "holds"], mend)
+    expected |= dict.fromkeys(["inbox_streams", "inbox_messages", "inbox_ids", "dead_letters", "inbox_counters"], mend)
+    expected["consumer_offsets"] = change
+    granted = psql.execute(
+        "SELECT tablename, ARRAY(SELECT p FROM unnest(%s::text[]) AS p"
+        " WHERE has_table_privilege(%s, 'ledger.' || tablename, p)) FROM pg_tables WHERE schemaname = 'ledger'",
+        ([*mend, "TRUNCATE", "REFERENCES", "TRIGGER"], f"{prefix}_app"),
+    )
+    assert dict(granted.fetchall()) == expected
+
+
 def test_app_role_can_do_everything_the_library_needs(funded: Ledger, ledger_url: str, psql: Psql, prefix: str) -> None:
     """A ledger that runs as PREFIX_app opens, posts, batches, asks, notices drift, rebuilds and verifies."""
     funded.create_roles(prefix)
