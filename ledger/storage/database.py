@@ -490,12 +490,17 @@ def explained(error: psycopg.Error) -> LedgerError:
     return DatabaseUnavailable(f"PostgreSQL refused: {said} (SQLSTATE {state}).", "Nothing was written.", state)
 
 
+_UNPREPARED: Final = "Nothing was written; make the connection that you lend with prepare_threshold=None."
+"""An application's own connection prepares what it sends often, and a pooler gives the next one another session."""
+
 _ADVICE: Final = (
     ("28", "PostgreSQL does not let this user in", "Check user and password in the database URL."),
     ("3D000", "The database does not exist", "Create it, or correct the database URL."),
     ("25006", "The server is read-only", "Connect to the primary; nothing was written."),
     ("25P03", "This process stood still in a transaction", "Nothing was written; try again, or raise idle_seconds."),
     ("42501", "The database user lacks a privilege", "Grant it the role made by `ledger migrate --roles`."),
+    ("42P05", "A pooler stands in between", _UNPREPARED),
+    ("26000", "A pooler stands in between", _UNPREPARED),
     ("57014", "The statement ran into its timeout", "Nothing was written; try again, or raise statement_seconds."),
     ("53100", "The server's disk is full", "Nothing was written; make room and try again."),
     ("53300", "The server has no connection to spare", "Try again, or raise max_connections."),

@@ -114,7 +114,7 @@ def test_migrate_says_what_it_did(make_database: MakeDatabase) -> None:
         assert ledger.verify().ok
 
 
-def test_migrate_asks_for_nothing_where_there_is_nothing_to_do(funded: Ledger, ledger_url: str, psql: Psql) -> None:
+def test_migrate_asks_for_nothing_where_there_is_nothing_to_do(ledger_url: str, psql: Psql) -> None:
     """An application that migrates as it starts may do so as a user who creates nothing, or on a replica."""
     role = f"ledger_reader_{os.getpid()}"
     psql.execute(f"CREATE ROLE {role}".encode())
