@@ -248,6 +248,8 @@ def handle_as_guest(
 
 
 def _check(commands: Sequence[Command], scope: str) -> None:
+    if isinstance(commands, str) or not isinstance(commands, Sequence):
+        raise InvalidCommand("commands", f"{commands!r:.80} is no list of commands: [Transfer(…), …]")
     if scope != "":
         checked(SCOPE, "scope", scope)
     for place, command in enumerate(commands):
