@@ -164,7 +164,7 @@ def test_eight_threads_over_two_server_connections(pooled: Ledger, funded: Ledge
 
 
 def test_connections_of_the_applications_own(pooled_url: str, funded: Ledger) -> None:
-    """An engine that prepares nothing works through the pooler; one that prepares is told what to change, in one line."""
+    """An engine that prepares nothing works through the pooler; one that prepares is told what to change."""
     url = make_url(pooled_url).set(drivername="postgresql+psycopg")
     turns = 8
     """More often than psycopg sends a statement before it prepares it."""
