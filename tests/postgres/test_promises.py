@@ -264,6 +264,47 @@ def test_one_unlawful_transaction_among_many_is_found(psql: Psql) -> None:
     assert refused.value.sqlstate == "LD004"
 
 
+@pytest.mark.parametrize(
+    ("state", "lines"),
+    [
+        pytest.param("LD002", [("alice", 5, *SOUND[0][2:]), ("bob", 4, *SOUND[1][2:])], id="gap"),
+        pytest.param("LD003", SOUND, id="missing entries"),
+        pytest.param("LD004", [SOUND[0], ("bob", 3, "credit", 9, "USD")], id="unbalanced"),
+        pytest.param(None, SOUND, id="sound"),
+    ],
+)
+@pytest.mark.usefixtures("funded")
+def test_copy_is_no_way_around(psql: Psql, state: str | None, lines: Sequence[Line]) -> None:
+    """What COPY brings is looked at like what INSERT brings."""
+    columns = (
+        "stream, version, transaction_id, type, payload, schema, asset, direction, amount, posted_debits,"
+        " posted_credits, pending_debits, pending_credits, effective_at, recorded_at, prev_hash, event_hash"
+    )
+    places = [f"{stream} {version}" for stream, version, *_ in lines]
+    if state == "LD003":
+        places += ["carl 2", "dora 2"]
+    moment = datetime(2026, 1, 2, tzinfo=UTC)
+    refused = None
+    try:
+        with psql.transaction(), psql.cursor() as cursor:
+            announced = announce(psql, places)
+            with cursor.copy(f"COPY events ({columns}) FROM STDIN".encode()) as copying:
+                for stream, version, direction, amount, asset in lines:
+                    entry = (stream, version, announced, "entry_posted", "{}", 1, asset, direction, amount)
+                    copying.write_row((*entry, 0, 0, 0, 0, moment, moment, bytes(32), bytes(32)))
+    except psycopg.Error as error:
+        refused = error.sqlstate
+    assert refused == state
+
+
+def test_transaction_of_which_nothing_came_is_found(funded: Ledger, psql: Psql) -> None:
+    """No guard fires where nothing is appended: a transaction that announces and brings nothing moves no money."""
+    announce(psql, ["alice 4", "bob 3"])
+    missing = {(finding.stream, finding.version) for finding in funded.verify().findings if finding.column == "version"}
+    assert missing == {("alice", 4), ("bob", 3)}
+    assert str(funded.balance("alice").posted) == "70.00 USD"
+
+
 # Backup and restore
 
 
