@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-from ledger.core.errors import InvalidCommand, SchemaMismatch
+from ledger.core.errors import DatabaseUnavailable, InvalidCommand, SchemaMismatch
 from ledger.storage.database import Database, in_our_words
 from ledger.storage.tables import APPEND_ONLY, VERSION_TABLE
 
@@ -54,7 +54,8 @@ def migrate(database: Database) -> Migrated:
     scripts = ScriptDirectory.from_config(config)
     head = scripts.get_current_head()
     assert head is not None
-    with in_our_words(), database.engine.begin() as connection:
+    advice = "Migrate as a user who may create schemas in this database; nothing was changed."
+    with _unprivileged(advice), in_our_words(), database.engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         found = _current_revision(connection, database.schema_name)
         known = [revision.revision for revision in scripts.walk_revisions()]
@@ -71,6 +72,17 @@ def migrate(database: Database) -> Migrated:
                 command.upgrade(config, "head")
     applied = known[: known.index(found)] if found is not None else known
     return Migrated(database.schema_name, found, tuple(reversed(applied)), head)
+
+
+@contextmanager
+def _unprivileged(advice: str) -> Iterator[None]:
+    """Whoever sets a ledger up cannot be told to get a role that is yet to be made."""
+    try:
+        yield
+    except DatabaseUnavailable as error:
+        if error.sqlstate != "42501":
+            raise
+        raise DatabaseUnavailable(error.problem, advice, error.sqlstate) from error
 
 
 @contextmanager
@@ -106,7 +118,8 @@ def create_roles(database: Database, prefix: str = "ledger") -> tuple[str, str, 
     if not prefix.isidentifier() or len(prefix) > _PREFIX_MAX:
         raise InvalidCommand("prefix", f"{prefix!r} is not a plain identifier")
     owner, app, audit = (f"{prefix}_{role}" for role in ("owner", "app", "audit"))
-    with in_our_words(), database.engine.begin() as connection:
+    advice = "Make roles as a user with CREATEROLE who owns the ledger's tables; nothing was changed."
+    with _unprivileged(advice), in_our_words(), database.engine.begin() as connection:
         for role in (owner, app, audit):
             known = connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role})
             if known.first() is None:

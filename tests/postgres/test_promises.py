@@ -594,6 +594,24 @@ def test_roles_need_no_superuser(psql: Psql, prefix: str, make_database: Callabl
         assert ledger.verify().ok
 
 
+def test_who_may_not_set_a_ledger_up_is_told_what_it_takes(
+    psql: Psql, prefix: str, make_database: Callable[[], str]
+) -> None:
+    """Nobody is told to get a role that only the refused command would make."""
+    target = make_database()
+    psql.execute(f"CREATE ROLE {prefix}_login LOGIN".encode())
+    with Ledger.connect(as_role(target, f"{prefix}_login")) as ledger:
+        with pytest.raises(DatabaseUnavailable, match="may create schemas in this database") as refused:
+            ledger.migrate()
+        assert "--roles" not in str(refused.value)
+        psql.execute(f"ALTER DATABASE {make_url(target).database} OWNER TO {prefix}_login".encode())
+        ledger.migrate()
+        with pytest.raises(DatabaseUnavailable, match="CREATEROLE") as refused:
+            ledger.create_roles(prefix)
+        assert "--roles" not in str(refused.value)
+        assert ledger.verify().ok
+
+
 def test_public_gets_nothing(funded: Ledger, ledger_url: str, psql: Psql, prefix: str) -> None:
     """A role of somebody else sees nothing once the roles are made."""
     funded.create_roles(prefix)
