@@ -161,11 +161,12 @@ class Model:
         self, requests: Sequence[Request], *, scope: str = "", atomic: bool = False, dry_run: bool = False
     ) -> list[Answer | Rejection]:
         """Carry out commands in order; each sees what the ones before it did."""
-        if not dry_run:
-            self.expire_for(requests)
-        tried = copy.deepcopy(self)
-        tried.expire_for(requests)
+        expired = copy.deepcopy(self)
+        expired.expire_for(requests)
+        tried = copy.deepcopy(expired)
         outcomes = [tried.outcome(request, scope) for request in requests]
+        if not dry_run:
+            self.become(expired)
         failed = next((index for index, outcome in enumerate(outcomes) if isinstance(outcome, Rejection)), None)
         if atomic and failed is not None:
             together = Rejection("atomic_batch", index=failed)
