@@ -666,7 +666,9 @@ def test_others_are_not_shipped(name: str) -> None:
         ("shipment", "dispatch receive stock", "stocked"),
         ("account", "post hold capture freeze release reverse unfreeze close", "closed"),
         ("hold", "capture capture capture_rest", "captured"),
-        ("hold", "capture release_rest", "released"),
+        ("hold", "capture release_rest_after_capture", "captured"),
+        ("hold", "capture release expire_after_capture", "captured"),
+        ("hold", "release release_rest", "released"),
         ("hold", "release expire", "expired"),
     ],
 )
