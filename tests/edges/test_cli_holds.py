@@ -376,7 +376,7 @@ def test_a_file_is_checked(program: Program, complaint: Complaint, tmp_path: Pat
         (("advance", "payment", "p-9", "capture"), 1, "payment p-9 was never begun"),
         (("state", "payment", "p-9"), 1, "payment p-9 was never begun"),
         (("begin", "payment", "p-9", "--machines", "/dev/null/none.toml"), 2, "/dev/null/none.toml: Not a directory"),
-        (("machines", "unicorn"), 2, "'unicorn' is neither one of cart, order"),
+        (("machines", "unicorn"), 2, "'unicorn' is neither one of cart, inventory, order"),
         (("machines", "unicorn.toml"), 2, "unicorn.toml: No such file or directory"),
         (("machines", "--diagram"), 2, "--diagram draws one machine; name it"),
     ],

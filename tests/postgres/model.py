@@ -34,6 +34,7 @@ MAY_WHILE_FROZEN: Final = {"release", "expire", "reverse", "change", "unfreeze"}
 ACCOUNT_STEPS: Final = {("open", "freeze"): "frozen", ("frozen", "unfreeze"): "open", ("open", "close"): "closed"}
 TRIP: Final = {
     ("requested", "accept"): "accepted",
+    ("requested", "start"): "started",
     ("accepted", "start"): "started",
     ("started", "end"): "ended",
     ("requested", "cancel"): "cancelled",
