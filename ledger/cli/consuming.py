@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import typer
 
 from ledger.cli.options import Target, command, opened
 from ledger.cli.ordering import Format, Sources
-from ledger.cli.output import answer, complain, moment, progress, row, table
+from ledger.cli.output import answer, complain, moment, progress, quiet, row, table
 from ledger.connect.kafka_settings import Protocol, Start, read_config
 from ledger.core.canonical import utc_text
 from ledger.order.decoders import decoder
@@ -113,8 +112,7 @@ def kafka(
     a person has to look at is said on standard error.
     """
     module = import_module("ledger.kafka")
-    # What librdkafka has to say comes as a problem; its log would break into our lines.
-    logging.getLogger("ledger.kafka").addHandler(logging.NullHandler())
+    quiet("ledger.kafka")
     with opened(target.settings, timeouts=reading.timeouts) as ledger, progress("records", None) as watch:
         consumer = module.Consumer(
             source.of(ledger, reading.keep),
@@ -163,9 +161,7 @@ def rabbitmq(
     They are acknowledged once their effects are committed; what is delivered again is dropped, or put in order.
     """
     module = import_module("ledger.rabbitmq")
-    for name in ("ledger.rabbitmq", "pika"):
-        logging.getLogger(name).addHandler(logging.NullHandler())
-        logging.getLogger(name).propagate = False
+    quiet("ledger.rabbitmq", "pika")
     with opened(target.settings, timeouts=reading.timeouts) as ledger, progress("messages", None) as watch:
         consumer = module.Consumer(
             source.of(ledger, reading.keep),
@@ -227,6 +223,7 @@ def doctor_kafka(source: Sources, broker: Kafka, group: Group, target: Target) -
     A partition count that changed sends streams elsewhere; an offset that is gone loses what lay there.
     """
     examine = import_module("ledger.kafka").examine
+    quiet("ledger.kafka")
     with opened(target.settings) as ledger:
         findings = examine(ledger, group.group, broker.topic, source.of(ledger), broker.settings)
     answer(target.as_json, {"group": group.group, "findings": findings}, *(findings or ["nothing found"]))

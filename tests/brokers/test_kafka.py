@@ -299,6 +299,17 @@ def test_settings_that_promises_rest_on(ledger: Ledger, config: dict[str, Any], 
         Consumer([ledger.inbox(SOURCE, PATIENT)], ["t"], "g", config)
 
 
+def test_publisher_settings_from_a_file(tmp_path: Path) -> None:
+    """What keeps streams in order may be said again, in the words of a file, and may not be changed."""
+    file = tmp_path / "client.properties"
+    file.write_text("bootstrap.servers=127.0.0.1:1\nenable.idempotence=true\nacks=-1\n")
+    Publisher("t", read_config(file)).close()
+    for line in ("enable.idempotence=false", "acks=1", "partitioner=random"):
+        file.write_text(f"bootstrap.servers=127.0.0.1:1\n{line}\n")
+        with pytest.raises(InvalidCommand, match=line.partition("=")[0]):
+            Publisher("t", read_config(file))
+
+
 @pytest.mark.parametrize("config", [{"no.such.setting": "1"}, {"socket.timeout.ms": "soon"}])
 def test_settings_that_are_none(ledger: Ledger, config: dict[str, Any]) -> None:
     """What librdkafka does not know is the caller's mistake, and said in its words without a traceback."""
