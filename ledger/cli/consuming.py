@@ -109,7 +109,7 @@ def kafka(
     Take the messages of Kafka topics in, through rebalances, until told to stop (SIGTERM, Ctrl-C).
 
     Offsets are kept in the database, in the transaction of the effects.  What cannot be read is a dead letter; what
-    a person has to look at is said on standard error.
+    a person has to look at is said on standard error.  Exit code 1: a partition waits for a person.
     """
     module = import_module("ledger.kafka")
     quiet("ledger.kafka")
