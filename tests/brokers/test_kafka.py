@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +18,7 @@ from uuid import uuid4
 import confluent_kafka
 import psycopg
 import pytest
-from apache_kafka import ApacheKafka
+from apache_kafka import PASSWORD, USER, ApacheKafka
 from chaos import SOURCE, WAIT_SECONDS, asked, effects, open_accounts, turns
 from mock_cluster import MockCluster
 
@@ -470,6 +473,68 @@ def test_doctor(ledger: Ledger, mock_kafka: MockCluster) -> None:
     assert finding.startswith(f"{topic}/1: the group stands at 1000")
     with pytest.raises(BrokerUnavailable, match="nowhere"):
         examine(ledger, "g", ["nowhere"], inboxes, config)
+
+
+def run_cli(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command about Kafka, as it is installed."""
+    return subprocess.run(
+        [sys.executable, "-m", "ledger", *arguments, "--json"],
+        env={**os.environ, "LEDGER_DATABASE_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        check=False,
+    )
+
+
+def test_tls_and_sasl_from_a_file(ledger: Ledger, ledger_url: str, tmp_path: Path, apache_kafka: ApacheKafka) -> None:
+    """A broker that wants TLS and a password has both from the file; another password is told of, and nothing read."""
+    (account,) = open_accounts(ledger, 1)
+    topic = topic_of(apache_kafka, 1)
+    publish(apache_kafka, topic, turns([account], 3)[account])
+    file = tmp_path / "client.properties"
+    secure = f"security.protocol=SASL_SSL\nssl.ca.location={apache_kafka.certificate}\nsasl.mechanisms=PLAIN\n"
+    file.write_text(f"{secure}sasl.username={USER}\nsasl.password=wrong\n")
+    told: list[str] = []
+
+    def stop(problem: str) -> None:
+        told.append(problem)
+        reader.stop()
+
+    settings = {**read_config(file), "bootstrap.servers": apache_kafka.secure}
+    reader = Consumer([ledger.inbox(SOURCE, PATIENT)], [topic], "g", settings, start=Start.EARLIEST, on_problem=stop)
+    reader.run()
+    assert "Authentication failed" in told[0]
+    assert reader.counts.get("records", 0) == 0
+
+    file.write_text(f"{secure}sasl.username={USER}\nsasl.password={PASSWORD}\n")
+    where = ["--bootstrap", apache_kafka.secure, "--topic", topic, "--group", "g", "--source", SOURCE]
+    done = run_cli(ledger_url, "consume", "kafka", *where, "--config", str(file), "--begin", "earliest", "--to-end")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["processed"] == 3
+
+
+def test_topic_that_grows_under_running_streams(ledger: Ledger, ledger_url: str, apache_kafka: ApacheKafka) -> None:
+    """Streams that go to another partition meanwhile stay in order by their sequence; the doctor counts them."""
+    streams = turns(open_accounts(ledger, 20), 6)
+    topic = topic_of(apache_kafka, 2)
+    publish(apache_kafka, topic, [message for sent in streams.values() for message in sent[:3]])
+    consumer(ledger, apache_kafka, topic).run()
+    where = ["--bootstrap", apache_kafka.bootstrap, "--topic", topic, "--group", "g", "--source", SOURCE]
+    sound = run_cli(ledger_url, "doctor", "kafka", *where)
+    assert (sound.returncode, json.loads(sound.stdout)) == (0, {"group": "g", "findings": []})
+    apache_kafka.add_partitions(topic, 5)
+    # Backwards, so that what is in another partition now is not in order by chance.
+    publish(apache_kafka, topic, [message for sent in streams.values() for message in reversed(sent[3:])])
+    warned = run_cli(ledger_url, "doctor", "kafka", *where)
+    moved = sum(partition_of(stream, 2) != partition_of(stream, 5) for stream in streams)
+    count, unread = json.loads(warned.stdout)["findings"]
+    assert warned.returncode == 1
+    assert count.startswith(f"{topic} has 5 partitions, and had 2")
+    assert f"of 20 streams that the inbox knows, {moved} go to another partition" in count
+    assert "partitions 2, 3, 4" in unread
+    consumer(ledger, apache_kafka, topic).run()
+    assert effects(ledger_url) == asked(streams)
 
 
 def test_real_broker(ledger: Ledger, ledger_url: str, apache_kafka: ApacheKafka) -> None:
