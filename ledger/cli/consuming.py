@@ -206,7 +206,8 @@ def seek(
     """
     Let a group go on in a partition from an offset that you choose.
 
-    Going back is safe: what was taken in is dropped as a duplicate.  Going on leaves out what lies between.
+    Going back is safe: what was taken in is dropped as a duplicate.  Going on leaves out what lies between.  A consumer
+    that is running goes there with the next record of that partition, or when it is started again.
     """
     with opened(target.settings) as ledger:
         ledger.seek_consumer(group.group, topic, partition, offset, actor=actor or getpass.getuser())
