@@ -230,6 +230,9 @@ class Crowd:
             places = [confluent_kafka.TopicPartition(self.topic, number) for number in range(count)]
             ends = {place.partition: client.get_watermark_offsets(place, WAIT_SECONDS)[1] for place in places}
             return self.stands(client) == ends
+        except confluent_kafka.KafkaException:
+            # A broker that has just been started again does not know yet what it leads; it is asked again.
+            return False
         finally:
             client.close()
 

@@ -186,6 +186,8 @@ def test_naive_consumer_in_the_same_trouble(
     came, wanted = effects(ledger_url), asked(streams)
     wrong = [account for account in streams if came.get(account) != wanted[account]]
     assert wrong
+    # Connections of ours were ended with all others.
+    ledger.engine.dispose()
     # The accounts are wrong, and nobody notices: each of these messages was a command like any other.
     assert_sound(ledger, ledger_url)
 
