@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,13 @@ def print_error(error: LedgerError, *, as_json: bool) -> None:
 def complain(problem: str) -> None:
     """One line on standard error."""
     sys.stderr.write(f"ledger: {' '.join(problem.split())}\n")
+
+
+def quiet(*loggers: str) -> None:
+    """Keep a broker's client out of our lines: what matters of its log is a problem or an error."""
+    for name in loggers:
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
 
 
 def table(*headings: str, right: Sequence[str] = ()) -> Table:

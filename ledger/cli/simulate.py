@@ -18,7 +18,7 @@ from sqlalchemy import text
 from ledger.application import Ledger
 from ledger.cli import picture as pictures
 from ledger.cli.options import Target, command, opened
-from ledger.cli.output import answer, progress, row, table
+from ledger.cli.output import answer, progress, quiet, row, table
 from ledger.connect.kafka_settings import read_config
 from ledger.core.errors import InvalidCommand
 from ledger.core.money import Money
@@ -88,6 +88,7 @@ def simulate_incident(
         if via is None:
             outcome = simulate(ledger, url, plan, watch)
         else:
+            quiet("ledger.kafka")
             told = {**(read_config(config) if config else {}), "bootstrap.servers": bootstrap} if bootstrap else None
             outcome = import_module("ledger.kafka").simulate(ledger, url, plan, watch, told)
         schema = ledger.schema
