@@ -145,7 +145,8 @@ class Inbox:
         """
         The streams that wait for a message, in order of their names, and which one they miss first.
 
-        With a `status` only those that still wait in time, or those that are parked: no time will help these.
+        Also those whose next message could not be handled, and is tried again.  With a `status` only those that still
+        wait in time, or those that are parked: no time will help these.
         """
         asked = partial(inbox_queries.gaps, source=self.source, status=status, after=after, limit=_limit(limit))
         return self.database.ask(asked)
@@ -330,6 +331,9 @@ class Inbox:
 
     def _requeue(self, connection: Connection, asked: Verdict, singly: bool) -> Received:
         letter = self._open_letter(connection, asked)
+        if letter.why == "undecodable":
+            problem = "it could not be read: let it be mended where it comes from, and sent again"
+            raise InvalidCommand(f"dead letter {letter.dead_letter_id}", problem)
         message = letter.message
         connection.send([dead_letters.decided(letter, "requeued", *asked[1:])])
         if self._receiver.is_ordered(message) and message.sequence is not None:
