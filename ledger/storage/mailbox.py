@@ -167,7 +167,9 @@ WITH moved AS (
     UPDATE {schema}.inbox_streams AS s
     SET start_sequence = n.start, last_sequence = n.last, highest_sequence = n.highest, held = n.held,
         status = n.status, waiting_since = n.since, deadline = n.deadline, attempts = n.attempts,
-        last_error = n.error, release_to = n.release_to, revision = n.expected + 1
+        -- As long as it is stuck at the same message, its error stays, whatever arrives behind it.
+        last_error = CASE WHEN n.attempts > 0 THEN coalesce(n.error, s.last_error) ELSE n.error END,
+        release_to = n.release_to, revision = n.expected + 1
     FROM unnest(
         %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::timestamptz[],
         %s::timestamptz[], %s::integer[], %s::text[], %s::bigint[], %s::bigint[])

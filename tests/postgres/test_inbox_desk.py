@@ -340,6 +340,41 @@ def test_process_without_handlers_leaves_their_messages_alone(bank: Ledger) -> N
     assert somebody.gaps() == []
 
 
+@pytest.mark.parametrize("park", [False, True])
+def test_stream_that_is_stuck_at_a_failure_says_so(bank: Ledger, park: bool) -> None:
+    """Tried again or parked, it is among those that wait, and its error stays whatever arrives behind it."""
+    broken = {"a-1"}
+
+    def handle(message: Message, _: psycopg.Connection[Any]) -> None:
+        if message.id in broken:
+            raise RuntimeError("no such shop")
+
+    retry = Retry(attempts_max=1 if park else 9, delay=timedelta(days=1), park=park)
+    inbox = bank.inbox("shop", PATIENT, retry=retry, handlers={"shop.ordered": handle})
+    inbox.receive([shop(1), shop(1, "b")])
+    inbox.receive([shop(2)])
+    (gap,) = inbox.gaps()
+    assert (gap.stream, gap.missing, gap.status) == ("a", 1, "parked" if park else "retrying")
+    assert gap.error == "RuntimeError: no such shop"
+    stats = inbox.stats()
+    assert (stats.parked, stats.retrying, stats.held) == ((1, 0, 1) if park else (0, 1, 2))
+    assert stats.oldest_wait is not None
+    assert inbox.gaps(status=Status.WAITING) == []
+    assert inbox.gaps(after="a") == []
+
+
+def test_failed_message_was_first_seen_when_it_came(bank: Ledger, psql: Psql) -> None:
+    """A dead letter tells since when it has been waited for, not since when it was given up."""
+    retry = Retry(attempts_max=2, delay=timedelta(0))
+    inbox = bank.inbox("shop", PATIENT, retry=retry, handlers={})
+    inbox.receive([shop(1)])
+    ((received_at,),) = psql.execute("SELECT received_at FROM inbox_messages").fetchall()
+    inbox.tick()
+    (letter,) = inbox.dead_letters()
+    assert (letter.attempts, letter.first_seen) == (2, received_at)
+    assert letter.last_seen > letter.first_seen
+
+
 @pytest.mark.parametrize("how", ["commit", "rollback", "close", "statement"])
 def test_handler_that_ends_the_transaction_stops_its_own_stream_only(bank: Ledger, how: str) -> None:
     """It has failed, and is tried again in its place; what came with it is done, once."""
