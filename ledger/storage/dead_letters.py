@@ -24,9 +24,9 @@ SELECT d.stream, %s, gen_random_uuid(), d.sequence, d.message_id, why, error, at
 FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::bytea[], %s::text[])
 AS d (stream, sequence, message_id, why, error, attempts, digest, content)
 LEFT JOIN LATERAL (
-    SELECT m.received_at FROM {schema}.inbox_messages AS m
-    WHERE m.stream = d.stream AND m.source = %s AND m.sequence = d.sequence AND m.digest = d.digest OFFSET 0
-) AS k ON true
+    SELECT m.sequence, m.digest, m.received_at FROM {schema}.inbox_messages AS m
+    WHERE m.stream = d.stream AND m.source = %s AND m.sequence >= d.sequence ORDER BY m.sequence LIMIT 1
+) AS k ON k.sequence = d.sequence AND k.digest = d.digest
 ORDER BY d.stream, d.message_id
 ON CONFLICT (stream, source, message_id, digest, why) DO UPDATE
 SET attempts = dead_letters.attempts + excluded.attempts, last_seen = now(), error = excluded.error,
