@@ -63,6 +63,9 @@ class Replayed(NamedTuple):
     forgotten: int
     """Messages whose content was not kept."""
 
+    elsewhere: int = 0
+    """Messages that were left alone, since somebody else has their handlers."""
+
 
 class _DryRun(Exception):
     """Everything was tried, and nothing of it lasts."""
@@ -426,18 +429,21 @@ class Inbox:
         changed: list[Kept] = []
         for kept, run in zip(again, runs, strict=True):
             if run.failure is not None:
-                changes.append(Change(run.failure.message, kept.outcome, None, run.failure.error))
+                if not run.failure.elsewhere:
+                    changes.append(Change(run.failure.message, kept.outcome, None, run.failure.error))
                 continue
             ((message, outcome),) = run.done
             if said(outcome) != kept.outcome:
                 changes.append(Change(message, kept.outcome, said(outcome)))
                 changed.append(kept._replace(outcome=said(outcome)))
-        statements = [mailbox.count(self.source, {"replayed": len(again)})]
+        elsewhere = sum(run.failure is not None and run.failure.elsewhere for run in runs)
+        replayed = len(again) - elsewhere
+        statements = [mailbox.count(self.source, {"replayed": replayed})]
         if changed:
             statements.append(inbox_queries.new_outcomes(self.source, ordered, changed))
         connection.send(statements)
         forgotten = sum(kept.message is None for kept in page)
-        return Replayed(len(again), changes, len(page) - len(again) - forgotten, forgotten)
+        return Replayed(replayed, changes, len(page) - len(again) - forgotten, forgotten, elsewhere)
 
 
 class Part(NamedTuple):

@@ -330,6 +330,7 @@ def replay(
     said = f"{done.replayed} replayed, {len(done.changes)} came out otherwise"
     said += f", {done.left} rejections left as they are" if done.left else ""
     said += f", {done.forgotten} no longer kept" if done.forgotten else ""
+    said += f", {done.elsewhere} left to the process that has their handlers" if done.elsewhere else ""
     said += "" if apply else "; nothing of this lasts without --apply"
     answer(target.as_json, _replayed(done, apply), *([made] if done.changes else []), said)
     return 1 if done.changes else 0
@@ -381,6 +382,7 @@ def _replayed(done: Replayed, applied: bool) -> dict[str, Any]:
         for change in done.changes
     ]
     counted = {"replayed": done.replayed, "rejections_left": done.left, "forgotten": done.forgotten}
+    counted["elsewhere"] = done.elsewhere
     return {**counted, "changes": changes, "applied": applied}
 
 

@@ -340,6 +340,17 @@ def test_process_without_handlers_leaves_their_messages_alone(bank: Ledger) -> N
     assert somebody.gaps() == []
 
 
+def test_replay_without_handlers_leaves_their_messages_alone(bank: Ledger) -> None:
+    """Whoever has no handlers cannot say what would come out otherwise, and says how many it left."""
+    handlers: dict[str, Handler] = {"shop.ordered": lambda message, _: {"paid": message.sequence}}
+    application = bank.inbox("shop", PATIENT, handlers=handlers)
+    application.receive([shop(1), shop(2)])
+    replayed = bank.inbox("shop", PATIENT).replay(dry_run=False)
+    assert (replayed.replayed, replayed.changes, replayed.elsewhere) == (0, [], 2)
+    replayed = application.replay()
+    assert (replayed.replayed, replayed.changes, replayed.elsewhere) == (2, [], 0)
+
+
 @pytest.mark.parametrize("park", [False, True])
 def test_stream_that_is_stuck_at_a_failure_says_so(bank: Ledger, park: bool) -> None:
     """Tried again or parked, it is among those that wait, and its error stays whatever arrives behind it."""
