@@ -108,7 +108,8 @@ def show(
     made = table("", "")
     for name, value in plain.items():
         if name not in ("data", "decisions"):
-            row(made, name.replace("_", " "), json.dumps(value) if isinstance(value, dict) else value)
+            shown = json.dumps(value) if isinstance(value, dict) else "" if value is None else value
+            row(made, name.replace("_", " "), shown)
     for each in decided:
         row(made, each["decision"], f"{each['recorded_at']} {each['actor'] or ''} {each['note'] or ''}".strip())
     answer(target.as_json, plain, made)

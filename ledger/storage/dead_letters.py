@@ -59,7 +59,7 @@ LOCK_LETTER: Final = f"{LETTER} FOR UPDATE"
 
 DECIDE_LETTER: Final = """
 WITH decided AS (
-    UPDATE {schema}.dead_letters SET state = %s, last_seen = now()
+    UPDATE {schema}.dead_letters SET state = %s
     WHERE stream = %s AND source = %s AND dead_letter_id = %s::uuid
 )
 INSERT INTO {schema}.dead_letter_decisions (stream, source, dead_letter_id, recorded_at, decision, actor, note)

@@ -10,7 +10,17 @@ import psycopg
 import pytest
 from test_inbox import PATIENT, Psql, bank, deposit, withdrawal
 
-from ledger import Done, InsufficientFunds, InvalidCommand, Ledger, Retry, Strict, UndecodableMessage, Unordered
+from ledger import (
+    Done,
+    InsufficientFunds,
+    InvalidCommand,
+    Ledger,
+    Retry,
+    Strict,
+    UndecodableMessage,
+    Unordered,
+    VersionConflict,
+)
 from ledger.order.cursor import OnGap, Range, Status
 from ledger.order.message import Json, Message
 from ledger.receiving import Handler
@@ -372,6 +382,38 @@ def test_stream_that_is_stuck_at_a_failure_says_so(bank: Ledger, park: bool) -> 
     assert stats.oldest_wait is not None
     assert inbox.gaps(status=Status.WAITING) == []
     assert inbox.gaps(after="a") == []
+
+
+def test_decision_is_no_sight_of_its_message(bank: Ledger) -> None:
+    """When a dead letter was last seen is when its message came, whatever was decided about it since."""
+    inbox = bank.inbox("shop", PATIENT, retry=Retry(attempts_max=1), handlers={})
+    inbox.receive([shop(1)])
+    (letter,) = inbox.dead_letters()
+    inbox.discard(letter.dead_letter_id, actor="ann")
+    assert inbox.dead_letter(letter.dead_letter_id).last_seen == letter.last_seen
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_version_decides_between_producers_without_a_common_count(bank: Ledger, first: str) -> None:
+    """Who read the account before the other one wrote is refused, on record, whatever time its message says."""
+    seen = bank.deposit("alice", "10 USD", against="world").versions["alice"]
+    said = {
+        source: Message(
+            source=source,
+            id="m1",
+            type="ledger.withdraw",
+            stream="alice",
+            sequence=1,
+            time=datetime(2022, 1, 1 if source == "a" else 2, tzinfo=UTC),
+            data={"account": "alice", "amount": "1 USD", "against": "world", "expected_versions": {"alice": seen}},
+        )
+        for source in ("a", "b")
+    }
+    for source in sorted(said, key=lambda source: source != first):
+        ((_, outcome),) = bank.inbox(source, PATIENT).receive([said[source]]).outcomes
+        assert isinstance(outcome, Done if source == first else VersionConflict)
+        assert bank.inbox(source, PATIENT).stats().counters["rejected"] == int(source != first)
+    assert bank.balance("alice").posted.minor == 900
 
 
 def test_failed_message_was_first_seen_when_it_came(bank: Ledger, psql: Psql) -> None:
