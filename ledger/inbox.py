@@ -104,24 +104,29 @@ class Inbox:
         total = _nothing()
         arriving = iter(messages)
         while together := list(islice(arriving, TOGETHER_MAX)):
-            (came,) = receive_together([Part(self, together)])
-            total = total.add(came)
+            (came,) = take_together([Part(self, together)])
+            total = total.add(self.finish(came))
         return total
 
     def tick(self) -> Received:
         """Act on deadlines that have come: gaps that outlasted their wait, messages to be tried again."""
         total = _nothing()
+        for came in self.ticking():
+            total = total.add(came)
+        return total
+
+    def ticking(self) -> Iterator[Received]:
+        """Tick, and say what came of it a transaction at a time, however much was due."""
         after: str | None = None
         if isinstance(self.policy, Unordered):
-            return total
+            return
         while due := self.database.ask(partial(mailbox.due, source=self.source, after=after, limit=TOGETHER_MAX)):
-            total = self.finish(total.add(self._advance(due)))
+            yield from self.going_on(due)
             after = due[-1]
-        return total
 
     def refuse(self, message: Message, error: str) -> None:
         """Keep what could not even be read, for a person to see."""
-        receive_together([Part(self, [], [Refused(message, error)])])
+        take_together([Part(self, [], [Refused(message, error)])])
 
     def release(
         self, stream: str, to: int | None = None, *, actor: str | None = None, note: str | None = None
@@ -307,9 +312,16 @@ class Inbox:
 
     def finish(self, total: Received) -> Received:
         """Go on with streams in which more is due than one transaction took."""
-        while total.more:
-            total = total.add(self._advance(total.more))
+        for came in self.going_on(total.more):
+            total = total.add(came)
         return total
+
+    def going_on(self, streams: Sequence[str]) -> Iterator[Received]:
+        """Carry out what is due in these streams, and say what came of it a transaction at a time."""
+        while streams:
+            came = self._advance(streams)
+            yield came
+            streams = came.more
 
     def _release(
         self, connection: Connection, stream: str, to: int | None, actor: str | None, note: str | None, singly: bool
@@ -454,10 +466,11 @@ class Part(NamedTuple):
     refused: Sequence[Refused] = ()
 
 
-def receive_together(parts: Sequence[Part], within: Callable[[Connection], None] | None = None) -> list[Received]:
+def take_together(parts: Sequence[Part], within: Callable[[Connection], None] | None = None) -> list[Received]:
     """
     Take messages of one or more sources in, in one transaction, which begins with what is to be done `within` it.
 
+    Where more is due than it takes, go on.
     The parts come in order of their sources, so that two processes lock their streams in one order, and are of one
     ledger.
 
@@ -475,8 +488,7 @@ def receive_together(parts: Sequence[Part], within: Callable[[Connection], None]
             within(connection)
         return [inbox.take(connection, messages, refused, singly=singly) for inbox, messages, refused in parts]
 
-    came = _in_transaction(parts[0].inbox, work)
-    return [part.inbox.finish(each) for part, each in zip(parts, came, strict=True)]
+    return _in_transaction(parts[0].inbox, work)
 
 
 def _in_transaction(inbox: Inbox, work: Callable[[Connection, bool], Came]) -> Came:

@@ -18,7 +18,9 @@ from invariants import assert_sound
 
 from ledger import Done, InsufficientFunds, InvalidCommand, Ledger, Retry, Unordered
 from ledger.inbox import Inbox
+from ledger.intake import Delivery, Intake, totals
 from ledger.order.cursor import OnGap, Range, Strict
+from ledger.order.decoders import cloudevents
 from ledger.order.message import Json, Message
 from ledger.receiving import Handler
 from ledger.storage import mailbox
@@ -241,6 +243,16 @@ def test_long_backlog_is_worked_off(bank: Ledger) -> None:
     assert len(outcomes(inbox, [deposit("alice", 1, "0.01 USD")])) == 2_501
     assert bank.balance("alice").posted.minor == 2_501
     assert inbox.stats().held == 0
+
+
+def test_transports_are_told_counts_however_much_was_waiting(bank: Ledger) -> None:
+    """A message that sets a million going leaves no million outcomes in memory: counts, and what was rejected."""
+    inbox = bank.inbox("bank", PATIENT)
+    inbox.receive([withdrawal("alice", 2, "999 USD"), *(deposit("alice", n) for n in range(3, 1_503))])
+    received = Intake([inbox], cloudevents).take([Delivery([deposit("alice", 1)], [])])
+    assert len(received) > 1
+    assert (totals(received)["processed"], totals(received)["rejected"]) == (1_502, 1)
+    assert [message.sequence for each in received for message, _ in each.outcomes] == [2]
 
 
 @pytest.mark.parametrize("wanted", ["BY_SEQUENCE", "BY_ID"])
