@@ -24,7 +24,7 @@ from ledger.core.errors import InvalidCommand
 from ledger.core.money import Money
 from ledger.order.cursor import Strict
 from ledger.order.disturb import ASSET, FOUR_CAUSES, Cause
-from ledger.simulation import Outcome, Plan, Side, simulate
+from ledger.simulation import Outcome, Plan, simulate
 from ledger.storage.database import quoted_name
 
 
@@ -133,14 +133,15 @@ def _table(outcome: Outcome) -> Any:
     row(made, "money wrong", *(_money(side.cents_wrong) for side in sides))
     row(made, "accounts waiting", "-", outcome.ledger.waiting)
     if outcome.samples:
-        row(made, "first wrong after", *(_first(side) for side in sides))
+        row(made, "first wrong after", *(_after(side.first_wrong) for side in sides))
+        row(made, "noticed by itself after", *(_after(side.noticed) for side in sides))
     row(made, "seconds", *(f"{side.seconds:.1f}" for side in sides))
     row(made, "repair from the log, seconds", f"{outcome.repair_seconds:.2f}", "-")
     return made
 
 
-def _first(side: Side) -> str:
-    return "never" if side.first_wrong is None else f"{side.first_wrong} messages"
+def _after(delivered: int | None) -> str:
+    return "never" if delivered is None else f"{delivered} messages"
 
 
 def _money(cents: int) -> str:
