@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from multiprocessing import get_context
@@ -230,10 +231,13 @@ class Consumers:
         assert ours.poll(WAIT_SECONDS)
         ours.recv()
 
+        seen_dead = threading.Event()
+
         def kill(_: Session) -> None:
             assert process.pid is not None
             os.kill(process.pid, signal.SIGKILL)
             assert wait([process.sentinel], WAIT_SECONDS)
+            seen_dead.set()
 
         self._proxy.arm(Fault(point, number, kill))
         ours.send("go")
@@ -241,6 +245,8 @@ class Consumers:
         assert process.exitcode is not None
         killed = self._proxy.disarm()
         assert process.exitcode == (-signal.SIGKILL if killed else 0)
+        # Whoever killed it still looks at it.
+        assert not killed or seen_dead.wait(WAIT_SECONDS)
         process.close()
         ours.close()
         return killed, set(Journal(journal).acknowledged)
