@@ -18,6 +18,7 @@ from sqlalchemy.exc import InvalidRequestError
 
 from ledger.audit.verify import Report, verify
 from ledger.batch import Done, Outcome
+from ledger.batcher import Batcher
 from ledger.core.commands import (
     Command,
     ExpireHold,
@@ -142,6 +143,19 @@ class Ledger(Operations):
         self, commands: Sequence[Command], *, scope: str = "", atomic: bool = False, dry_run: bool = False
     ) -> list[Outcome]:
         return self._writer.handle(commands, scope=scope, atomic=atomic, dry_run=dry_run)
+
+    def batcher(
+        self, *, max_batch: int = 1_000, max_wait: float = 0.0, max_queue: int = 10_000, lanes: int = 2
+    ) -> Batcher:
+        """
+        Give many callers one transaction: group commit.
+
+        `submit(command)` returns a future, from any thread.  Commands that arrive while a batch is on its way form the
+        next one, of at most `max_batch`; a batch waits up to `max_wait` seconds for more.  At most `max_queue`
+        commands wait; who submits another waits for room.  As many batches are on their way at once as there are
+        `lanes`, each on accounts of its own.
+        """
+        return Batcher(self._writer, max_batch=max_batch, max_wait=max_wait, max_queue=max_queue, lanes=lanes)
 
     def expire_holds(self, *, progress: Callable[[int], None] | None = None) -> int:
         """

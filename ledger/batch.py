@@ -97,12 +97,12 @@ class Due(Exception):
 class Batch:
     """Commands on their way, with the ids that their transactions have in every attempt."""
 
-    commands: list[Command]
-    scope: str
-    atomic: bool
-    dry_run: bool
     machines: Mapping[str, StateMachine]
+    atomic: bool = False
+    dry_run: bool = False
+    commands: list[Command] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
+    scopes: list[str] = field(default_factory=list)
     known_ids: list[str] = field(default_factory=list)
     accounts: set[str] = field(default_factory=set)
     """What is locked: all accounts, and streams of the caller's own, that the commands touch."""
@@ -146,9 +146,11 @@ class Batch:
         original = None if command.refers_to is None else self.originals.get(command.refers_to)
         return command.accounts if original is None else (*command.accounts, *original[0].streams)
 
-    def add(self, command: Command, transaction_id: str) -> None:
+    def add(self, command: Command, transaction_id: str, scope: str) -> None:
         """Take a command in."""
+        self.commands.append(command)
         self.ids.append(transaction_id)
+        self.scopes.append(scope)
         self.accounts.update(command.accounts)
         if command.idempotency_key is not None:
             self.known_ids.append(transaction_id)
@@ -163,11 +165,13 @@ class Batch:
 
     def expire_first(self, holds: Sequence[str]) -> None:
         """Put the expiry of these holds in front."""
-        ids, self.ids = self.ids, []
+        commands, ids, scopes = self.commands, self.ids, self.scopes
+        self.commands, self.ids, self.scopes = [], [], []
         for hold in holds:
-            self.add(ExpireHold(hold=hold), _fresh_id())
-        self.commands[:0] = [ExpireHold(hold=hold) for hold in holds]
+            self.add(ExpireHold(hold=hold), _fresh_id(), "")
+        self.commands += commands
         self.ids += ids
+        self.scopes += scopes
         self.expiries += len(holds)
 
 
@@ -252,12 +256,23 @@ def _uuid_text(octets: bytearray, version: int) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def prepare(commands: Sequence[Command], ledger_id: str, batch: Batch) -> Batch:
+def id_of(command: Command, scope: str, ledger_id: str) -> str:
+    """The id that a command's transaction has, however often it is tried."""
+    key = command.idempotency_key
+    return _fresh_id() if key is None else keyed_id(ledger_id, scope, key)
+
+
+def prepare(commands: Sequence[Command], scope: str, ledger_id: str, batch: Batch) -> Batch:
+    """
+    Take commands into a batch.
+
+    Raises:
+        InvalidCommand: There are too many.
+    """
     if len(commands) > BATCH_MAX:
         raise InvalidCommand("commands", f"{len(commands)} at once; at most {BATCH_MAX} are taken")
     for command in commands:
-        key = command.idempotency_key
-        batch.add(command, _fresh_id() if key is None else keyed_id(ledger_id, batch.scope, key))
+        batch.add(command, id_of(command, scope, ledger_id), scope)
     return batch
 
 

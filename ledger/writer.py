@@ -21,7 +21,7 @@ import psycopg
 import psycopg.errors
 from pydantic import TypeAdapter
 
-from ledger.batch import Batch, Done, Drifted, Due, Outcome, Work, load, prepare, take_up
+from ledger.batch import Batch, Done, Drifted, Due, Outcome, Work, id_of, load, prepare, take_up
 from ledger.core import chain
 from ledger.core.book import Book, remember
 from ledger.core.canonical import canonical_json
@@ -120,10 +120,20 @@ class Writer:
             ConnectionLost: The server went away and did not come back: the outcome is unknown.
             CorruptLog, DatabaseUnavailable, InvalidCommand, SchemaMismatch: Nothing was written.
         """
-        _check(commands, scope)
+        check(commands, scope)
         if not commands:
             return []
-        batch = prepare(commands, self._ledger_id(), Batch([*commands], scope, atomic, dry_run, self._machines))
+        return self.carry_out(prepare(commands, scope, self._ledger_id(), Batch(self._machines, atomic, dry_run)))
+
+    def prepared(self, asked: Iterable[tuple[Command, str, str | None]]) -> Batch:
+        """A batch of commands of different scopes, with ids for those that have none yet."""
+        batch, ledger_id = Batch(self._machines), self._ledger_id()
+        for command, scope, transaction_id in asked:
+            batch.add(command, transaction_id or id_of(command, scope, ledger_id), scope)
+        return batch
+
+    def carry_out(self, batch: Batch) -> list[Outcome]:
+        """Carry out a batch that has been prepared; answers and raises as `handle` does."""
         locked = not batch.plain
         lost: ConnectionLost | None = None
         for attempt in range(ATTEMPTS_MAX):
@@ -210,10 +220,10 @@ def handle_as_guest(
     Raises:
         ConcurrencyError: The caller's whole transaction has to be run again.
     """
-    _check(commands, scope)
+    check(commands, scope)
     if not commands:
         return []
-    batch = prepare(commands, ledger_id, Batch([*commands], scope, atomic, dry_run, machines))
+    batch = prepare(commands, scope, ledger_id, Batch(machines, atomic, dry_run))
     if batch.closing and not read_committed:
         raise InvalidCommand("close_period", "it has to see what others wrote: use READ COMMITTED")
     # Nobody may close the time in which a long transaction posted before it lasts.
@@ -247,7 +257,13 @@ def handle_as_guest(
     raise ConcurrencyError(f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again.")
 
 
-def _check(commands: Sequence[Command], scope: str) -> None:
+def check(commands: Sequence[Command], scope: str) -> None:
+    """
+    Check what a caller hands over.
+
+    Raises:
+        InvalidCommand: One is no command of ours, or the scope is none.
+    """
     if scope != "":
         checked(SCOPE, "scope", scope)
     for place, command in enumerate(commands):
@@ -317,14 +333,14 @@ def _decide_all(batch: Batch, work: Work) -> Iterator[_Part]:
     What happened comes in parts; the last one comes in any case, with nothing in it if need be.
     """
     part = _Part([], [], [])
-    for command, transaction_id in zip(batch.commands, batch.ids, strict=True):
+    for command, transaction_id, scope in zip(batch.commands, batch.ids, batch.scopes, strict=True):
         if len(part.transactions) == _PART_COMMANDS:
             yield part
             part = _Part([], [], [])
         done = work.earlier.get(transaction_id)
         try:
             if done is not None:
-                _check_same(command, done.transaction, batch.scope)
+                _check_same(command, done.transaction, scope)
                 replayed = done.transaction.idempotency_key is not None
                 work.outcomes.append(done._replace(replayed=replayed))
                 continue
@@ -332,7 +348,7 @@ def _decide_all(batch: Batch, work: Work) -> Iterator[_Part]:
         except Rejected as rejection:
             work.outcomes.append(rejection)
             continue
-        done = _record(command, transaction_id, decided, work.book, batch, work.now)
+        done = _record(command, transaction_id, scope, decided, work.book, batch.dry_run, work.now)
         work.earlier[transaction_id] = done
         work.outcomes.append(done)
         part.transactions.append(done.transaction)
@@ -352,7 +368,13 @@ def _check_same(command: Command, transaction: Transaction, scope: str) -> None:
 
 
 def _record(
-    command: Command, transaction_id: str, events: Sequence[Event], book: Book, batch: Batch, now: datetime
+    command: Command,
+    transaction_id: str,
+    scope: str,
+    events: Sequence[Event],
+    book: Book,
+    dry_run: bool,
+    now: datetime,
 ) -> Done:
     """Give the events their transaction, versions, time and hashes; the book moves on."""
     latest = now
@@ -364,7 +386,7 @@ def _record(
     transaction = chain.sealed(
         transaction_id,
         command.type,
-        batch.scope,
+        scope,
         command.idempotency_key,
         command.request(),
         sum([isinstance(event, Movement) for event in events]),
@@ -379,7 +401,7 @@ def _record(
         canonical_json(command.metadata) if command.metadata and command.describes_transaction else None,
     )
     recorded = chain.link(transaction, events, places, book.ledger_id)
-    return Done(transaction, recorded, [stream.terms for stream, _, _ in places], dry_run=batch.dry_run)
+    return Done(transaction, recorded, [stream.terms for stream, _, _ in places], dry_run=dry_run)
 
 
 def _reject_together(work: Work) -> None:

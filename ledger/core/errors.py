@@ -17,6 +17,8 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     ├── DatabaseUnavailable   the database could not be asked: the message says what to do
     │   ├── ConnectionLost    … or went away before it answered: the outcome is unknown
     │   └── GuardRefused      … or a guard in it refuses what the rules allow: verify
+    ├── DeadlineExceeded      a batcher did not get to it in time: nothing was written
+    ├── BatcherClosed         … or takes no more
     ├── BrokerUnavailable     a message broker could not be asked, or refuses
     └── UnsupportedConnection a connection that a guest cannot work on
 
@@ -408,6 +410,26 @@ class GuardRefused(DatabaseUnavailable):
 
     code: ClassVar[str] = "guard_refused"
     retryable: ClassVar[bool] = False
+
+
+@dataclass(eq=False)
+class DeadlineExceeded(LedgerError):
+    """The command waited {where} for longer than {seconds:g} seconds. Nothing was written; send it again."""
+
+    code: ClassVar[str] = "deadline_exceeded"
+    retryable: ClassVar[bool] = True
+
+    where: str
+    seconds: float
+
+
+@dataclass(eq=False)
+class BatcherClosed(LedgerError):
+    """The batcher takes no more commands: {why}. Nothing was written; make another one."""
+
+    code: ClassVar[str] = "batcher_closed"
+
+    why: str
 
 
 @dataclass(eq=False)
