@@ -1,8 +1,10 @@
 """An event-sourced, double-entry ledger on PostgreSQL, in which messages out of order cannot corrupt a balance."""
 
 from ledger.application import Guest, Ledger
+from ledger.asynchronous import AsyncLedger
 from ledger.audit.verify import Finding, Report
 from ledger.batch import Done
+from ledger.batcher import Batcher
 from ledger.core.book import Balance, Terms
 from ledger.core.commands import (
     AccountType,
@@ -39,11 +41,13 @@ from ledger.core.errors import (
     AssetExists,
     AssetMismatch,
     AtomicBatchRejected,
+    BatcherClosed,
     BrokerUnavailable,
     ConcurrencyError,
     ConnectionLost,
     CorruptLog,
     DatabaseUnavailable,
+    DeadlineExceeded,
     ExceedsRest,
     GuardRefused,
     HoldNotDue,
@@ -96,8 +100,11 @@ __all__ = [
     "Advance",
     "AssetExists",
     "AssetMismatch",
+    "AsyncLedger",
     "AtomicBatchRejected",
     "Balance",
+    "Batcher",
+    "BatcherClosed",
     "Begin",
     "BrokerUnavailable",
     "Capture",
@@ -110,6 +117,7 @@ __all__ = [
     "Context",
     "CorruptLog",
     "DatabaseUnavailable",
+    "DeadlineExceeded",
     "DefineAsset",
     "Deposit",
     "Direction",

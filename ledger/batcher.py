@@ -150,6 +150,9 @@ class _Queue:
             BatcherClosed, DeadlineExceeded: It was not taken.
         """
         with self._lock:
+            if len(self._waiting) >= self._max_queue:
+                # Who is late or took it back has been answered, and waits for nothing.
+                self._waiting = deque(one for one in self._waiting if not (one.is_late or one.answer.cancelled()))
             if len(self._waiting) >= self._max_queue and not self._is_closed:
                 left = None if seconds is None else asked.arrived + seconds - time.monotonic()
                 if not self._room.wait_for(lambda: self._is_closed or len(self._waiting) < self._max_queue, left):

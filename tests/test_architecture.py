@@ -31,9 +31,11 @@ FLOW: Final = """
     storage.dead_letters storage.mailbox storage.offsets
     storage.queries storage.inbox_queries       | what is answered              → queried
     batch writer                                | the only write path
+    batcher                                     | many callers, one transaction
     audit.verify                                | re-derive, never trust
     receiving inbox intake                      | messages, once and in order
     lifecycle operations application            | the one public object
+    asynchronous                                | … awaited
     ledger                                      | the public names
     simulation                                  | the incident, at any scale
     testing settings wire                       | what surrounds it
