@@ -179,7 +179,7 @@ class Ledger(Operations):
         self, *accounts: str, progress: Callable[[int], None] | None = None, noticed_by: str = "rebuild"
     ) -> list[str]:
         """
-        Make the projections of these accounts, or of all, anew from the log, while writers go on.
+        Make the projections of these accounts or other streams, or of all, anew from the log, while writers go on.
 
         Returns the streams that differed; each repair is on record.  Can be interrupted and run again.
         `progress` is called with the number of streams done so far.
@@ -207,7 +207,7 @@ class Ledger(Operations):
         if corrupt:
             raise _together(corrupt)
         for account in set(accounts) - set(mended):
-            self.balance(account)
+            self.history(account, limit=1)
         return mended
 
     def verify(self, *accounts: str, progress: Callable[[int], None] | None = None) -> Report:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha1
+from itertools import takewhile
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -93,6 +94,10 @@ class Due(Exception):
         self.holds = holds
 
 
+class Overtaken(Exception):
+    """Somebody else made what commands of the batch take up, after it was looked for: look again."""
+
+
 @dataclass(slots=True)
 class Batch:
     """Commands on their way, with the ids that their transactions have in every attempt."""
@@ -117,7 +122,7 @@ class Batch:
     closing: datetime | None = None
     backdated: bool = False
     expiries: int = 0
-    """How many commands were put in front of the caller's own, for holds whose time is over."""
+    """How many commands were put in front of the caller's own, for holds whose time is over, in a dry run."""
 
     drifted: Sequence[str] = ()
     """Streams to rebuild before a dry run looks at them; nothing of it lasts."""
@@ -162,6 +167,23 @@ class Batch:
             self.assets.add(command.asset)
         elif isinstance(command, ClosePeriod):
             self.closing = command.until
+
+    @property
+    def expiring(self) -> list[str]:
+        """The holds that its first commands expire: whatever comes after these finds them expired."""
+        return [str(command.refers_to) for command in takewhile(_is_expiry, self.commands)]
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether it does nothing but expire holds, which no other hold has to be expired for."""
+        return all(map(_is_expiry, self.commands))
+
+    def sweep(self, holds: Sequence[str], ledger_id: str) -> Batch:
+        """A batch that expires these holds, and locks all that this one locks as well, to keep the order of locking."""
+        sweep = Batch(self.machines, dry_run=self.dry_run)
+        sweep.accounts |= self.accounts
+        sweep.backdated = self.backdated
+        return prepare(expiries_of(holds), "", ledger_id, sweep)
 
     def expire_first(self, holds: Sequence[str]) -> None:
         """Put the expiry of these holds in front."""
@@ -243,6 +265,15 @@ def keyed_id(ledger_id: str, scope: str, key: str) -> str:
     return _uuid_text(digest, version=5)
 
 
+def expiries_of(holds: Iterable[str]) -> list[Command]:
+    """The commands that expire these holds."""
+    return [ExpireHold(hold=hold) for hold in holds]
+
+
+def _is_expiry(command: Command) -> bool:
+    return isinstance(command, ExpireHold)
+
+
 def _fresh_id() -> str:
     """A UUIDv7 (RFC 9562, section 5.7): ids made later sort later, which keeps their index compact."""
     milliseconds = time.time_ns() // 1_000_000
@@ -292,10 +323,15 @@ def take_up(connection: Connection, batch: Batch) -> None:
 
 
 def load(connection: Connection, batch: Batch, opening: list[Statement], ledger_id: str) -> Work:
-    """Read everything that the batch may be decided on, in one round trip, after `opening`."""
+    """
+    Read everything that the batch may be decided on, in one round trip, after `opening`.
+
+    Raises:
+        Drifted, Due, Overtaken: Something has to be done before, and then all to be read again.
+    """
     known_ids = batch.ids if batch.in_doubt else batch.known_ids
-    locks = store.text_array(batch.locks)
-    heads = (_LOAD, (store.plain_array(known_ids), locks, store.text_array(batch.streams)))
+    locks, expiring = store.text_array(batch.locks), store.plain_array(batch.expiring)
+    heads = (_LOAD, (store.plain_array(known_ids), locks, expiring, store.text_array(batch.streams)))
     book = Book(ledger_id, machines=batch.machines)
     for name, (transaction, events) in batch.originals.items():
         remember(book, name, transaction.kind, map(event_from, events), None)
@@ -308,10 +344,11 @@ def load(connection: Connection, batch: Batch, opening: list[Statement], ledger_
     drifted += _holds_missing(batch, book)
     if drifted:
         raise Drifted(drifted)
-    expiring = {command.hold for command in batch.commands if isinstance(command, ExpireHold)} if due else ()
-    if overdue := [hold for hold in due if hold not in expiring]:
-        raise Due(overdue)
+    if due and not batch.sweeps:
+        raise Due(due)
     earlier = _recalled(connection, known) if known else {}
+    if any(reference in earlier and reference not in batch.originals for reference in batch.references):
+        raise Overtaken
     loaded = {name: stream.version for name, stream in book.streams.items()}
     return Work(book, store.in_utc(now), earlier, loaded, batch.expiries)
 
@@ -344,7 +381,9 @@ def _take_assets(book: Book, rows: list[Row]) -> list[str]:
 
 def _take_reversed(book: Book, rows: list[Row]) -> list[str]:
     for transaction_id, entry, amount in rows:
-        book.originals[transaction_id].reversed[entry] = int(amount)
+        original = book.originals.get(transaction_id)
+        if original is not None:  # Or somebody else made it, and reversed some, after it was looked for.
+            original.reversed[entry] = int(amount)
     return []
 
 

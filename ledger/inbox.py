@@ -63,6 +63,9 @@ class Replayed(NamedTuple):
     forgotten: int
     """Messages whose content was not kept."""
 
+    elsewhere: int = 0
+    """Messages that were left alone, since somebody else has their handlers."""
+
 
 class _DryRun(Exception):
     """Everything was tried, and nothing of it lasts."""
@@ -101,24 +104,29 @@ class Inbox:
         total = _nothing()
         arriving = iter(messages)
         while together := list(islice(arriving, TOGETHER_MAX)):
-            (came,) = receive_together([Part(self, together)])
-            total = total.add(came)
+            (came,) = take_together([Part(self, together)])
+            total = total.add(self.finish(came))
         return total
 
     def tick(self) -> Received:
         """Act on deadlines that have come: gaps that outlasted their wait, messages to be tried again."""
         total = _nothing()
+        for came in self.ticking():
+            total = total.add(came)
+        return total
+
+    def ticking(self) -> Iterator[Received]:
+        """Tick, and say what came of it a transaction at a time, however much was due."""
         after: str | None = None
         if isinstance(self.policy, Unordered):
-            return total
+            return
         while due := self.database.ask(partial(mailbox.due, source=self.source, after=after, limit=TOGETHER_MAX)):
-            total = self.finish(total.add(self._advance(due)))
+            yield from self.going_on(due)
             after = due[-1]
-        return total
 
     def refuse(self, message: Message, error: str) -> None:
         """Keep what could not even be read, for a person to see."""
-        receive_together([Part(self, [], [Refused(message, error)])])
+        take_together([Part(self, [], [Refused(message, error)])])
 
     def release(
         self, stream: str, to: int | None = None, *, actor: str | None = None, note: str | None = None
@@ -145,7 +153,8 @@ class Inbox:
         """
         The streams that wait for a message, in order of their names, and which one they miss first.
 
-        With a `status` only those that still wait in time, or those that are parked: no time will help these.
+        Also those whose next message could not be handled, and is tried again.  With a `status` only those that still
+        wait in time, or those that are parked: no time will help these.
         """
         asked = partial(inbox_queries.gaps, source=self.source, status=status, after=after, limit=_limit(limit))
         return self.database.ask(asked)
@@ -303,9 +312,16 @@ class Inbox:
 
     def finish(self, total: Received) -> Received:
         """Go on with streams in which more is due than one transaction took."""
-        while total.more:
-            total = total.add(self._advance(total.more))
+        for came in self.going_on(total.more):
+            total = total.add(came)
         return total
+
+    def going_on(self, streams: Sequence[str]) -> Iterator[Received]:
+        """Carry out what is due in these streams, and say what came of it a transaction at a time."""
+        while streams:
+            came = self._advance(streams)
+            yield came
+            streams = came.more
 
     def _release(
         self, connection: Connection, stream: str, to: int | None, actor: str | None, note: str | None, singly: bool
@@ -330,6 +346,9 @@ class Inbox:
 
     def _requeue(self, connection: Connection, asked: Verdict, singly: bool) -> Received:
         letter = self._open_letter(connection, asked)
+        if letter.why == "undecodable":
+            problem = "it could not be read: let it be mended where it comes from, and sent again"
+            raise InvalidCommand(f"dead letter {letter.dead_letter_id}", problem)
         message = letter.message
         connection.send([dead_letters.decided(letter, "requeued", *asked[1:])])
         if self._receiver.is_ordered(message) and message.sequence is not None:
@@ -422,18 +441,21 @@ class Inbox:
         changed: list[Kept] = []
         for kept, run in zip(again, runs, strict=True):
             if run.failure is not None:
-                changes.append(Change(run.failure.message, kept.outcome, None, run.failure.error))
+                if not run.failure.elsewhere:
+                    changes.append(Change(run.failure.message, kept.outcome, None, run.failure.error))
                 continue
             ((message, outcome),) = run.done
             if said(outcome) != kept.outcome:
                 changes.append(Change(message, kept.outcome, said(outcome)))
                 changed.append(kept._replace(outcome=said(outcome)))
-        statements = [mailbox.count(self.source, {"replayed": len(again)})]
+        elsewhere = sum(run.failure is not None and run.failure.elsewhere for run in runs)
+        replayed = len(again) - elsewhere
+        statements = [mailbox.count(self.source, {"replayed": replayed})]
         if changed:
             statements.append(inbox_queries.new_outcomes(self.source, ordered, changed))
         connection.send(statements)
         forgotten = sum(kept.message is None for kept in page)
-        return Replayed(len(again), changes, len(page) - len(again) - forgotten, forgotten)
+        return Replayed(replayed, changes, len(page) - len(again) - forgotten, forgotten, elsewhere)
 
 
 class Part(NamedTuple):
@@ -444,10 +466,11 @@ class Part(NamedTuple):
     refused: Sequence[Refused] = ()
 
 
-def receive_together(parts: Sequence[Part], within: Callable[[Connection], None] | None = None) -> list[Received]:
+def take_together(parts: Sequence[Part], within: Callable[[Connection], None] | None = None) -> list[Received]:
     """
     Take messages of one or more sources in, in one transaction, which begins with what is to be done `within` it.
 
+    Where more is due than it takes, go on.
     The parts come in order of their sources, so that two processes lock their streams in one order, and are of one
     ledger.
 
@@ -465,8 +488,7 @@ def receive_together(parts: Sequence[Part], within: Callable[[Connection], None]
             within(connection)
         return [inbox.take(connection, messages, refused, singly=singly) for inbox, messages, refused in parts]
 
-    came = _in_transaction(parts[0].inbox, work)
-    return [part.inbox.finish(each) for part, each in zip(parts, came, strict=True)]
+    return _in_transaction(parts[0].inbox, work)
 
 
 def _in_transaction(inbox: Inbox, work: Callable[[Connection, bool], Came]) -> Came:

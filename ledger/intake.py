@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Final, NamedTuple
 
 from ledger.core.errors import InvalidCommand, Rejected, UndecodableMessage
-from ledger.inbox import Inbox, Part, receive_together
+from ledger.inbox import Inbox, Part, take_together
 from ledger.order.decoders import Decoder, Headers
 from ledger.order.message import Message
 from ledger.receiving import Received, Refused, counts
@@ -71,7 +72,9 @@ class Intake:
         self, deliveries: Iterable[Delivery], within: Callable[[Connection], None] | None = None
     ) -> list[Received]:
         """
-        Take deliveries in, in one transaction, which begins with what is to be done `within` it.
+        Take deliveries in, in one transaction, which begins with what is to be done `within` it; then go on, in others.
+
+        What was waiting for them may be a million messages: of what took effect only the counts are told.
 
         Raises:
             LedgerError: As `Inbox.receive`; nothing of it was kept.
@@ -89,11 +92,17 @@ class Intake:
             # In one order, whoever has messages of several.
             for source in sorted(messages)
         ]
-        return receive_together(parts or [Part(self._inboxes[self._first], [])], within)
+        parts = parts or [Part(self._inboxes[self._first], [])]
+        came = take_together(parts, within)
+        return [
+            _counted(each)
+            for part, first in zip(parts, came, strict=True)
+            for each in chain([first], part.inbox.going_on(first.more))
+        ]
 
     def tick(self) -> list[Received]:
-        """Act on deadlines that have come, of every source."""
-        return [inbox.tick() for inbox in self._inboxes.values()]
+        """Act on deadlines that have come, of every source; of what took effect only the counts are told."""
+        return [_counted(each) for inbox in self._inboxes.values() for each in inbox.ticking()]
 
     def _not_ours(self, message: Message) -> UndecodableMessage | None:
         if message.source in self._inboxes:
@@ -110,6 +119,11 @@ def totals(received: Iterable[Received]) -> Counter[str]:
         counted["rejected"] += sum(isinstance(outcome, Rejected) for _, outcome in each.outcomes)
         counted["failed"] += len(each.failed)
     return counted
+
+
+def _counted(received: Received) -> Received:
+    """What came of messages, without those that took effect."""
+    return received._replace(outcomes=[each for each in received.outcomes if isinstance(each[1], Rejected)])
 
 
 def together(deliveries: Sequence[Delivery], messages_max: int) -> int:

@@ -35,7 +35,7 @@ __all__ = ["SHIPPED", "StateMachine", "Transition", "load", "on", "shipped", "sh
 
 FILE_BYTES_MAX: Final = 256 * 1024
 
-SHIPPED: Final = ("cart", "order", "payment", "shipment", "trip", "user")
+SHIPPED: Final = ("cart", "inventory", "order", "payment", "trip", "user")
 """The names of the machines that come with the ledger."""
 
 _FOLDER: Final = Path(__file__).with_name("lifecycles")

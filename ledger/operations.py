@@ -257,7 +257,7 @@ class Operations:
         self, account: str, *, after_version: int = 0, before_version: int | None = None, limit: int = 100
     ) -> list[Recorded]:
         """
-        The events of an account: a page of at most `limit`.
+        The events of an account, or of another stream (`#payment/p-1`, `$ledger`): a page of at most `limit`.
 
         Forward from `after_version`, oldest first; or, with `before_version`, backward from there, newest
         first.  The last event's version leads to the next page.

@@ -19,7 +19,7 @@ from ledger.application import Ledger
 from ledger.core.commands import AccountType, OpenAccount
 from ledger.core.errors import Rejected
 from ledger.core.money import Money
-from ledger.order.cursor import Strict
+from ledger.order.cursor import Strict, Tally
 from ledger.order.disturb import ASSET, WORLD, Cause, account_name, banking, disturbed, movement_of, random_for, wrong
 from ledger.order.message import Message
 from ledger.storage.database import in_our_words, quoted_name
@@ -77,6 +77,9 @@ class Side:
     first_wrong: int | None = None
     """The number of deliveries after which a comparison first showed an account to be wrong."""
 
+    noticed: int | None = None
+    """The number of deliveries after which this consumer itself first told that something was out of order."""
+
     seconds: float = 0.0
 
 
@@ -126,6 +129,8 @@ def simulate(ledger: Ledger, url: str, plan: Plan, progress: Progress) -> Outcom
             outcome.naive.seconds += between - began
             outcome.ledger.refused += sum(isinstance(each, Rejected) for _, each in received.outcomes)
             outcome.delivered += len(together)
+            if outcome.ledger.noticed is None and _is_amiss(received.tally):
+                outcome.ledger.noticed = outcome.delivered
             truth.delivered(together)
             if number % every == 0:
                 _compare(naive, truth, outcome)
@@ -291,6 +296,10 @@ def _deliveries(plan: Plan, truth: Truth, outcome: Outcome, size: int) -> Iterat
     arriving = disturbed(map(truth.sent, sent), plan.causes, plan.seed, lost=lost)
     while together := list(islice(arriving, size)):
         yield together
+
+
+def _is_amiss(tally: Tally) -> bool:
+    return bool(tally.out_of_order or tally.duplicates or tally.gaps_opened)
 
 
 def _compare(naive: Naive, truth: Truth, outcome: Outcome) -> None:

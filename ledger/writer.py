@@ -21,7 +21,20 @@ import psycopg
 import psycopg.errors
 from pydantic import TypeAdapter
 
-from ledger.batch import Batch, Done, Drifted, Due, Outcome, Work, id_of, load, prepare, take_up
+from ledger.batch import (
+    Batch,
+    Done,
+    Drifted,
+    Due,
+    Outcome,
+    Overtaken,
+    Work,
+    expiries_of,
+    id_of,
+    load,
+    prepare,
+    take_up,
+)
 from ledger.core import chain
 from ledger.core.book import Book, remember
 from ledger.core.canonical import canonical_json
@@ -54,6 +67,12 @@ from ledger.storage.database import GUARD_CLASS, RETRYABLE, Connection, Database
 
 ATTEMPTS_MAX: Final = 12
 """How often one call decides again, or reaches for a lost server, before it gives up."""
+
+_LOST: Final = f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again."
+_STILL_DUE: Final = (
+    f"More than {(ATTEMPTS_MAX - 1) * projector.DUE_MAX:,} holds on these accounts are over and not yet expired."
+    " Run `ledger expire-holds`, and try again."
+)
 
 _BACKOFF_SECONDS: Final = 0.004
 _BACKOFF_SECONDS_MAX: Final = 0.5
@@ -116,7 +135,7 @@ class Writer:
         Returns one outcome per command, in order.
 
         Raises:
-            ConcurrencyError: The race was lost ATTEMPTS_MAX times.
+            ConcurrencyError: The race was lost ATTEMPTS_MAX times, or too many holds are due.
             ConnectionLost: The server went away and did not come back: the outcome is unknown.
             CorruptLog, DatabaseUnavailable, InvalidCommand, SchemaMismatch: Nothing was written.
         """
@@ -136,6 +155,7 @@ class Writer:
         """Carry out a batch that has been prepared; answers and raises as `handle` does."""
         locked = not batch.plain
         lost: ConnectionLost | None = None
+        problem = _LOST
         for attempt in range(ATTEMPTS_MAX):
             if attempt:
                 _back_off(attempt)
@@ -148,11 +168,15 @@ class Writer:
                 if lost is None:
                     raise
             except Due as due:
-                batch.expire_first(due.holds)
-                locked = True
-            except _Moved:
-                locked = True
-        raise lost or ConcurrencyError(f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again.")
+                if batch.dry_run:
+                    batch.expire_first(due.holds)
+                else:
+                    # For good, whatever becomes of the commands: one that is refused must not bring them back.
+                    self.handle(expiries_of(due.holds))
+                locked, problem = True, _STILL_DUE
+            except (Overtaken, _Moved):
+                locked, problem = True, _LOST
+        raise lost or ConcurrencyError(problem)
 
     def _attempt(self, connection: Connection, batch: Batch, locked: bool) -> list[Outcome]:
         take_up(connection, batch)
@@ -171,7 +195,7 @@ class Writer:
             work = load(connection, batch, opening, self._ledger_id())
             _write(connection, batch, work, frame, locked)
             return work.outcomes[batch.expiries :]
-        except Due:
+        except (Due, Overtaken):
             connection.rollback()
             raise
         except Drifted as drift:
@@ -228,9 +252,14 @@ def handle_as_guest(
         raise InvalidCommand("close_period", "it has to see what others wrote: use READ COMMITTED")
     # Nobody may close the time in which a long transaction posted before it lasts.
     batch.backdated |= not brief
+    return _carry_out_as_guest(connection, batch, ledger_id, read_committed)
+
+
+def _carry_out_as_guest(connection: Connection, batch: Batch, ledger_id: str, read_committed: bool) -> list[Outcome]:
     release: list[Statement] = [("RELEASE SAVEPOINT ledger", ())]
     undo = "ROLLBACK TO SAVEPOINT ledger; RELEASE SAVEPOINT ledger"
     frame = _Frame([("SAVEPOINT ledger", ())], release, undo)
+    problem = _LOST
     for _ in range(ATTEMPTS_MAX):
         try:
             take_up(connection, batch)
@@ -239,7 +268,13 @@ def handle_as_guest(
             return work.outcomes[batch.expiries :]
         except Due as due:
             connection.undo(undo)
-            batch.expire_first(due.holds)
+            problem = _STILL_DUE
+            if batch.dry_run:
+                batch.expire_first(due.holds)
+            else:
+                _carry_out_as_guest(connection, batch.sweep(due.holds, ledger_id), ledger_id, read_committed)
+        except Overtaken:
+            connection.undo(undo)
         except Drifted as drift:
             connection.undo(undo)
             repair.rebuild(connection, drift.streams, noticed_by="write")
@@ -247,14 +282,18 @@ def handle_as_guest(
             if not _is_conflict(error):
                 raise
             connection.undo(undo)
-            if not read_committed:
-                raise ConcurrencyError(
-                    "Another transaction wrote to these accounts, and this one's isolation level cannot see it."
-                    " Run the whole transaction again."
-                ) from None
-            if streams := _out_of_step(connection, batch, error):
-                repair.rebuild(connection, streams, noticed_by="write")
-    raise ConcurrencyError(f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again.")
+            _mend_as_guest(connection, batch, error, read_committed)
+    raise ConcurrencyError(problem)
+
+
+def _mend_as_guest(connection: Connection, batch: Batch, error: psycopg.Error, read_committed: bool) -> None:
+    if not read_committed:
+        raise ConcurrencyError(
+            "Another transaction wrote to these accounts, and this one's isolation level cannot see it."
+            " Run the whole transaction again."
+        ) from None
+    if streams := _out_of_step(connection, batch, error):
+        repair.rebuild(connection, streams, noticed_by="write")
 
 
 def check(commands: Sequence[Command], scope: str) -> None:
@@ -264,6 +303,8 @@ def check(commands: Sequence[Command], scope: str) -> None:
     Raises:
         InvalidCommand: One is no command of ours, or the scope is none.
     """
+    if isinstance(commands, str) or not isinstance(commands, Sequence):
+        raise InvalidCommand("commands", f"{commands!r:.80} is no list of commands: [Transfer(…), …]")
     if scope != "":
         checked(SCOPE, "scope", scope)
     for place, command in enumerate(commands):

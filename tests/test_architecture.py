@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
@@ -238,6 +239,12 @@ def test_environment_is_read_in_one_place(name: str) -> None:
     }
 
     assert names.isdisjoint({"environ", "getenv"}) or name in READS_ENVIRONMENT
+
+
+def test_model_of_the_random_tests_knows_nothing_of_ours() -> None:
+    """What the real ledger is compared with would agree with its mistakes if it were made of it."""
+    (model,) = [path for path in ALL if named(path) == "tests/postgres/model.py"]
+    assert {name.partition(".")[0] for name in imported(model)} <= sys.stdlib_module_names
 
 
 def test_public_names_are_listed() -> None:

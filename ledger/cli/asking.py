@@ -52,7 +52,10 @@ def balance(
 
 @command
 def history(
-    account: Annotated[str, typer.Argument(help="The account's id.", metavar="ACCOUNT", show_default=False)],
+    account: Annotated[
+        str,
+        typer.Argument(help="Its id; or a stream, such as '#payment/p-1'.", metavar="ACCOUNT", show_default=False),
+    ],
     target: Target,
     after: Annotated[int, typer.Option(help="Forward from this version, oldest first.", metavar="VERSION")] = 0,
     before: Annotated[
@@ -60,17 +63,21 @@ def history(
     ] = None,
     limit: Limit = 100,
 ) -> int:
-    """Show the events of an account."""
+    """Show the events of an account, or of another stream: of a state machine, or of the ledger itself ($ledger)."""
     if after and before is not None:
         raise InvalidCommand("history", "--after and --before go in opposite directions; give one of them")
     with opened(target.settings) as ledger:
         events = ledger.history(account, after_version=after, before_version=before, limit=limit)
-        terms = ledger.account(account).terms
-    plain = {"account": account, **terms_json(terms), "events": [event_json(event, terms) for event in events]}
+        terms = None if account.startswith(_OURS) else ledger.account(account).terms
+    about = {"stream": account} if terms is None else {"account": account, **terms_json(terms)}
     if target.as_json:
-        print_json(plain)
+        print_json({**about, "events": [event_json(event, terms) for event in events]})
+        return 0
+    if terms is None:
+        _show_stream(account, events)
     else:
-        _show_history(account, terms, events, full=len(events) == limit)
+        _show_history(account, terms, events)
+    _lead_on(account, events, full=len(events) == limit)
     return 0
 
 
@@ -153,13 +160,30 @@ def _id_behind(ledger: Ledger, text: str) -> str:
         raise InvalidCommand("transaction id", f"{text!r} is not ACCOUNT#VERSION")
     events = ledger.history(account, after_version=int(version) - 1, limit=1)
     if not events:
-        raise InvalidCommand("transaction id", f"account {account} has no version {version}")
+        what = "stream" if account.startswith(_OURS) else "account"
+        raise InvalidCommand("transaction id", f"{what} {account} has no version {version}")
     return events[0].transaction_id
 
 
-def _show_history(account: str, terms: Terms, events: list[Recorded], *, full: bool) -> None:
-    out = console()
-    out.print(
+_OURS: Final = ("#", "$")
+"""How streams begin that are no accounts."""
+
+
+def _show_stream(stream: str, events: list[Recorded]) -> None:
+    shown = [
+        {
+            "version": event.version, "recorded (UTC)": moment(event.recorded_at), "event": _name(event),
+            "transaction": event.transaction_id,
+        }
+        for event in events
+    ]  # fmt: skip
+    few = ("version", "recorded (UTC)", "event")
+    console().print(f"[bold]{escape(stream)}[/]")
+    console().print(fitting(shown, (*few, "transaction"), few, right=("version",)))
+
+
+def _show_history(account: str, terms: Terms, events: list[Recorded]) -> None:
+    console().print(
         f"[bold]{escape(account)}[/]  {terms.asset}, {terms.account_type.value}: grows by {terms.normal.value}s"
         f"{_limits(terms)}{'' if terms.state == 'open' else f', [yellow]{terms.state}[/]'}"
     )
@@ -177,10 +201,15 @@ def _show_history(account: str, terms: Terms, events: list[Recorded], *, full: b
     # What is available is worth a column only where holds make it differ.
     more = (*some, "available") if any(each["balance"] != each["available"] for each in shown) else some
     made = fitting(shown, (*more, "transaction"), more, some, few, right=("version", "debit", "credit", *_AMOUNTS))
-    out.print(made)
+    console().print(made)
+
+
+def _lead_on(stream: str, events: list[Recorded], *, full: bool) -> None:
+    out = console()
     if events:
         last = events[-1].version
-        out.print(f"[dim]`ledger transaction {escape(account)}#{last}` shows what is behind version {last}[/]")
+        quoted = escape(f"'{stream}#{last}'" if stream.startswith(_OURS) else f"{stream}#{last}")
+        out.print(f"[dim]`ledger transaction {quoted}` shows what is behind version {last}[/]")
     if full:
         out.print("[dim]there may be more: --after or --before the last version[/]")
 

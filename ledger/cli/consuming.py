@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import typer
 
 from ledger.cli.options import Target, command, opened
 from ledger.cli.ordering import Format, Sources
-from ledger.cli.output import answer, complain, moment, progress, row, table
+from ledger.cli.output import answer, complain, moment, progress, quiet, row, table
 from ledger.connect.kafka_settings import Protocol, Start, read_config
 from ledger.core.canonical import utc_text
 from ledger.order.decoders import decoder
@@ -110,11 +109,10 @@ def kafka(
     Take the messages of Kafka topics in, through rebalances, until told to stop (SIGTERM, Ctrl-C).
 
     Offsets are kept in the database, in the transaction of the effects.  What cannot be read is a dead letter; what
-    a person has to look at is said on standard error.
+    a person has to look at is said on standard error.  Exit code 1: a partition waits for a person.
     """
     module = import_module("ledger.kafka")
-    # What librdkafka has to say comes as a problem; its log would break into our lines.
-    logging.getLogger("ledger.kafka").addHandler(logging.NullHandler())
+    quiet("ledger.kafka")
     with opened(target.settings, timeouts=reading.timeouts) as ledger, progress("records", None) as watch:
         consumer = module.Consumer(
             source.of(ledger, reading.keep),
@@ -163,9 +161,7 @@ def rabbitmq(
     They are acknowledged once their effects are committed; what is delivered again is dropped, or put in order.
     """
     module = import_module("ledger.rabbitmq")
-    for name in ("ledger.rabbitmq", "pika"):
-        logging.getLogger(name).addHandler(logging.NullHandler())
-        logging.getLogger(name).propagate = False
+    quiet("ledger.rabbitmq", "pika")
     with opened(target.settings, timeouts=reading.timeouts) as ledger, progress("messages", None) as watch:
         consumer = module.Consumer(
             source.of(ledger, reading.keep),
@@ -210,7 +206,8 @@ def seek(
     """
     Let a group go on in a partition from an offset that you choose.
 
-    Going back is safe: what was taken in is dropped as a duplicate.  Going on leaves out what lies between.
+    Going back is safe: what was taken in is dropped as a duplicate.  Going on leaves out what lies between.  A consumer
+    that is running goes there with the next record of that partition, or when it is started again.
     """
     with opened(target.settings) as ledger:
         ledger.seek_consumer(group.group, topic, partition, offset, actor=actor or getpass.getuser())
@@ -227,6 +224,7 @@ def doctor_kafka(source: Sources, broker: Kafka, group: Group, target: Target) -
     A partition count that changed sends streams elsewhere; an offset that is gone loses what lay there.
     """
     examine = import_module("ledger.kafka").examine
+    quiet("ledger.kafka")
     with opened(target.settings) as ledger:
         findings = examine(ledger, group.group, broker.topic, source.of(ledger), broker.settings)
     answer(target.as_json, {"group": group.group, "findings": findings}, *(findings or ["nothing found"]))

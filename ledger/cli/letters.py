@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from ledger.cli.options import Target, command, opened
 from ledger.cli.ordering import Deciding, Limit, Source
-from ledger.cli.output import answer, moment, print_json, progress, row, table
+from ledger.cli.output import answer, fitting, moment, print_json, progress, row, table
 from ledger.core.canonical import utc_text
 from ledger.core.errors import InvalidCommand
 from ledger.inbox import Inbox
@@ -22,7 +22,9 @@ from ledger.storage.dead_letters import DeadLetter
 
 letters_app = typer.Typer(name="dead-letters", help="Messages that a person decides about.")
 
-_PAGE = 500
+_PAGE: Final = 500
+_ERROR_SHOWN: Final = 80
+"""Characters of an error in a list; `show` has all of it."""
 
 
 class LetterState(StrEnum):
@@ -34,13 +36,25 @@ class LetterState(StrEnum):
     SETTLED = "settled"
 
 
+class Reason(StrEnum):
+    """Why a message is a dead letter."""
+
+    FAILED = "failed"
+    UNDECODABLE = "undecodable"
+    BEFORE_START = "before_start"
+    RELEASED = "released"
+    UNNUMBERED = "unnumbered"
+    SEQUENCE_CONFLICT = "sequence_conflict"
+    ID_CONFLICT = "id_conflict"
+    NO_ROOM = "no_room"
+    WAITED = "waited"
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which dead letters."""
 
-    why: Annotated[
-        str | None, typer.Option(help="Only for this reason: failed, undecodable, late …", show_default=False)
-    ] = None
+    why: Annotated[Reason | None, typer.Option(help="Only for this reason.", show_default=False)] = None
     stream: Annotated[str | None, typer.Option(help="Only of this stream.", show_default=False)] = None
 
 
@@ -58,11 +72,21 @@ def list_letters(
         found = source.of(ledger).dead_letters(
             state=state, why=wanted.why, stream=wanted.stream, after=after, limit=limit
         )
-    made = table("id", "stream", "sequence", "why", "attempts", "last seen", "error", right=("sequence", "attempts"))
-    for letter in found:
-        sequence = "" if letter.sequence is None else letter.sequence
-        seen = moment(letter.last_seen)
-        row(made, letter.dead_letter_id, letter.stream, sequence, letter.why, letter.attempts, seen, letter.error or "")
+    rows = [
+        {
+            "id": letter.dead_letter_id,
+            "stream": letter.stream,
+            "sequence": "" if letter.sequence is None else letter.sequence,
+            "why": letter.why,
+            "attempts": letter.attempts,
+            "last seen": moment(letter.last_seen),
+            "error": (letter.error or "")[:_ERROR_SHOWN],
+        }
+        for letter in found
+    ]
+    short = ("id", "stream", "sequence", "why")
+    longer = (*short, "attempts", "last seen")
+    made = fitting(rows, (*longer, "error"), longer, short, right=("sequence", "attempts"), whole=("id",))
     answer(target.as_json, {"dead_letters": [_letter(each) for each in found]}, made if found else "none")
     return 0
 
@@ -84,7 +108,8 @@ def show(
     made = table("", "")
     for name, value in plain.items():
         if name not in ("data", "decisions"):
-            row(made, name.replace("_", " "), json.dumps(value) if isinstance(value, dict) else value)
+            shown = json.dumps(value) if isinstance(value, dict) else "" if value is None else value
+            row(made, name.replace("_", " "), shown)
     for each in decided:
         row(made, each["decision"], f"{each['recorded_at']} {each['actor'] or ''} {each['note'] or ''}".strip())
     answer(target.as_json, plain, made)
@@ -126,7 +151,11 @@ def requeue(
     everything: All = False,
     dry_run: DryRun = False,
 ) -> int:
-    """Let dead letters take effect after all, each in its place if its stream has not gone on."""
+    """
+    Let dead letters take effect after all, each in its place if its stream has not gone on.
+
+    Those of a stream go in order of their sequences.
+    """
     return _decide(source, wanted, deciding, target, dead_letters, everything, dry_run, Inbox.requeue)
 
 
@@ -169,12 +198,8 @@ def _decide(
     processed = 0
     with opened(target.settings) as ledger, progress("dead letters", None) as watch:
         inbox = source.of(ledger)
-        chosen = (
-            (letter.dead_letter_id for letter in list(_all(inbox, wanted, "open")))
-            if everything
-            else (inbox.dead_letter(name).dead_letter_id for name in named or ())
-        )
-        for name in chosen:
+        chosen = _all(inbox, wanted, LetterState.OPEN) if everything else map(inbox.dead_letter, named or ())
+        for name in _in_turn(chosen):
             try:
                 if not dry_run:
                     received = verdict(inbox, name, actor=deciding.actor, note=deciding.note)
@@ -189,6 +214,15 @@ def _decide(
     said = f"{len(decided)} {'would be ' if dry_run else ''}decided about, {processed} messages processed"
     answer(target.as_json, plain, said, *(f"{each['dead_letter_id']}: {each['error']}" for each in failed))
     return 1 if failed else 0
+
+
+def _in_turn(letters: Iterable[DeadLetter]) -> list[str]:
+    """Their ids in the order in which they would have taken effect; the ids themselves are in no order."""
+    turns = [
+        (letter.stream, letter.sequence is None, letter.sequence or 0, letter.first_seen, letter.dead_letter_id)
+        for letter in letters
+    ]
+    return [name for *_, name in sorted(turns)]
 
 
 def _all(inbox: Inbox, wanted: Filter, state: str) -> Iterator[DeadLetter]:

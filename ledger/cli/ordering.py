@@ -189,7 +189,7 @@ def ingest(
         if count:
             row(said, name.replace("_", " "), count)
     answer(target.as_json, summary, said)
-    amiss = ("rejected", "failed", "undecodable", "conflicts", "late", "unnumbered")
+    amiss = ("rejected", "failed", "undecodable", "conflicts", "late", "unnumbered", "set_aside")
     return int(any(tally[name] for name in amiss))
 
 
@@ -199,11 +199,16 @@ def stats(source: Source, target: Target) -> int:
     with opened(target.settings) as ledger:
         found = source.of(ledger).stats()
     wait = None if found.oldest_wait is None else found.oldest_wait.total_seconds()
-    gauges = {"streams": found.streams, "held": found.held, "parked": found.parked, "oldest_wait_seconds": wait}
+    gauges = {"streams": found.streams, "held": found.held, "parked": found.parked, "retrying": found.retrying}
+    plain = {**found.counters, **gauges, "oldest_wait_seconds": wait}
     said = table(source.source, "", right=("",))
-    for name, count in {**found.counters, **gauges}.items():
+    for name, count in plain.items():
         row(said, name.replace("_", " "), "-" if count is None else f"{count:.12g}")
-    answer(target.as_json, {"source": source.source, "counters": found.counters, **gauges}, said)
+    answer(
+        target.as_json,
+        {"source": source.source, "counters": found.counters, **gauges, "oldest_wait_seconds": wait},
+        said,
+    )
     return 0
 
 
@@ -213,7 +218,11 @@ Limit = Annotated[int, typer.Option(help="Rows at most, up to 1,000.")]
 
 @command
 def gaps(source: Source, target: Target, after: After = None, limit: Limit = 100) -> int:
-    """List the streams that wait, and exactly what each of them misses; exit code 1 if any does."""
+    """
+    List the streams that wait, and exactly what each of them misses; exit code 1 if any does.
+
+    Also those whose next message could not be handled and is tried again, with the error.
+    """
     return _waiting(source, target, None, after, limit)
 
 
@@ -278,7 +287,8 @@ def tick(source: Source, target: Target) -> int:
     """Act on deadlines that have come: gaps that outlasted their wait, messages to be tried again."""
     with opened(target.settings) as ledger:
         received = source.of(ledger).tick()
-    answer(target.as_json, came(received), f"{received.tally.processed} processed, {len(received.failed)} failed")
+    said = f"{received.tally.processed} processed, {len(received.failed)} failed"
+    answer(target.as_json, came(received), said, *(f"{one.stream} {one.id}: {error}" for one, error in received.failed))
     return 1 if received.failed else 0
 
 
@@ -320,6 +330,7 @@ def replay(
     said = f"{done.replayed} replayed, {len(done.changes)} came out otherwise"
     said += f", {done.left} rejections left as they are" if done.left else ""
     said += f", {done.forgotten} no longer kept" if done.forgotten else ""
+    said += f", {done.elsewhere} left to the process that has their handlers" if done.elsewhere else ""
     said += "" if apply else "; nothing of this lasts without --apply"
     answer(target.as_json, _replayed(done, apply), *([made] if done.changes else []), said)
     return 1 if done.changes else 0
@@ -371,6 +382,7 @@ def _replayed(done: Replayed, applied: bool) -> dict[str, Any]:
         for change in done.changes
     ]
     counted = {"replayed": done.replayed, "rejections_left": done.left, "forgotten": done.forgotten}
+    counted["elsewhere"] = done.elsewhere
     return {**counted, "changes": changes, "applied": applied}
 
 

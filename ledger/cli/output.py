@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic_core import to_json
 from rich import box
@@ -66,12 +67,20 @@ def complain(problem: str) -> None:
     sys.stderr.write(f"ledger: {' '.join(problem.split())}\n")
 
 
-def table(*headings: str, right: Sequence[str] = ()) -> Table:
-    """A table whose columns in `right` hold amounts and numbers."""
+def quiet(*loggers: str) -> None:
+    """Keep a broker's client out of our lines: what matters of its log is a problem or an error."""
+    for name in loggers:
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
+
+
+def table(*headings: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
+    """A table whose columns in `right` hold amounts and numbers, those in `whole` what is to be copied as it is."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for heading in headings:
         # Folded where it must be: half an id is worse than a second line.
-        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
+        justify: Literal["right", "left"] = "right" if heading in right else "left"
+        made.add_column(heading, justify=justify, overflow="fold", no_wrap=heading in whole)
     return made
 
 
@@ -80,12 +89,17 @@ def row(made: Table, *cells: object) -> None:
     made.add_row(*(escape(str(cell)) for cell in cells))
 
 
-def fitting(rows: Sequence[Mapping[str, object]], *layouts: Sequence[str], right: Sequence[str] = ()) -> Table:
+def fitting(
+    rows: Sequence[Mapping[str, object]],
+    *layouts: Sequence[str],
+    right: Sequence[str] = (),
+    whole: Sequence[str] = (),
+) -> Table:
     """The table with the first of these sets of columns that the terminal is wide enough for, or with the last."""
     out = console()
     unbounded = out.options.update(max_width=_ENDLESS)
     for columns in layouts:
-        made = table(*columns, right=right)
+        made = table(*columns, right=right, whole=whole)
         for cells in rows:
             row(made, *(cells[column] for column in columns))
         if out.measure(made, options=unbounded).maximum <= out.width:

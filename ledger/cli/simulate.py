@@ -18,13 +18,13 @@ from sqlalchemy import text
 from ledger.application import Ledger
 from ledger.cli import picture as pictures
 from ledger.cli.options import Target, command, opened
-from ledger.cli.output import answer, progress, row, table
+from ledger.cli.output import answer, progress, quiet, row, table
 from ledger.connect.kafka_settings import read_config
 from ledger.core.errors import InvalidCommand
 from ledger.core.money import Money
 from ledger.order.cursor import Strict
 from ledger.order.disturb import ASSET, FOUR_CAUSES, Cause
-from ledger.simulation import Outcome, Plan, Side, simulate
+from ledger.simulation import Outcome, Plan, simulate
 from ledger.storage.database import quoted_name
 
 
@@ -88,6 +88,7 @@ def simulate_incident(
         if via is None:
             outcome = simulate(ledger, url, plan, watch)
         else:
+            quiet("ledger.kafka")
             told = {**(read_config(config) if config else {}), "bootstrap.servers": bootstrap} if bootstrap else None
             outcome = import_module("ledger.kafka").simulate(ledger, url, plan, watch, told)
         schema = ledger.schema
@@ -132,14 +133,15 @@ def _table(outcome: Outcome) -> Any:
     row(made, "money wrong", *(_money(side.cents_wrong) for side in sides))
     row(made, "accounts waiting", "-", outcome.ledger.waiting)
     if outcome.samples:
-        row(made, "first wrong after", *(_first(side) for side in sides))
+        row(made, "first wrong after", *(_after(side.first_wrong) for side in sides))
+        row(made, "noticed by itself after", *(_after(side.noticed) for side in sides))
     row(made, "seconds", *(f"{side.seconds:.1f}" for side in sides))
     row(made, "repair from the log, seconds", f"{outcome.repair_seconds:.2f}", "-")
     return made
 
 
-def _first(side: Side) -> str:
-    return "never" if side.first_wrong is None else f"{side.first_wrong} messages"
+def _after(delivered: int | None) -> str:
+    return "never" if delivered is None else f"{delivered} messages"
 
 
 def _money(cents: int) -> str:

@@ -33,7 +33,7 @@ from ledger.connect.problems import Problems
 from ledger.core.errors import BrokerUnavailable, InvalidCommand, LedgerError
 from ledger.inbox import TOGETHER_MAX, Inbox
 from ledger.intake import Delivery, Intake, together, totals
-from ledger.order.decoders import Decoder, cloudevents
+from ledger.order.decoders import BODY_BYTES_MAX, Decoder, cloudevents
 from ledger.storage import offsets
 from ledger.storage.offsets import AlreadyTaken, Claim, Fenced, Place
 
@@ -58,6 +58,9 @@ _BACKOFF_SECONDS_MAX: Final = 10.0
 _QUEUED_BATCHES: Final = 4
 """A partition with so many batches waiting is paused, until all but one are done."""
 
+_QUEUED_BYTES: Final = 64 * 1024 * 1024
+"""With so much waiting, every partition that has some is paused, until half of it is done: few records may be large."""
+
 
 @dataclass(eq=False, slots=True)
 class _Partition:
@@ -70,6 +73,7 @@ class _Partition:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     waiting: deque[confluent_kafka.Message] = field(default_factory=deque)
+    waiting_bytes: int = 0
     at_work: Future[None] | None = None
     next_offset: int | None = None
     gone: bool = False
@@ -91,13 +95,29 @@ class _Partition:
             if self.gone or not self.epoch or not self.waiting:
                 self.at_work = None
                 return []
-            return [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
+            records: list[confluent_kafka.Message] = []
+            size = 0
+            while self.waiting and len(records) < count and size <= BODY_BYTES_MAX:
+                records.append(self.waiting.popleft())
+                size += len(records[-1])
+            self.waiting_bytes -= size
+            return records
+
+    def put(self, record: confluent_kafka.Message) -> None:
+        """A record that came; under the lock."""
+        self.waiting.append(record)
+        self.waiting_bytes += len(record)
+
+    def drop(self) -> None:
+        """What waits is not wanted any more; under the lock."""
+        self.waiting.clear()
+        self.waiting_bytes = 0
 
     def let_go(self) -> None:
         """It is somebody else's, as far as we know: nothing of it is worked on until it is claimed again."""
         with self.lock:
             self.epoch = 0
-            self.waiting.clear()
+            self.drop()
             self.back_off()
             # Last, and under the lock: from here on another worker may begin.
             self.at_work = None
@@ -175,6 +195,7 @@ class Consumer:
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._failure: Exception | None = None
+        self._left: list[Place] = []
         self._client: Any = None
         self._pool: Any = None
         self._ticking: Future[None] | None = None
@@ -187,7 +208,13 @@ class Consumer:
 
     @property
     def stopped(self) -> list[Place]:
-        """Partitions that are not read until a person has looked at them; what was told says why."""
+        """
+        Partitions that are not read until a person has looked at them; what was told says why.
+
+        Once it has ended, those that were not read then.
+        """
+        if self._client is None:
+            return self._left
         return [place for place, each in list(self._partitions.items()) if each.stopped]
 
     def stop(self) -> None:
@@ -214,6 +241,8 @@ class Consumer:
                     self._stopping.set()
                     wait_for([each.at_work for each in self._partitions.values() if each.at_work], _REVOKE_SECONDS)
                     self._hint(self._partitions.values())
+                    # The client gives all of them back as it closes.
+                    self._left = self.stopped
                     self._client.close()
         finally:
             self._client = None
@@ -240,11 +269,12 @@ class Consumer:
     def _poll(self) -> None:
         """Take what librdkafka has; a record at a time, each of which it checks to be of a partition still ours."""
         record = self._client.poll(_POLL_SECONDS)
-        taken = 0
+        taken, size = 0, self._waiting_bytes()
         while record is not None:
             self._route(record)
             taken += 1
-            record = self._client.poll(0) if taken < RECORDS_MAX else None
+            size += len(record)
+            record = self._client.poll(0) if taken < RECORDS_MAX and size < _QUEUED_BYTES else None
 
     def _route(self, record: confluent_kafka.Message) -> None:
         place = Place(str(record.topic()), record.partition())  # type: ignore[arg-type]
@@ -257,7 +287,7 @@ class Consumer:
             return
         partition.at_end = False
         with partition.lock:
-            partition.waiting.append(record)
+            partition.put(record)
             if partition.at_work is None:
                 partition.at_work = self._pool.submit(self._work, partition)
 
@@ -270,7 +300,8 @@ class Consumer:
             self._stop_partition(
                 partition,
                 f"offset {partition.next_offset}, where group {self.group!r} stands, is not in the topic any more: what"
-                " lay between is lost to this group. Look for it elsewhere, then choose an offset: ledger consume seek",
+                " lay between is lost to this group. Look for it elsewhere, then choose an offset (ledger consume"
+                " seek) and start the consumer again",
             )
         elif error.fatal():
             raise BrokerUnavailable(f"Kafka: {error.str()}.", "Start the consumer again.")
@@ -285,14 +316,20 @@ class Consumer:
                 self._pause(partition)
         if due := [each for each in unclaimed if each.is_due(now)]:
             self._claim(due)
+        size = self._waiting_bytes()
         for partition in self._partitions.values():
+            count = len(partition.waiting)
             if not partition.epoch:
                 if partition.claim is not None and not partition.stopped:
                     self._go_to(partition)
-            elif not partition.paused and len(partition.waiting) >= _QUEUED_BATCHES * self._records_max:
+            elif partition.paused:
+                if count <= self._records_max and size <= _QUEUED_BYTES // 2:
+                    self._resume(partition)
+            elif count >= _QUEUED_BATCHES * self._records_max or (count and size >= _QUEUED_BYTES):
                 self._pause(partition)
-            elif partition.paused and len(partition.waiting) <= self._records_max:
-                self._resume(partition)
+
+    def _waiting_bytes(self) -> int:
+        return sum(each.waiting_bytes for each in self._partitions.values())
 
     # Partitions come and go; called by the client, within `poll`, where nothing else may be asked of it
 
@@ -320,7 +357,7 @@ class Consumer:
         for partition in partitions:
             with partition.lock:
                 partition.gone = True
-                partition.waiting.clear()
+                partition.drop()
         return partitions
 
     def _unassign(self, client: Any, taken: list[TopicPartition]) -> None:
@@ -383,6 +420,8 @@ class Consumer:
 
     def _partitions_of(self, topic: str) -> int:
         found = self._client.list_topics(topic, timeout=_ASK_SECONDS).topics[topic]
+        if found.error is not None:
+            raise KafkaException(found.error)
         return len(found.partitions)
 
     # Workers
@@ -472,8 +511,10 @@ class Consumer:
             self._tell(None, error.str())
 
     def _stop_partition(self, partition: _Partition, problem: str) -> None:
-        partition.stopped = True
-        partition.epoch = 0
+        with partition.lock:
+            partition.stopped = True
+            partition.epoch = 0
+            partition.drop()
         self._tell(partition.place, problem)
         if all(each.stopped for each in self._partitions.values()):
             advice = "Nothing is left to read: start the consumer again when this is mended."

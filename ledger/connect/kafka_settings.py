@@ -53,6 +53,9 @@ _FETCH: Final = {"queued.min.messages": 2_000, "queued.max.messages.kbytes": 16_
 _PRODUCES: Final = {"enable.idempotence": True, "acks": "all", "partitioner": "murmur2_random"}
 """Each message once and in order, by librdkafka; in the partition that Java's producer would choose."""
 
+_SAME: Final = {"acks": {"all", "-1"}}
+"""What means the same in other words."""
+
 
 def consuming(config: Config, group: str, protocol: Protocol, *, to_end: bool) -> dict[str, Any]:
     """
@@ -82,7 +85,7 @@ def producing(config: Config) -> dict[str, Any]:
         InvalidCommand: `config` sets what is not the caller's to set, or names no broker.
     """
     for name, value in _PRODUCES.items():
-        if config.get(name, value) != value:
+        if _text(config.get(name, value)) not in _SAME.get(name, {_text(value)}):
             raise InvalidCommand(f"config {name!r}", f"it is {value!r} here, so that each stream stays in order")
     return {**_with_broker(config), **_PRODUCES}
 
@@ -109,6 +112,11 @@ def read_config(file: str | Path) -> dict[str, str]:
             raise InvalidCommand(str(file), f"line {number} is not name=value")
         config[name.strip()] = value.strip()
     return config
+
+
+def _text(value: object) -> str:
+    """A setting as a file has it, whoever gave it."""
+    return str(value).lower()
 
 
 def _with_broker(config: Config) -> Config:

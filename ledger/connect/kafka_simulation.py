@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -40,6 +41,7 @@ SLICES: Final = 40
 """So many parts are the messages published in, one a second: what happens, happens while they flow."""
 
 _SLICE_SECONDS: Final = 1.0
+_REACH_SECONDS: Final = 10.0
 _ASK_SECONDS: Final = 30.0
 _PATIENCE_SECONDS: Final = 300.0
 _PATIENCE: Final = timedelta(seconds=_PATIENCE_SECONDS)
@@ -217,13 +219,22 @@ def _topic(config: Config | None) -> Iterator[tuple[Config, str]]:
             yield {"bootstrap.servers": ",".join(f"{each.host}:{each.port}" for each in brokers)}, topic
             return
         admin = made_admin(config)
-        admin.create_topics([NewTopic(topic, PARTITIONS, -1)])[topic].result(_ASK_SECONDS)
+        # Brokers that are not there say so; the making of a topic would only come to no end.
+        admin.list_topics(timeout=_REACH_SECONDS)
+        _answered(admin.create_topics([NewTopic(topic, PARTITIONS, -1)])[topic])
         try:
             yield config, topic
         finally:
-            admin.delete_topics([topic])[topic].result(_ASK_SECONDS)
+            _answered(admin.delete_topics([topic])[topic])
     except KafkaException as error:
         raise BrokerUnavailable(f"Kafka: {error.args[0].str()}.", "Look after the broker, and try again.") from error
+
+
+def _answered(request: Future[None]) -> None:
+    try:
+        request.result(_ASK_SECONDS)
+    except TimeoutError:
+        raise BrokerUnavailable(f"Kafka: no answer for {_ASK_SECONDS:g} s.", "Look after the broker.") from None
 
 
 def _wait_for(groups: Sequence[Group], is_so: Callable[[], bool]) -> None:

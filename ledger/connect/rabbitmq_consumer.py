@@ -82,8 +82,11 @@ class Consumer:
         queue with a single active consumer.  Up to `prefetch` messages are on their way and in one transaction.
 
         Raises:
-            InvalidCommand: The URL is none, or `prefetch` is out of bounds.
+            InvalidCommand: The URL is none, the queue has no name, or `prefetch` is out of bounds.
         """
+        if not queue:
+            # RabbitMQ would make one up, another one at each connection.
+            raise InvalidCommand("queue", "it has no name")
         if not 1 <= prefetch <= PREFETCH_MAX:
             raise InvalidCommand("prefetch", f"{prefetch} is not from 1 to {PREFETCH_MAX}")
         try:
@@ -250,4 +253,8 @@ def _refused(queue: str, error: Exception) -> BrokerUnavailable:
 
 
 def _said(error: Exception) -> str:
+    # While it connects, pika wraps what happened, and says nothing itself.
+    inner = getattr(error, "exception", None) or next(iter(error.args), None)
+    if isinstance(inner, Exception):
+        return _said(inner)
     return str(getattr(error, "reply_text", "") or error or type(error).__name__).rstrip(".")

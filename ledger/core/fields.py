@@ -66,10 +66,15 @@ def checked(kind: TypeAdapter[Value], where: str, value: object) -> Value:
         raise explained(error, where) from None
 
 
+_OF_PYDANTIC: Final = re.compile(r"\[key\]|function-plain\[.*\]")
+"""What pydantic puts into a path besides fields, keys and places: that it is about a key, or how it reads a value."""
+
+
 def explained(error: ValidationError, place: str = "") -> InvalidAmount | InvalidCommand:
     """The first thing that pydantic found, in the ledger's own words."""
     first = error.errors(include_url=False)[0]
-    path = [str(part).encode("unicode_escape").decode() for part in first["loc"] if part != "[key]"]
+    named = [str(part) for part in first["loc"] if not _OF_PYDANTIC.fullmatch(str(part))]
+    path = [part.encode("unicode_escape").decode() for part in named]
     where = ".".join([place, *path] if place else path) or "command"
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InvalidAmount):
@@ -159,7 +164,12 @@ MachineName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$"
 
 
 def _uuid(value: object) -> object:
-    return str(UUID(value)) if isinstance(value, str) else str(value) if isinstance(value, UUID) else value
+    if not isinstance(value, str):
+        return str(value) if isinstance(value, UUID) else value
+    try:
+        return str(UUID(value))
+    except ValueError:
+        raise ValueError(f"{value[:160]!r} is not the id of a transaction, which is a UUID") from None
 
 
 TransactionId = Annotated[str, BeforeValidator(_uuid)]

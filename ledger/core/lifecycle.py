@@ -402,7 +402,13 @@ HOLD: Final = StateMachine(
         on("release", "open"),
         on("release_rest", "open", to="released"),
         on("expire", "open", to="expired"),
+        on("release_rest_after_capture", "open", to="captured"),
+        on("expire_after_capture", "open", to="captured"),
     ),
     ("captured", "released", "expired"),
 )
-"""A hold.  `capture` and `release` are of a part; those of the rest end it."""
+"""
+A hold.  `capture` and `release` are of a part; those of the rest end it.
+
+Where a part was captured, that is what became of the hold, whatever becomes of the rest.
+"""

@@ -53,6 +53,9 @@ GUARD_CLASS: Final = "LD"
 _SECONDS_MAX: Final = 2_000_000
 """The server counts milliseconds in 32 bits."""
 
+_POOL_SIZE_MAX: Final = 10_000
+"""More than any server has connections for."""
+
 _SCHEMA_BYTES_MAX: Final = 63
 """Of a longer name the server forgets the end."""
 
@@ -264,6 +267,8 @@ class Database:
     def __init__(
         self, engine: sqlalchemy.Engine, schema: str = DEFAULT_SCHEMA, timeouts: Timeouts | None = None
     ) -> None:
+        if not isinstance(engine, sqlalchemy.Engine):
+            raise InvalidCommand("engine", f"{type(engine).__name__} is not an SQLAlchemy engine; see Ledger.connect")
         if engine.dialect.name != "postgresql" or engine.dialect.driver != "psycopg":
             raise InvalidCommand(
                 "database URL",
@@ -331,10 +336,10 @@ def _check_schema(schema: str) -> None:
     """The name of a schema: storable, and kept whole."""
     try:
         size = len(schema.encode())
-    except UnicodeEncodeError:
+    except (AttributeError, UnicodeEncodeError):
         size = 0
     if not 1 <= size <= _SCHEMA_BYTES_MAX or "\0" in schema:
-        raise InvalidCommand("schema", f"{schema[:80]!r} is not a name of 1 to {_SCHEMA_BYTES_MAX} bytes")
+        raise InvalidCommand("schema", f"{schema!r:.80} is not a name of 1 to {_SCHEMA_BYTES_MAX} bytes")
 
 
 @contextmanager
@@ -376,8 +381,11 @@ def engine_for(url: str, timeouts: Timeouts, pool_size: int) -> sqlalchemy.Engin
     An engine for the server at `url`, whose connections suit the ledger.
 
     Raises:
-        InvalidCommand: The URL is not one of PostgreSQL.
+        InvalidCommand: The URL is not one of PostgreSQL, or the pool would be empty or without end.
     """
+    if type(pool_size) is not int or not 1 <= pool_size <= _POOL_SIZE_MAX:
+        # SQLAlchemy takes nothing for "without end".
+        raise InvalidCommand("pool_size", f"{pool_size!r} is not a number of connections from 1 to {_POOL_SIZE_MAX}")
     try:
         address = sqlalchemy.make_url(url)
         if address.drivername in ("postgres", "postgresql"):
@@ -490,12 +498,17 @@ def explained(error: psycopg.Error) -> LedgerError:
     return DatabaseUnavailable(f"PostgreSQL refused: {said} (SQLSTATE {state}).", "Nothing was written.", state)
 
 
+_UNPREPARED: Final = "Nothing was written; make the connection that you lend with prepare_threshold=None."
+"""An application's own connection prepares what it sends often, and a pooler gives the next one another session."""
+
 _ADVICE: Final = (
     ("28", "PostgreSQL does not let this user in", "Check user and password in the database URL."),
     ("3D000", "The database does not exist", "Create it, or correct the database URL."),
     ("25006", "The server is read-only", "Connect to the primary; nothing was written."),
     ("25P03", "This process stood still in a transaction", "Nothing was written; try again, or raise idle_seconds."),
     ("42501", "The database user lacks a privilege", "Grant it the role made by `ledger migrate --roles`."),
+    ("42P05", "A pooler stands in between", _UNPREPARED),
+    ("26000", "A pooler stands in between", _UNPREPARED),
     ("57014", "The statement ran into its timeout", "Nothing was written; try again, or raise statement_seconds."),
     ("53100", "The server's disk is full", "Nothing was written; make room and try again."),
     ("53300", "The server has no connection to spare", "Try again, or raise max_connections."),

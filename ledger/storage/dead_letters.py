@@ -19,11 +19,15 @@ PUT_DEAD_LETTERS: Final = """
 INSERT INTO {schema}.dead_letters (
     stream, source, dead_letter_id, sequence, message_id, why, error, attempts, digest, content, first_seen, last_seen,
     state)
-SELECT stream, %s, gen_random_uuid(), sequence, message_id, why, error, attempts, digest, content::json, now(), now(),
-       'open'
+SELECT d.stream, %s, gen_random_uuid(), d.sequence, d.message_id, why, error, attempts, d.digest, d.content::json,
+       coalesce(k.received_at, now()), now(), 'open'
 FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::integer[], %s::bytea[], %s::text[])
 AS d (stream, sequence, message_id, why, error, attempts, digest, content)
-ORDER BY stream, message_id
+LEFT JOIN LATERAL (
+    SELECT m.sequence, m.digest, m.received_at FROM {schema}.inbox_messages AS m
+    WHERE m.stream = d.stream AND m.source = %s AND m.sequence >= d.sequence ORDER BY m.sequence LIMIT 1
+) AS k ON k.sequence = d.sequence AND k.digest = d.digest
+ORDER BY d.stream, d.message_id
 ON CONFLICT (stream, source, message_id, digest, why) DO UPDATE
 SET attempts = dead_letters.attempts + excluded.attempts, last_seen = now(), error = excluded.error,
     state = CASE
@@ -33,6 +37,7 @@ SET attempts = dead_letters.attempts + excluded.attempts, last_seen = now(), err
         ELSE 'open'
     END
 """
+"""A message that is kept, because it was held or tried before, was first seen when it came."""
 
 _LETTER: Final = f"""
 d.dead_letter_id::text, d.source, d.stream, d.sequence, d.message_id, d.why, d.error, d.attempts, d.content::text,
@@ -54,7 +59,7 @@ LOCK_LETTER: Final = f"{LETTER} FOR UPDATE"
 
 DECIDE_LETTER: Final = """
 WITH decided AS (
-    UPDATE {schema}.dead_letters SET state = %s, last_seen = now()
+    UPDATE {schema}.dead_letters SET state = %s
     WHERE stream = %s AND source = %s AND dead_letter_id = %s::uuid
 )
 INSERT INTO {schema}.dead_letter_decisions (stream, source, dead_letter_id, recorded_at, decision, actor, note)
@@ -124,7 +129,7 @@ def decisions(connection: Connection, source: str, dead_letter_id: str) -> list[
 
 def put(source: str, letters: Sequence[Letter]) -> Statement:
     """The statement that keeps messages for a person."""
-    return PUT_DEAD_LETTERS, (source, *_columns(letters))
+    return PUT_DEAD_LETTERS, (source, *_columns(letters), source)
 
 
 def kept(content: str) -> Message:

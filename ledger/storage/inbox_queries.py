@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from ledger.order.cursor import Range, Status
+from ledger.order.cursor import Range, Status, Tally
 from ledger.order.message import Message
 from ledger.storage import dead_letters
 from ledger.storage.database import Connection, Statement
@@ -21,21 +22,39 @@ from ledger.storage.store import in_utc, plain_array, readable, text_array
 RANGES_MAX: Final = 1_000
 """Missing ranges that are told of one stream."""
 
+COUNTERS: Final = (
+    *(field.name for field in fields(Tally)),
+    *("rejected", "failed", "undecodable", "dead_lettered", "replayed"),
+)
+"""All that is counted of a source, so that what never happened can be seen to be 0."""
+
 STATS: Final = """
 SELECT counter, sum(count)::bigint FROM {schema}.inbox_counters WHERE source = %s GROUP BY counter
 """
 
 GAUGES: Final = """
 SELECT count(*), coalesce(sum(held), 0)::bigint, count(*) FILTER (WHERE status = 'parked'),
-       extract(epoch FROM clock_timestamp() - min(waiting_since) FILTER (WHERE status <> 'flowing'))::float8
+       extract(epoch FROM clock_timestamp() - min(waiting_since) FILTER (
+           WHERE status <> 'flowing' OR last_error IS NOT NULL))::float8,
+       count(*) FILTER (WHERE status = 'flowing' AND last_error IS NOT NULL)
 FROM {schema}.inbox_streams WHERE source = %s
 """
 
+_WAITING: Final = f"""
+SELECT s.stream, s.last_sequence + 1, s.highest_sequence, s.held, {{status}}, {readable("s.waiting_since")},
+       s.last_error
+FROM {{{{schema}}}}.inbox_streams AS s
+WHERE s.source = %(source)s AND s.stream >= %(beyond)s AND s.status {{compared}} 'flowing'
+"""
+
+# Each half has its index, and a stream whose next message fails waits as well.
 GAPS: Final = f"""
-SELECT s.stream, s.last_sequence + 1, s.highest_sequence, s.held, s.status, {readable("s.waiting_since")}, s.last_error
-FROM {{schema}}.inbox_streams AS s
-WHERE s.source = %s AND s.status <> 'flowing' AND s.status = ANY(%s::text[]) AND s.stream >= %s
-ORDER BY s.stream LIMIT %s
+SELECT * FROM (
+    {_WAITING.format(status="s.status", compared="<>")}
+    UNION ALL
+    {_WAITING.format(status="'retrying'", compared="=")} AND s.deadline IS NOT NULL AND s.last_error IS NOT NULL
+) AS w (stream, missing, highest, held, status, since, error)
+WHERE w.status = ANY(%(statuses)s::text[]) ORDER BY w.stream LIMIT %(limit)s
 """
 
 # What no row explains, from where the stream stands to the highest sequence heard of.
@@ -175,17 +194,26 @@ SELECT stream FROM {schema}.inbox_streams WHERE source = %s AND stream >= %s ORD
 
 
 class Stats(NamedTuple):
-    """What was counted of a source, and how it stands: streams, messages held, parked streams, the longest wait."""
+    """
+    What was counted of a source, and how it stands: streams, messages held, parked streams, the longest wait.
+
+    `retrying` streams wait for their next message to be tried again.
+    """
 
     counters: dict[str, int]
     streams: int
     held: int
     parked: int
     oldest_wait: timedelta | None
+    retrying: int
 
 
 class Gap(NamedTuple):
-    """A stream that waits: for `missing`, with `held` messages up to `highest` kept meanwhile."""
+    """
+    A stream that waits: for `missing`, with `held` messages up to `highest` kept meanwhile.
+
+    Where it is `retrying`, that message is here, and could not be handled: `error` says why.
+    """
 
     stream: str
     missing: int
@@ -224,17 +252,18 @@ class Kept(NamedTuple):
 
 def stats(connection: Connection, source: str) -> Stats:
     """The counters and gauges of a source."""
-    counted, ((streams, held, parked, waited),) = connection.send([(STATS, (source,)), (GAUGES, (source,))])
+    counted, ((streams, held, parked, waited, retrying),) = connection.send([(STATS, (source,)), (GAUGES, (source,))])
     oldest = None if waited is None else timedelta(seconds=waited)
-    return Stats(dict(counted), streams, held, parked, oldest)
+    return Stats(dict.fromkeys(COUNTERS, 0) | dict(counted), streams, held, parked, oldest, retrying)
 
 
 def gaps(connection: Connection, source: str, status: Status | None, after: str | None, limit: int) -> list[Gap]:
     """The streams of a source that wait."""
-    wanted = [Status.WAITING, Status.PARKED] if status is None else [status]
+    wanted = [Status.WAITING, Status.PARKED, "retrying"] if status is None else [status]
+    asked = {"source": source, "beyond": beyond(after), "statuses": text_array(wanted), "limit": limit}
     return [
         Gap._make((*row[:5], None if row[5] is None else in_utc(row[5]), row[6]))
-        for row in connection.query(GAPS, (source, text_array(wanted), beyond(after), limit))
+        for row in connection.query(GAPS, asked)
     ]
 
 

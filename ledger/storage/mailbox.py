@@ -53,12 +53,13 @@ BY_SEQUENCE: Final = f"""
 SELECT {_KEPT}, NULL FROM unnest(%s::text[], %s::bigint[]) AS w (stream, sequence)
 CROSS JOIN LATERAL (
     SELECT * FROM {{schema}}.inbox_messages AS k
-    WHERE k.stream = w.stream AND k.source = %s AND k.sequence = w.sequence OFFSET 0
+    WHERE k.stream = w.stream AND k.source = %s AND k.sequence >= w.sequence ORDER BY k.sequence LIMIT 1
 ) AS m
+WHERE m.sequence = w.sequence
 """
 """
-OFFSET 0 keeps PostgreSQL from joining the whole source: a plan that was made while the table was empty, and is kept
-by the connection, would do that until the first ANALYZE.
+The next one from there, since only the primary key has the sequences in order.  Asked for an equal one, a plan that is
+made before the first ANALYZE takes the index of ids for as good, and reads all of the stream for each message.
 """
 
 BY_ID: Final = f"""
@@ -69,6 +70,10 @@ CROSS JOIN LATERAL (
     WHERE k.stream = w.stream AND k.source = %s AND k.message_id = w.message_id OFFSET 0
 ) AS m
 ORDER BY m.stream, m.message_id, m.sequence
+"""
+"""
+OFFSET 0 keeps PostgreSQL from joining the whole source: a plan that was made while the table was empty, and is kept
+by the connection, would do that until the first ANALYZE.
 """
 
 RUNS: Final = f"""
@@ -167,7 +172,9 @@ WITH moved AS (
     UPDATE {schema}.inbox_streams AS s
     SET start_sequence = n.start, last_sequence = n.last, highest_sequence = n.highest, held = n.held,
         status = n.status, waiting_since = n.since, deadline = n.deadline, attempts = n.attempts,
-        last_error = n.error, release_to = n.release_to, revision = n.expected + 1
+        -- As long as it is stuck at the same message, its error stays, whatever arrives behind it.
+        last_error = CASE WHEN n.attempts > 0 THEN coalesce(n.error, s.last_error) ELSE n.error END,
+        release_to = n.release_to, revision = n.expected + 1
     FROM unnest(
         %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::timestamptz[],
         %s::timestamptz[], %s::integer[], %s::text[], %s::bigint[], %s::bigint[])

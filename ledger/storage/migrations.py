@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-from ledger.core.errors import InvalidCommand, SchemaMismatch
+from ledger.core.errors import DatabaseUnavailable, InvalidCommand, SchemaMismatch
 from ledger.storage.database import Database, in_our_words
 from ledger.storage.tables import APPEND_ONLY, VERSION_TABLE
 
@@ -54,7 +54,8 @@ def migrate(database: Database) -> Migrated:
     scripts = ScriptDirectory.from_config(config)
     head = scripts.get_current_head()
     assert head is not None
-    with in_our_words(), database.engine.begin() as connection:
+    advice = "Migrate as a user who may create schemas in this database; nothing was changed."
+    with _unprivileged(advice), in_our_words(), database.engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         found = _current_revision(connection, database.schema_name)
         known = [revision.revision for revision in scripts.walk_revisions()]
@@ -63,12 +64,25 @@ def migrate(database: Database) -> Migrated:
                 f"The database is at revision {found}, which is newer than this release (it knows up to {head})."
                 " Install a newer release of ledger; nothing was changed."
             )
-        config.attributes["connection"] = connection
-        config.attributes["schema"] = database.schema_name
-        with _unprepared(connection):
-            command.upgrade(config, "head")
+        # Where there is nothing to do nothing is asked for, of a replica or for a user who may create no schema.
+        if found != head:
+            config.attributes["connection"] = connection
+            config.attributes["schema"] = database.schema_name
+            with _unprepared(connection):
+                command.upgrade(config, "head")
     applied = known[: known.index(found)] if found is not None else known
     return Migrated(database.schema_name, found, tuple(reversed(applied)), head)
+
+
+@contextmanager
+def _unprivileged(advice: str) -> Iterator[None]:
+    """Whoever sets a ledger up cannot be told to get a role that is yet to be made."""
+    try:
+        yield
+    except DatabaseUnavailable as error:
+        if error.sqlstate != "42501":
+            raise
+        raise DatabaseUnavailable(error.problem, advice, error.sqlstate) from error
 
 
 @contextmanager
@@ -104,7 +118,8 @@ def create_roles(database: Database, prefix: str = "ledger") -> tuple[str, str, 
     if not prefix.isidentifier() or len(prefix) > _PREFIX_MAX:
         raise InvalidCommand("prefix", f"{prefix!r} is not a plain identifier")
     owner, app, audit = (f"{prefix}_{role}" for role in ("owner", "app", "audit"))
-    with in_our_words(), database.engine.begin() as connection:
+    advice = "Make roles as a user with CREATEROLE who owns the ledger's tables; nothing was changed."
+    with _unprivileged(advice), in_our_words(), database.engine.begin() as connection:
         for role in (owner, app, audit):
             known = connection.execute(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role})
             if known.first() is None:
@@ -120,6 +135,7 @@ def create_roles(database: Database, prefix: str = "ledger") -> tuple[str, str, 
 def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
     projections = "accounts", "balances", "holds"
     inbox = "inbox_streams", "inbox_messages", "inbox_ids", "dead_letters", "inbox_counters"
+    offsets = ("consumer_offsets",)
     yield f'GRANT "{owner}" TO CURRENT_USER'
     yield f"REVOKE ALL ON SCHEMA {schema} FROM PUBLIC"
     yield f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM PUBLIC"
@@ -129,13 +145,14 @@ def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
     yield f'GRANT USAGE, CREATE ON SCHEMA {schema} TO "{owner}"'
     yield f'GRANT USAGE ON SCHEMA {schema} TO "{app}", "{audit}"'
     yield f'GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO "{app}", "{audit}"'
-    for table in (*(name for name in APPEND_ONLY if name != "identity"), "outbox", *projections, *inbox):
+    for table in (*(name for name in APPEND_ONLY if name != "identity"), "outbox", *projections, *inbox, *offsets):
         yield f'GRANT INSERT ON {schema}.{table} TO "{app}"'
     for table in (*projections, *inbox):
         # DELETE: a rebuild removes a projected row that no event stands behind.
         yield f'GRANT UPDATE, DELETE ON {schema}.{table} TO "{app}"'
-    # Its one row is there from the beginning.
-    yield f'GRANT UPDATE ON {schema}.periods TO "{app}"'
+    # The row of the period is there from the beginning; where a group stands is never forgotten.
+    for table in ("periods", *offsets):
+        yield f'GRANT UPDATE ON {schema}.{table} TO "{app}"'
 
 
 def _owned(connection: sqlalchemy.Connection, schema: str) -> list[tuple[str, str]]:

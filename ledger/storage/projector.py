@@ -141,11 +141,14 @@ SELECT {LEG_COLUMNS} FROM {{schema}}.holds AS h
 WHERE h.account = ANY(%s::text[]) AND h.hold_id = ANY(%s::uuid[])
 """
 
-DUE: Final = """
-SELECT DISTINCT h.hold_id::text FROM {schema}.holds AS h
-WHERE h.account = ANY(%s::text[]) AND h.expires_at <= clock_timestamp()
+DUE_MAX: Final = 1_000
+"""Holds that are expired at once before something else is decided about their accounts."""
+
+DUE: Final = f"""
+SELECT DISTINCT h.hold_id::text FROM {{schema}}.holds AS h
+WHERE h.account = ANY(%s::text[]) AND h.hold_id <> ALL(%s::uuid[]) AND h.expires_at <= clock_timestamp()
   AND h.captured + h.released + h.expired < h.amount
-LIMIT 1000
+LIMIT {DUE_MAX}
 """
 
 # What the last event of a stream of the caller's own says is its state.

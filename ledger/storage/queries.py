@@ -190,15 +190,18 @@ def account(connection: Connection, name: str) -> Stream:
         UnknownAccount: There is none.
         Drift: The projection is not what we wrote.
     """
+    stream = _head(connection, name)
+    if stream.terms is None:
+        raise UnknownAccount(name)
+    return stream
+
+
+def _head(connection: Connection, name: str) -> Stream:
     book = Book("")
     drifted = projector.load(book, connection.query(*projector.touch([name])))
     stream = book.stream(name)
-    if drifted:
+    if drifted or (stream.terms is None and repair.out_of_step(connection, [name])):
         raise Drift([name])
-    if stream.terms is None:
-        if repair.out_of_step(connection, [name]):
-            raise Drift([name])
-        raise UnknownAccount(name)
     return stream
 
 
@@ -228,9 +231,16 @@ def balance(connection: Connection, name: str, version: int | None = None) -> Ba
 def history(
     connection: Connection, name: str, after_version: int, before_version: int | None, limit: int
 ) -> list[Recorded]:
-    """Events after a version going forward, or before one going backward; at most `limit`."""
+    """
+    Events after a version going forward, or before one going backward; at most `limit`.
+
+    Raises:
+        UnknownAccount, UnknownStream, Drift: There is no such stream; the projection is not what we wrote.
+    """
     _check_limit(limit)
-    account(connection, name)
+    if not _head(connection, name).version:
+        machine, _, subject = name.removeprefix("#").partition("/")
+        raise UnknownStream(machine, subject) if name.startswith("#") else UnknownAccount(name)
     if before_version is not None:
         rows = connection.query(HISTORY_BACKWARD, (name, before_version, limit))
     else:

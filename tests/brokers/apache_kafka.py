@@ -23,7 +23,7 @@ from uuid import uuid4
 
 import confluent_kafka
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 from processes import WAIT_SECONDS, Server, free_ports
 
 _HERE: Final = Path(__file__).parent
@@ -35,11 +35,16 @@ _PROPERTIES: Final = """
 process.roles=broker,controller
 node.id=1
 controller.quorum.bootstrap.servers=127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},SECURE://127.0.0.1:{secure},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SECURE://127.0.0.1:{secure}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
-log.dirs={data}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SECURE:SASL_SSL
+listener.name.secure.ssl.keystore.type=PKCS12
+listener.name.secure.ssl.keystore.location={folder}/broker.p12
+listener.name.secure.ssl.keystore.password={password}
+listener.name.secure.sasl.enabled.mechanisms=PLAIN
+listener.name.secure.plain.sasl.jaas.config={plain} required user_{user}="{password}";
+log.dirs={folder}/data
 auto.create.topics.enable=false
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=1
@@ -57,14 +62,19 @@ log.segment.delete.delay.ms=100
 """
 
 
+USER: Final = "ann"
+PASSWORD: Final = "not-a-secret"  # noqa: S105
+_PLAIN: Final = "org.apache.kafka.common.security.plain.PlainLoginModule"
+
+
 class NotToBeHad(Exception):
     """Why there is no Kafka here."""
 
 
 def why_not() -> str | None:
     """What is missing to run it, if anything is."""
-    missing = [name for name in ("java", "mvn") if shutil.which(name) is None]
-    return f"a real Kafka needs {' and '.join(missing)}" if missing else None
+    missing = [name for name in ("java", "keytool", "mvn") if shutil.which(name) is None]
+    return f"a real Kafka needs {', '.join(missing)}" if missing else None
 
 
 def jars() -> Path:
@@ -110,10 +120,17 @@ class ApacheKafka:
     """A broker that can be stopped, killed and started again with what it has."""
 
     def __init__(self, folder: Path) -> None:
-        port, controller = free_ports(2)
+        port, secure, controller = free_ports(3)
         self.bootstrap = f"127.0.0.1:{port}"
+        self.secure = f"127.0.0.1:{secure}"
+        """Where clients need TLS, with `certificate`, and SASL, as USER with PASSWORD."""
+
+        self.certificate = folder / "broker.pem"
+        self._make_certificate(folder / "broker.p12")
         properties = folder / "server.properties"
-        properties.write_text(_PROPERTIES.format(port=port, controller=controller, data=folder / "data"))
+        ports = {"port": port, "secure": secure, "controller": controller}
+        user = {"plain": _PLAIN, "user": USER, "password": PASSWORD}
+        properties.write_text(_PROPERTIES.format(**ports, **user, folder=folder))
         java = ["java", "-Xmx512m", "-XX:TieredStopAtLevel=1", "-cp", f"{jars()}/*"]
         identity = uuid4().hex[:22]
         formatting = [*java, "kafka.tools.StorageTool", "format", "--standalone", "-t", identity, "-c", str(properties)]
@@ -147,6 +164,23 @@ class ApacheKafka:
         place = confluent_kafka.TopicPartition(topic, partition, before)
         admin = self._admin()
         admin.delete_records([place])[place].result(WAIT_SECONDS)
+
+    def add_partitions(self, topic: str, partitions: int) -> None:
+        """Make a topic larger."""
+        admin = self._admin()
+        admin.create_partitions([NewPartitions(topic, partitions)])[topic].result(WAIT_SECONDS)
+
+    def _make_certificate(self, store: Path) -> None:
+        """A key of its own, and a certificate that it has signed itself."""
+        keys = ["-alias", "broker", "-keystore", str(store), "-storepass", PASSWORD]
+        named = ["-dname", "CN=127.0.0.1", "-ext", "san=ip:127.0.0.1"]
+        for command in (
+            ["-genkeypair", "-keyalg", "EC", "-storetype", "PKCS12", *named, *keys],
+            ["-exportcert", "-rfc", "-file", str(self.certificate), *keys],
+        ):
+            subprocess.run(
+                [shutil.which("keytool") or "keytool", *command], capture_output=True, timeout=WAIT_SECONDS, check=True
+            )
 
     def _admin(self) -> AdminClient:
         return AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})

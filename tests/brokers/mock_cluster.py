@@ -22,6 +22,7 @@ _SESSION_MILLISECONDS: Final = 3_000
 _SYMBOLS: Final = (
     "rd_kafka_mock_cluster_new",
     "rd_kafka_mock_topic_create",
+    "rd_kafka_mock_topic_set_error",
     "rd_kafka_mock_push_request_errors_array",
     "rd_kafka_mock_broker_set_down",
     "rd_kafka_mock_broker_set_up",
@@ -80,6 +81,10 @@ class MockCluster:
         """Create a topic, of which one broker has each partition."""
         code = self._library.rd_kafka_mock_topic_create(self._cluster, topic.encode(), partitions, 1)
         assert code == 0, f"{topic} could not be created: {code}"
+
+    def deny_topic(self, topic: str, error: int) -> None:
+        """Answer questions about a topic with this error; with 0, as before."""
+        self._library.rd_kafka_mock_topic_set_error(self._cluster, topic.encode(), ctypes.c_int(error))
 
     def fail(self, request: int, errors: Sequence[int]) -> None:
         """Answer the next requests of a kind with these errors."""

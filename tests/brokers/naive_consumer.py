@@ -11,12 +11,28 @@ import json
 import os
 import signal
 import threading
+from typing import Any, Final
 
 import confluent_kafka
 
-from ledger import Ledger, parse_command
+from ledger import Ledger, LedgerError, parse_command
 from ledger.order.decoders import cloudevents
 from ledger.order.message import Message
+
+ATTEMPTS: Final = 20
+
+
+def carry_out(ledger: Ledger, request: dict[str, Any]) -> None:
+    """Do it; again, where the database was not there."""
+    for _ in range(ATTEMPTS):
+        try:
+            ledger.handle([parse_command(json.dumps(request))])
+        except LedgerError as error:
+            if not error.retryable:
+                raise
+        else:
+            return
+    raise SystemExit(f"the database did not come back for {request}")
 
 
 def main() -> None:
@@ -51,7 +67,7 @@ def main() -> None:
             assert isinstance(message, Message)
             assert isinstance(message.data, dict)
             request = {**message.data, "type": message.type.removeprefix("ledger.")}
-            ledger.handle([parse_command(json.dumps(request))])
+            carry_out(ledger, request)
     client.close()
     print("{}")  # noqa: T201
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import uuid4
 
 import confluent_kafka
+import psycopg
 import pytest
-from apache_kafka import ApacheKafka
-from chaos import SOURCE, WAIT_SECONDS, effects, open_accounts, turns
+from apache_kafka import PASSWORD, USER, ApacheKafka
+from chaos import SOURCE, WAIT_SECONDS, asked, effects, open_accounts, turns
 from mock_cluster import MockCluster
 
 from ledger import BrokerUnavailable, InvalidCommand, Ledger, Timeouts
+from ledger.connect import kafka_consumer
+from ledger.connect.kafka_consumer import RECORDS_MAX
 from ledger.kafka import Consumer, Protocol, Publisher, Start, examine, partition_of, read_config
 from ledger.order.cursor import Strict
 from ledger.order.decoders import decoder
@@ -28,6 +35,9 @@ from ledger.storage.offsets import AlreadyTaken, Fenced, Place
 
 PATIENT: Final = Strict(timedelta(minutes=5))
 PLACE: Final = Place("payments", 3)
+LEADER_NOT_AVAILABLE: Final = 5
+PATIENCE: Final = 300
+"""So often does a consumer look around, ten times a second at least, before something is given up."""
 
 
 @pytest.fixture
@@ -192,6 +202,103 @@ def test_latest_is_decided_once(ledger: Ledger, mock_kafka: MockCluster) -> None
     assert reader.counts["records"] == 2
 
 
+def test_offset_that_is_gone_stops_its_partition_only(ledger: Ledger, mock_kafka: MockCluster) -> None:
+    """One partition waits for a person, who is told; the others are read to their end."""
+    streams = turns(open_accounts(ledger, 20), 2)
+    topic = topic_of(mock_kafka, 3)
+    messages = [message for sent in streams.values() for message in sent]
+    publish(mock_kafka, topic, messages)
+    consumer(ledger, mock_kafka, topic).run()
+    ledger.seek_consumer("g", topic, 1, 1000, actor="ann")
+    publish(mock_kafka, topic, [replace(message, id=f"{message.id}-again") for message in messages])
+    told: list[str] = []
+    reader = consumer(ledger, mock_kafka, topic, on_problem=told.append)
+    reader.run()
+    assert reader.stopped == [Place(topic, 1)]
+    assert reader.counts["records"] == sum(partition_of(message.stream, 3) != 1 for message in messages)
+    assert told[0].startswith(f"{topic}/1: offset 1000")
+
+
+def test_topic_that_the_brokers_do_not_describe(ledger: Ledger, mock_kafka: MockCluster) -> None:
+    """How many partitions a topic has is not guessed: nothing is claimed until its description comes."""
+    (account,) = open_accounts(ledger, 1)
+    topic = topic_of(mock_kafka, 1)
+    publish(mock_kafka, topic, turns([account], 3)[account])
+    told: list[str] = []
+
+    def mend(problem: str) -> None:
+        told.append(problem)
+        assert ledger.consumer_offsets("g") == []
+        mock_kafka.deny_topic(topic, 0)
+
+    reader = consumer(ledger, mock_kafka, topic, on_problem=mend)
+    assigned = reader._assigned  # noqa: SLF001  (between what the group is given and what it claims)
+
+    def deny(client: Any, given: list[confluent_kafka.TopicPartition]) -> None:
+        mock_kafka.deny_topic(topic, LEADER_NOT_AVAILABLE)
+        assigned(client, given)
+
+    reader._assigned = deny  # type: ignore[method-assign]  # noqa: SLF001
+    reader.run()
+    assert told
+    assert [each.partitions for each in ledger.consumer_offsets("g")] == [1]
+    assert reader.counts["processed"] == 3
+
+
+def held_up(ledger_url: str, reader: Consumer) -> tuple[int, int]:
+    """Read while the ledger can take nothing in, until the partition is paused; how much waited then at most."""
+    counted: list[int] = []
+    sizes: list[int] = []
+    with psycopg.connect(ledger_url) as owner:
+        owner.execute("LOCK ledger.inbox_streams")
+
+        def look(_: int) -> None:
+            (partition,) = reader._partitions.values() or [None]  # noqa: SLF001  (what it keeps in memory)
+            if partition is not None:
+                counted.append(len(partition.waiting))
+                sizes.append(partition.waiting_bytes)
+                if (partition.paused and partition.epoch) or len(counted) > PATIENCE:
+                    owner.rollback()
+
+        reader._progress = look  # noqa: SLF001  (as if the caller had given it)
+        reader.run()
+    return max(counted), max(sizes)
+
+
+def test_partition_that_comes_too_fast_is_held_back(ledger: Ledger, ledger_url: str, mock_kafka: MockCluster) -> None:
+    """What waits in memory is bounded, in records and in bytes, and all of it is taken in when the ledger can."""
+    (account,) = open_accounts(ledger, 1)
+    sent = turns([account], 3_000)[account]
+    topic = topic_of(mock_kafka, 1)
+    publish(mock_kafka, topic, sent)
+    reader = consumer(ledger, mock_kafka, topic, records_max=10)
+    count, _ = held_up(ledger_url, reader)
+    assert 40 <= count < 40 + RECORDS_MAX
+    assert (reader.counts["processed"], reader.counts["duplicates"]) == (3_000, 0)
+    assert effects(ledger_url) == asked({account: sent})
+
+
+def test_few_large_records_are_held_back(
+    ledger: Ledger, ledger_url: str, mock_kafka: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records are counted by their bytes, too, in memory and in one transaction."""
+    limit = 200_000
+    monkeypatch.setattr(kafka_consumer, "_QUEUED_BYTES", limit)
+    monkeypatch.setattr(kafka_consumer, "BODY_BYTES_MAX", limit // 4)
+    (account,) = open_accounts(ledger, 1)
+    sent = [
+        replace(message, data={**cast("dict[str, Any]", message.data), "metadata": {"note": "x" * 3_000}})
+        for message in turns([account], 200)[account]
+    ]
+    topic = topic_of(mock_kafka, 1)
+    publish(mock_kafka, topic, sent)
+    reader = consumer(ledger, mock_kafka, topic)
+    _, size = held_up(ledger_url, reader)
+    assert limit <= size < limit + 10_000
+    assert reader.counts["processed"] == 200
+    assert reader.counts["transactions"] >= 200 * 3_000 // (limit // 4 + 10_000)
+
+
 def test_what_cannot_be_read_is_kept(ledger: Ledger, mock_kafka: MockCluster) -> None:
     """Broken bodies, tombstones and other sources are dead letters by the name of their place; the rest goes on."""
     (account,) = open_accounts(ledger, 1)
@@ -299,6 +406,17 @@ def test_settings_that_promises_rest_on(ledger: Ledger, config: dict[str, Any], 
         Consumer([ledger.inbox(SOURCE, PATIENT)], ["t"], "g", config)
 
 
+def test_publisher_settings_from_a_file(tmp_path: Path) -> None:
+    """What keeps streams in order may be said again, in the words of a file, and may not be changed."""
+    file = tmp_path / "client.properties"
+    file.write_text("bootstrap.servers=127.0.0.1:1\nenable.idempotence=true\nacks=-1\n")
+    Publisher("t", read_config(file)).close()
+    for line in ("enable.idempotence=false", "acks=1", "partitioner=random"):
+        file.write_text(f"bootstrap.servers=127.0.0.1:1\n{line}\n")
+        with pytest.raises(InvalidCommand, match=line.partition("=")[0]):
+            Publisher("t", read_config(file))
+
+
 @pytest.mark.parametrize("config", [{"no.such.setting": "1"}, {"socket.timeout.ms": "soon"}])
 def test_settings_that_are_none(ledger: Ledger, config: dict[str, Any]) -> None:
     """What librdkafka does not know is the caller's mistake, and said in its words without a traceback."""
@@ -355,6 +473,68 @@ def test_doctor(ledger: Ledger, mock_kafka: MockCluster) -> None:
     assert finding.startswith(f"{topic}/1: the group stands at 1000")
     with pytest.raises(BrokerUnavailable, match="nowhere"):
         examine(ledger, "g", ["nowhere"], inboxes, config)
+
+
+def run_cli(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command about Kafka, as it is installed."""
+    return subprocess.run(
+        [sys.executable, "-m", "ledger", *arguments, "--json"],
+        env={**os.environ, "LEDGER_DATABASE_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        check=False,
+    )
+
+
+def test_tls_and_sasl_from_a_file(ledger: Ledger, ledger_url: str, tmp_path: Path, apache_kafka: ApacheKafka) -> None:
+    """A broker that wants TLS and a password has both from the file; another password is told of, and nothing read."""
+    (account,) = open_accounts(ledger, 1)
+    topic = topic_of(apache_kafka, 1)
+    publish(apache_kafka, topic, turns([account], 3)[account])
+    file = tmp_path / "client.properties"
+    secure = f"security.protocol=SASL_SSL\nssl.ca.location={apache_kafka.certificate}\nsasl.mechanisms=PLAIN\n"
+    file.write_text(f"{secure}sasl.username={USER}\nsasl.password=wrong\n")
+    told: list[str] = []
+
+    def stop(problem: str) -> None:
+        told.append(problem)
+        reader.stop()
+
+    settings = {**read_config(file), "bootstrap.servers": apache_kafka.secure}
+    reader = Consumer([ledger.inbox(SOURCE, PATIENT)], [topic], "g", settings, start=Start.EARLIEST, on_problem=stop)
+    reader.run()
+    assert "Authentication failed" in told[0]
+    assert reader.counts.get("records", 0) == 0
+
+    file.write_text(f"{secure}sasl.username={USER}\nsasl.password={PASSWORD}\n")
+    where = ["--bootstrap", apache_kafka.secure, "--topic", topic, "--group", "g", "--source", SOURCE]
+    done = run_cli(ledger_url, "consume", "kafka", *where, "--config", str(file), "--begin", "earliest", "--to-end")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["processed"] == 3
+
+
+def test_topic_that_grows_under_running_streams(ledger: Ledger, ledger_url: str, apache_kafka: ApacheKafka) -> None:
+    """Streams that go to another partition meanwhile stay in order by their sequence; the doctor counts them."""
+    streams = turns(open_accounts(ledger, 20), 6)
+    topic = topic_of(apache_kafka, 2)
+    publish(apache_kafka, topic, [message for sent in streams.values() for message in sent[:3]])
+    consumer(ledger, apache_kafka, topic).run()
+    where = ["--bootstrap", apache_kafka.bootstrap, "--topic", topic, "--group", "g", "--source", SOURCE]
+    sound = run_cli(ledger_url, "doctor", "kafka", *where)
+    assert (sound.returncode, json.loads(sound.stdout)) == (0, {"group": "g", "findings": []})
+    apache_kafka.add_partitions(topic, 5)
+    # Backwards, so that what is in another partition now is not in order by chance.
+    publish(apache_kafka, topic, [message for sent in streams.values() for message in reversed(sent[3:])])
+    warned = run_cli(ledger_url, "doctor", "kafka", *where)
+    moved = sum(partition_of(stream, 2) != partition_of(stream, 5) for stream in streams)
+    count, unread = json.loads(warned.stdout)["findings"]
+    assert warned.returncode == 1
+    assert count.startswith(f"{topic} has 5 partitions, and had 2")
+    assert f"of 20 streams that the inbox knows, {moved} go to another partition" in count
+    assert "partitions 2, 3, 4" in unread
+    consumer(ledger, apache_kafka, topic).run()
+    assert effects(ledger_url) == asked(streams)
 
 
 def test_real_broker(ledger: Ledger, ledger_url: str, apache_kafka: ApacheKafka) -> None:

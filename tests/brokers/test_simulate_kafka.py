@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import pytest
@@ -15,6 +15,7 @@ from apache_kafka import ApacheKafka
 from ledger import Ledger
 
 WAIT_SECONDS = 400
+LEFT: LiteralString = "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'ledger_simulation%'"
 
 
 def simulate(url: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -39,8 +40,7 @@ def assert_only_the_naive_one_is_wrong(url: str, done: subprocess.CompletedProce
     assert facts["repaired"] > 0
     assert facts["naive_after_repair"] == 0
     with psycopg.connect(url) as connection:
-        left = connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'ledger_simulation%'")
-        assert left.fetchall() == []
+        assert connection.execute(LEFT).fetchall() == []
 
 
 @pytest.mark.campaign
@@ -57,6 +57,17 @@ def test_through_a_real_broker(ledger: Ledger, ledger_url: str, apache_kafka: Ap
     assert ledger.ledger_id
     done = simulate(ledger_url, "--via", "kafka", "--accounts", "300", "--bootstrap", apache_kafka.bootstrap)
     assert_only_the_naive_one_is_wrong(ledger_url, done)
+
+
+def test_broker_that_is_not_there(ledger: Ledger, ledger_url: str) -> None:
+    """It is said in one line, without what a client logs meanwhile, and nothing stays behind."""
+    assert ledger.ledger_id
+    done = simulate(ledger_url, "--via", "kafka", "--bootstrap", "127.0.0.1:1", "--accounts", "1")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["code"] == "broker_unavailable"
+    assert done.stderr.count("\n") <= 1
+    with psycopg.connect(ledger_url) as connection:
+        assert connection.execute(LEFT).fetchall() == []
 
 
 @pytest.mark.parametrize(

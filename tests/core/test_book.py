@@ -28,6 +28,7 @@ from ledger.core.events import (
     PeriodClosed,
     StateAdvanced,
 )
+from ledger.core.lifecycle import HOLD
 
 OPENED: tuple[Event, ...] = (
     AssetDefined("USD", 2),
@@ -207,36 +208,34 @@ def test_movements_move_one_pair_of_numbers(direction: Direction) -> None:
     assert (leg.amount, leg.captured, leg.released, leg.expired, leg.left) == (100, 50, 20, 30, 0)
 
 
+def _of_hold(kind: type[HoldCaptured | HoldReleased | HoldExpired], amount: int) -> Event:
+    return kind("alice", Direction.DEBIT, "USD", amount, 0, TRANSACTION_ID)
+
+
 @pytest.mark.parametrize(
-    ("events", "state"),
+    ("events", "steps", "state"),
     [
-        ((), "open"),
-        ((HoldCaptured("alice", Direction.DEBIT, "USD", 99, 0, TRANSACTION_ID),), "open"),
-        ((HoldCaptured("alice", Direction.DEBIT, "USD", 100, 0, TRANSACTION_ID),), "captured"),
-        ((HoldReleased("alice", Direction.DEBIT, "USD", 100, 0, TRANSACTION_ID),), "released"),
-        ((HoldExpired("alice", Direction.DEBIT, "USD", 100, 0, TRANSACTION_ID),), "expired"),
-        (
-            (
-                HoldCaptured("alice", Direction.DEBIT, "USD", 1, 0, TRANSACTION_ID),
-                HoldReleased("alice", Direction.DEBIT, "USD", 99, 0, TRANSACTION_ID),
-            ),
-            "captured",
-        ),
-        (
-            (
-                HoldReleased("alice", Direction.DEBIT, "USD", 99, 0, TRANSACTION_ID),
-                HoldExpired("alice", Direction.DEBIT, "USD", 1, 0, TRANSACTION_ID),
-            ),
-            "expired",
-        ),
+        ((), "", "open"),
+        ((_of_hold(HoldCaptured, 99),), "capture", "open"),
+        ((_of_hold(HoldCaptured, 100),), "capture_rest", "captured"),
+        ((_of_hold(HoldReleased, 100),), "release_rest", "released"),
+        ((_of_hold(HoldExpired, 100),), "expire", "expired"),
+        ((_of_hold(HoldCaptured, 1), _of_hold(HoldReleased, 99)), "capture release_rest_after_capture", "captured"),
+        ((_of_hold(HoldCaptured, 1), _of_hold(HoldExpired, 99)), "capture expire_after_capture", "captured"),
+        ((_of_hold(HoldReleased, 99), _of_hold(HoldExpired, 1)), "release expire", "expired"),
+        ((_of_hold(HoldReleased, 1), _of_hold(HoldCaptured, 99)), "release capture_rest", "captured"),
     ],
 )
-def test_states_of_a_hold(events: tuple[Event, ...], state: str) -> None:
-    """A hold is open while anything is left; after that it is what became of it, a capture before all else."""
+def test_states_of_a_hold(events: tuple[Event, ...], steps: str, state: str) -> None:
+    """A hold is open while anything is left; after that it is what became of it, as its machine says."""
     placed = HoldPlaced("alice", Direction.DEBIT, "USD", 100, 0, TRANSACTION_ID, None)
     book = replay(opened(), (placed, *events))
+    reached = HOLD.initial
+    for step in steps.split():
+        reached = HOLD.advance(reached, step)
 
     assert book.holds[TRANSACTION_ID]["alice"].state == state
+    assert reached == state
 
 
 def test_terms_and_states_are_the_last_ones_told() -> None:

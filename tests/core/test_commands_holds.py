@@ -141,6 +141,8 @@ HOLD: dict[str, Any] = {"amount": "5 USD", "debit": "a", "credit": "b"}
         (CloseAccount, {"account": "#payment/p1"}, InvalidCommand, "account"),
         (ChangeAccount, {"account": "a"}, InvalidCommand, "command"),
         (ChangeAccount, {"account": "a", "reason": "x"}, InvalidCommand, "command"),
+        (ChangeAccount, {"account": "a", "min_balance": "5USD"}, InvalidAmount, "min_balance"),
+        (ChangeAccount, {"account": "a", "max_balance": "without"}, InvalidAmount, "max_balance"),
         (ChangeAccount, {"account": "a", "min_balance": "2 USD", "max_balance": "1 USD"}, InvalidCommand, "command"),
         (ClosePeriod, {}, InvalidCommand, "until"),
         (ClosePeriod, {"until": "2026-01-01"}, InvalidCommand, "until"),
@@ -155,6 +157,15 @@ def test_limits(model: type[Any], values: dict[str, Any], error: type[Exception]
         build(model, **values)
 
     assert getattr(refused.value, "where", None) == where
+
+
+@pytest.mark.parametrize(("model", "field"), [(Capture, "hold"), (Reverse, "transaction_id")])
+def test_what_is_no_id_is_named(model: type[Any], field: str) -> None:
+    """Who gives something else for an id reads what it was, and what an id is."""
+    with pytest.raises(InvalidCommand) as refused:
+        build(model, **{field: "rent-5"})
+
+    assert str(refused.value) == f"{field}: 'rent-5' is not the id of a transaction, which is a UUID"
 
 
 def test_limits_of_two_assets_are_judged_by_the_account() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import itertools
+import subprocess
 import sys
+from pathlib import Path
 from threading import Barrier, Thread
 
 import pytest
@@ -28,6 +30,16 @@ def test_the_example_in_the_module() -> None:
 
     assert result.attempted > 5
     assert result.failed == 0
+
+
+def test_works_alone(tmp_path: Path) -> None:
+    """Copied to where neither the ledger nor anything else is installed, its one file is all that it takes."""
+    (tmp_path / "monitor.py").write_text(Path(module.__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    program = "import monitor; print(monitor.OrderMonitor(start=1).check('a', 3))"
+    # Without site-packages.
+    command = [sys.executable, "-S", "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "gap\n", "")
 
 
 def test_verdicts() -> None:

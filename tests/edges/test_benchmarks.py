@@ -39,6 +39,21 @@ def test_quick_comparison_of_messages_reports_every_figure(tmp_path: Path) -> No
     assert [ratio["target"] for ratio in results["ratios"]] == [0.6, 0.35, None]
 
 
+def test_quick_comparison_with_a_topic_reports_every_figure(tmp_path: Path) -> None:
+    """One short round takes the same messages from a topic and from a file, and reads the topic alone."""
+    output = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "kafka", "--quick", "--output", str(output)]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+
+    assert done.returncode == 0, done.stderr
+    results = json.loads(output.read_text(encoding="utf-8"))
+    rates = results["messages_per_second"]
+    assert sorted(rates) == ["file to balances", "topic alone", "topic to balances"]
+    assert all(rate["median"] > 0 for rate in rates.values())
+    assert [ratio["target"] for ratio in results["ratios"]] == [0.7, None]
+
+
 def test_quick_look_at_memory_samples_it(tmp_path: Path) -> None:
     """A consumer in a process of its own tells its memory while messages pass through it."""
     output = tmp_path / "results.json"

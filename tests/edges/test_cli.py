@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import select
 import shutil
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,8 +20,9 @@ import psycopg
 import pytest
 import typer
 
-from ledger import Entry, Ledger, credit, debit
+from ledger import Entry, Ledger, OpenAccount, credit, debit
 from ledger.cli import app
+from ledger.core.commands import build
 
 Process: TypeAlias = subprocess.Popen[bytes]
 Program: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
@@ -614,6 +616,31 @@ def test_rebuild_names_what_differed(program: Program, answer: Answer, funded: L
     assert (code, rebuilt) == (1, {"differed": ["alice"]})
     assert (again.returncode, again.stdout, again.stderr) == (0, "all as the log says: nothing differed\n", "")
     assert program("rebuild", "bob").returncode == 1
+
+
+@pytest.mark.parametrize("what", ["rebuild", "verify"])
+def test_long_work_shows_its_progress_on_a_terminal_only(ledger_url: str, funded: Ledger, what: str) -> None:
+    """Whoever watches sees how far it is; the answer on standard output stays clean, and so does a log."""
+    funded.handle([build(OpenAccount, account=f"a-{n}", asset="USD", account_type="asset") for n in range(1_000)])
+    primary, terminal = pty.openpty()
+    command = [sys.executable, "-m", "ledger", what, "--json"]
+    variables = environment(LEDGER_DATABASE_URL=ledger_url, TERM="xterm")
+    shown = b""
+    with ended(subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=terminal)) as process:
+        os.close(terminal)
+        # A terminal that nobody holds any more is read to its end with an error.
+        with suppress(OSError):
+            while more := os.read(primary, 65_536):
+                shown += more
+        os.close(primary)
+        said, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+
+    assert process.returncode == 0
+    answered = json.loads(said)
+    assert answered.get("ok") or answered == {"differed": []}
+    assert {"rebuild": b"/1002", "verify": b"events"}[what] in shown
+    logged = subprocess.run(command, env=variables, capture_output=True, timeout=TIMEOUT_SECONDS, check=False)
+    assert (logged.returncode, logged.stderr) == (0, b"")
 
 
 # post -

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,41 @@ def test_url_that_is_none(program: Program) -> None:
     refused = program("consume", "rabbitmq", "--url", "http://x", "--queue", "q", "--source", "bank")
     assert refused.returncode == 2
     assert "write amqp://" in refused.stderr
+
+
+@pytest.mark.usefixtures("ledger")
+def test_queue_without_a_name(program: Program) -> None:
+    """RabbitMQ would make a queue up, another one each time: none of ours."""
+    refused = program("consume", "rabbitmq", "--url", "amqp://127.0.0.1:1", "--queue", "", "--source", "bank")
+    assert (refused.returncode, refused.stderr) == (2, "ledger: queue: it has no name\n")
+
+
+@pytest.mark.usefixtures("ledger")
+def test_doctor_without_a_broker(program: Program) -> None:
+    """What a client logs while it tries is nobody's answer: one line says that Kafka cannot be reached."""
+    refused = program("doctor", "kafka", *WHERE)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("ledger: Kafka: ")
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("ledger")
+def test_rabbitmq_that_is_not_there(ledger_url: str) -> None:
+    """It is tried again, and why is said; SIGTERM ends the trying in good order."""
+    options = ["--url", "amqp://127.0.0.1:1/?connection_attempts=1", "--queue", "q", "--source", "bank", "--json"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ledger", "consume", "rabbitmq", *options],
+        env={**os.environ, "LEDGER_DATABASE_URL": ledger_url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        process.terminate()
+        rest = process.communicate(timeout=60)
+    assert "refused" in said
+    assert (process.returncode, json.loads(rest[0])) == (0, {})
 
 
 @pytest.mark.parametrize(

@@ -305,6 +305,23 @@ def test_a_machine_of_ones_own_is_given_as_a_file(program: Program, answer: Answ
     assert program("state", "lamp", "l-1", "--machines", lamp).stdout.endswith("allowed: nothing\n")
 
 
+@pytest.mark.usefixtures("funded")
+def test_history_of_a_stream_is_shown(program: Program, answer: Answer) -> None:
+    """The steps of a machine's stream, and what is behind one of them, as for an account."""
+    answer("begin", "payment", "p-1", "--actor", "till")
+    answer("advance", "payment", "p-1", "authorise")
+    _, history = answer("history", "#payment/p-1")
+    spoken = program("history", "#payment/p-1").stdout
+    ours = program("history", "$ledger").stdout
+
+    assert history["stream"] == "#payment/p-1"
+    assert [step["payload"]["event"] for step in history["events"]] == ["begin", "authorise"]
+    assert re.search(r"^ +2 +[-0-9]+ [:0-9]+ +authorised\b", spoken, re.MULTILINE)
+    assert "`ledger transaction '#payment/p-1#2'` shows what is behind version 2" in spoken
+    assert re.search(r"^ +actor +till$", program("transaction", "#payment/p-1#1").stdout, re.MULTILINE)
+    assert re.search(r"^ +1 +[-0-9]+ [:0-9]+ +asset defined\b", ours, re.MULTILINE)
+
+
 def test_machines_are_listed_shown_and_drawn(program: Program, answer: Answer) -> None:
     """Those that come along, and the two that the ledger itself goes by; no database is needed."""
     _, everything = answer("machines")
@@ -340,7 +357,10 @@ def test_a_file_is_checked(program: Program, complaint: Complaint, tmp_path: Pat
     [
         (("hold", "1 USD", "--debit", "alice", "--credit", "alice"), 2, "both sides are alice"),
         (("hold", "5000 USD", "--debit", "alice", "--credit", "shop"), 1, "alice has 1000.00 USD available"),
-        (("capture", "no-uuid"), 2, "hold: "),
+        (("capture", "no-uuid"), 2, "hold: 'no-uuid' is not the id of a transaction"),
+        (("change-account", "alice", "--max-balance", "7USD"), 2, "ledger: max_balance: Amount '7USD USD'"),
+        (("history", "#payment/p-9"), 1, "payment p-9 was never begun"),
+        (("rebuild", "#payment/p-9"), 1, "payment p-9 was never begun"),
         (("capture", "6aa403c7-99d3-55e8-8c67-9bc193fd35b7"), 1, "There is no hold 6aa403c7"),
         (("release", "6aa403c7-99d3-55e8-8c67-9bc193fd35b7", "x"), 2, "amount: Amount 'x' is not valid"),
         (("holds", "bob"), 1, "Account bob does not exist"),
@@ -356,7 +376,7 @@ def test_a_file_is_checked(program: Program, complaint: Complaint, tmp_path: Pat
         (("advance", "payment", "p-9", "capture"), 1, "payment p-9 was never begun"),
         (("state", "payment", "p-9"), 1, "payment p-9 was never begun"),
         (("begin", "payment", "p-9", "--machines", "/dev/null/none.toml"), 2, "/dev/null/none.toml: Not a directory"),
-        (("machines", "unicorn"), 2, "'unicorn' is neither one of cart, order"),
+        (("machines", "unicorn"), 2, "'unicorn' is neither one of cart, inventory, order"),
         (("machines", "unicorn.toml"), 2, "unicorn.toml: No such file or directory"),
         (("machines", "--diagram"), 2, "--diagram draws one machine; name it"),
     ],

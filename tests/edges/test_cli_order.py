@@ -10,6 +10,8 @@ import pytest
 from test_cli import Answer, Program, answer, forking, program
 
 from ledger import Ledger
+from ledger.cli.letters import Reason
+from ledger.order.cursor import Why
 from ledger.receiving import message_schemas
 
 __all__ = ["answer", "forking", "program"]
@@ -143,6 +145,65 @@ def test_dead_letters_in_bulk(program: Program, answer: Answer, tmp_path: Path) 
     assert program("dead-letters", "discard", *source).returncode == 2
     assert program("dead-letters", "discard", name, *source, "--all").returncode == 2
     assert program("dead-letters", "show", "nonsense", *source).returncode == 2
+
+
+def test_dead_letters_of_a_stream_go_in_order(bank: Ledger, program: Program, answer: Answer, tmp_path: Path) -> None:
+    """However their ids fall, what is requeued together takes effect by its sequence: no withdrawal overtakes."""
+    kinds = ("deposit", "withdraw")
+    late = [message(n, kinds[n % 2], "5 USD") for n in range(20, 30)]
+    source = ("--source", "bank", "--start", "100")
+    assert program("ingest", lines(tmp_path / "m.jsonl", *late), *source, "--format", "seed").returncode == 1
+    code, done = answer("dead-letters", "requeue", *source, "--all", "--why", "before_start")
+    assert (code, done["processed"]) == (0, len(late))
+    assert answer("inbox", "stats", *source)[1]["counters"]["rejected"] == 0
+    amounts = [str(event.amount) for event in bank.history("alice") if event.amount is not None]
+    assert len(amounts) == len(late)
+
+
+@pytest.mark.usefixtures("bank")
+def test_dead_letters_are_listed_to_be_decided_about(program: Program, tmp_path: Path) -> None:
+    """An id can be copied from a table that is narrow, and a reason that there is not is refused by its name."""
+    narrow = ("--source", "bank", "--attempts", "1")
+    bad = {**message(1, "deposit", "1 USD"), "data": "nothing"}
+    assert program("ingest", lines(tmp_path / "m.jsonl", bad, "{"), *narrow, "--format", "seed").returncode == 1
+    listed = json.loads(program("dead-letters", "list", *narrow, "--json").stdout)["dead_letters"]
+    shown = program("dead-letters", "list", *narrow).stdout
+    assert [letter["dead_letter_id"] in shown for letter in listed] == [True, True]
+    refused = program("dead-letters", "list", *narrow, "--why", "late")
+    assert (refused.returncode, "before_start" in refused.stderr) == (2, True)
+    (unreadable,) = [letter["dead_letter_id"] for letter in listed if letter["why"] == "undecodable"]
+    refused = program("dead-letters", "requeue", unreadable, *narrow)
+    assert (refused.returncode, "sent again" in refused.stdout) == (1, True)
+
+
+def test_reasons_are_those_of_the_inbox() -> None:
+    """Whatever a message can be a dead letter for can be asked for."""
+    assert {reason.value for reason in Reason} == {why.value for why in Why} - {"duplicate"} | {"failed", "undecodable"}
+
+
+@pytest.mark.usefixtures("bank")
+def test_what_finds_no_room_is_told(program: Program, answer: Answer, tmp_path: Path) -> None:
+    """Messages that are set aside are dead letters, and so the exit code is 1."""
+    file = lines(tmp_path / "m.jsonl", *(message(n, "deposit", "1 USD") for n in (2, 3, 4)))
+    code, summary = answer("ingest", file, "--source", "bank", "--format", "seed", "--max-buffered", "2")
+    assert (code, summary["set_aside"], summary["held"]) == (1, 1, 2)
+    assert program("dead-letters", "list", "--source", "bank", "--why", "no_room").stdout.count("alice") == 1
+
+
+@pytest.mark.usefixtures("bank")
+def test_stream_whose_message_fails_is_shown(program: Program, answer: Answer, tmp_path: Path) -> None:
+    """It waits as one with a gap does: gaps say so with the error, and exit code 1; tick tells what failed."""
+    bad = {**message(1, "deposit", "1 USD"), "data": "nothing"}
+    file = lines(tmp_path / "m.jsonl", bad, message(2, "deposit", "1 USD"))
+    assert answer("ingest", file, "--source", "bank", "--format", "seed")[0] == 1
+    code, found = answer("inbox", "gaps", "--source", "bank")
+    (gap,) = found["gaps"]
+    assert (code, gap["stream"], gap["status"], gap["missing"]) == (1, "alice", "retrying", [])
+    assert "data of a ledger.deposit" in gap["error"]
+    stats = answer("inbox", "stats", "--source", "bank")[1]
+    assert (stats["retrying"], stats["parked"], stats["counters"]["duplicates"]) == (1, 0, 0)
+    ticked = program("inbox", "tick", "--source", "bank", "--attempts", "1")
+    assert ticked.returncode == 0 or "alice alice-1: TypeError" in ticked.stdout
 
 
 def test_batch_over_several_lines_is_read(bank: Ledger, answer: Answer, tmp_path: Path) -> None:

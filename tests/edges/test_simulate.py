@@ -36,12 +36,15 @@ def test_each_cause_corrupts_the_naive_consumer_alone(answer: Answer, ledger_url
     assert facts["naive"]["accounts_wrong"] > 0
     assert facts["naive"]["cents_wrong"] > 0
     assert facts["naive"]["first_wrong"] is not None
-    assert facts["ledger"] | {"seconds": 0} == {
+    assert facts["naive"]["noticed"] is None
+    assert 0 < facts["ledger"]["noticed"] <= facts["delivered"]
+    assert facts["ledger"] | {"seconds": 0, "noticed": 0} == {
         "accounts_wrong": 0,
         "cents_wrong": 0,
         "refused": 0,
         "waiting": 0,
         "first_wrong": None,
+        "noticed": 0,
         "seconds": 0,
     }
     assert facts["counters"].get("out_of_order", 0) + facts["counters"].get("duplicates", 0) > 0
@@ -79,6 +82,7 @@ def test_picture_is_drawn(program: Program, tmp_path: Path) -> None:
     done = program(*SMALL, "--picture", str(file))
     assert done.returncode == 0
     assert "accounts wrong" in done.stdout
+    assert "noticed by itself after" in done.stdout
     assert file.read_text(encoding="utf-8").count("<path") > 2
 
 

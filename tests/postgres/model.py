@@ -8,10 +8,11 @@ Commands come in the JSON form that the command line takes; a transaction is cal
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fractions import Fraction
+from itertools import takewhile
 from typing import Any, Final, TypeAlias
 
 Request: TypeAlias = Mapping[str, Any]
@@ -33,6 +34,7 @@ MAY_WHILE_FROZEN: Final = {"release", "expire", "reverse", "change", "unfreeze"}
 ACCOUNT_STEPS: Final = {("open", "freeze"): "frozen", ("frozen", "unfreeze"): "open", ("open", "close"): "closed"}
 TRIP: Final = {
     ("requested", "accept"): "accepted",
+    ("requested", "start"): "started",
     ("accepted", "start"): "started",
     ("started", "end"): "ended",
     ("requested", "cancel"): "cancelled",
@@ -160,9 +162,12 @@ class Model:
         self, requests: Sequence[Request], *, scope: str = "", atomic: bool = False, dry_run: bool = False
     ) -> list[Answer | Rejection]:
         """Carry out commands in order; each sees what the ones before it did."""
-        tried = copy.deepcopy(self)
-        tried.expire(name for request in requests for name in self.touched(request))
+        expired = copy.deepcopy(self)
+        expired.expire_for(requests)
+        tried = copy.deepcopy(expired)
         outcomes = [tried.outcome(request, scope) for request in requests]
+        if not dry_run:
+            self.become(expired)
         failed = next((index for index, outcome in enumerate(outcomes) if isinstance(outcome, Rejection)), None)
         if atomic and failed is not None:
             together = Rejection("atomic_batch", index=failed)
@@ -191,11 +196,22 @@ class Model:
         if original in self.transactions:
             yield from (name for name, _, _ in self.transactions[original].entries)
 
-    def expire(self, names: Iterable[str]) -> int:
+    def expire_for(self, requests: Sequence[Request]) -> None:
+        """
+        Expire what is due on the accounts that these are about, for good, whatever becomes of them.
+
+        Not what the first of them expire themselves; and where they do nothing else, nothing.
+        """
+        expiries = list(takewhile(lambda request: request["type"] == "expire_hold", requests))
+        if len(expiries) < len(requests):
+            named = {request["hold"] for request in expiries}
+            self.expire((name for request in requests for name in self.touched(request)), named)
+
+    def expire(self, names: Iterable[str], but: Collection[str] = ()) -> int:
         """Expire what is due on these accounts; how many."""
         touched, expired = set(names), 0
-        for held in self.holds.values():
-            if held.is_due and held.left and touched & {name for name, _ in held.sides}:
+        for hold, held in self.holds.items():
+            if hold not in but and held.is_due and held.left and touched & {name for name, _ in held.sides}:
                 for name, direction in held.sides:
                     self.accounts[name].move(direction, 0, -held.left)
                 held.expired, expired = held.left, expired + 1
@@ -478,6 +494,24 @@ def capture_or_release(model: Model, request: Request) -> list[str]:
     return names
 
 
+def expire_hold(model: Model, request: Request) -> list[str]:
+    held = model.holds.get(request["hold"])
+    if held is None:
+        raise Rejection("unknown_transaction", transaction_id=request["hold"], kind="hold")
+    names = [name for name, _ in held.sides]
+    model.check_open_for(names, "expire", request)
+    if not held.left:
+        raise Rejection("hold_not_open", state=held.state)
+    if not held.is_due:
+        raise Rejection("hold_not_due")
+    left = held.left
+    for name, direction in held.sides:
+        model.accounts[name].move(direction, 0, -left)
+    held.expired = left
+    model.transactions[model.next_name()] = Posted("expire_hold", [])
+    return names
+
+
 def check_rest(reference: str, left: int, amount: int, its: Account) -> None:
     if amount > left:
         facts = {"left": printed(left, its.asset, its.scale), "required": printed(amount, its.asset, its.scale)}
@@ -592,6 +626,7 @@ RULES: Final = {
     "hold": hold,
     "capture": capture_or_release,
     "release": capture_or_release,
+    "expire_hold": expire_hold,
     "reverse": reverse,
     "close_period": close_period,
     "begin": begin,

@@ -144,7 +144,7 @@ def test_lost_connection_is_made_good(
     assert_sound(ledger, ledger_url)
 
 
-@pytest.mark.parametrize("ask", [_one, _batch], ids=lambda ask: ask.__name__.strip("_"))
+@pytest.mark.parametrize("ask", [_one, _keyed, _opening, _batch], ids=lambda ask: ask.__name__.strip("_"))
 @pytest.mark.parametrize("point", Point)
 def test_terminated_backend_is_made_good(
     ledger: Ledger, ledger_url: str, proxy: FaultyProxy, terminate: Strike, point: Point, ask: Ask
@@ -248,20 +248,22 @@ class Client:
 
 
 def kill_clients(proxy: FaultyProxy, ledger: Ledger, folder: Path, faults: Sequence[tuple[Point, int]]) -> int:
-    """Kill a client at each point, compare its journal with the ledger, and let it ask again what has a key."""
-    killed = 0
-    for number, (point, place) in enumerate(faults):
-        notes = Journal(folder / f"journal-{number}")
-        name = f"client-{number}"
-        client = Client(proxy.url, folder / f"journal-{number}", name, commands=4)
-        client.ready()
-        proxy.arm(Fault(point, place, client.kill))
-        client.go()
-        killed += client.end() != 0
-        proxy.disarm()
-        assert notes.asked
-        notes.assert_kept(ledger)
-        _ask_again(ledger, notes, name)
+    """Kill a client at each of these points; how many were there to be killed."""
+    return sum(kill_client(proxy, ledger, folder, f"client-{at}", *fault) for at, fault in enumerate(faults))
+
+
+def kill_client(proxy: FaultyProxy, ledger: Ledger, folder: Path, name: str, point: Point, place: int) -> bool:
+    """Kill a client at a point, compare its journal with the ledger, and ask again what has a key; was it killed?"""
+    notes = Journal(folder / f"journal-{name}")
+    client = Client(proxy.url, folder / f"journal-{name}", name, commands=4)
+    client.ready()
+    proxy.arm(Fault(point, place, client.kill))
+    client.go()
+    killed = client.end() != 0
+    proxy.disarm()
+    assert notes.asked
+    notes.assert_kept(ledger)
+    _ask_again(ledger, notes, name)
     return killed
 
 
@@ -288,6 +290,23 @@ def test_killed_client_keeps_what_was_acknowledged(
 
 
 # Campaigns
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("point", Point)
+def test_client_killed_at_each_point(
+    ledger: Ledger, ledger_url: str, proxy: FaultyProxy, tmp_path: Path, point: Point
+) -> None:
+    """A client is killed at its first statement or flight, at its second, and so on, until there is none left."""
+    for number in range(1, POINTS_MAX):
+        if not kill_client(proxy, ledger, tmp_path, f"{point}-{number}", point, number):
+            # Every command of the last one was answered, so that all points of all of them have been struck.
+            assert number > 4 * 2
+            assert len(Journal(tmp_path / f"journal-{point}-{number}").acknowledged) == 8
+            break
+    else:
+        pytest.fail(f"the client sends more than {POINTS_MAX} statements")
+    assert_sound(ledger, ledger_url)
 
 
 @pytest.mark.campaign

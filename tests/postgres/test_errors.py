@@ -412,8 +412,22 @@ def test_questions_are_asked_with_whole_numbers(funded: Ledger, number: Any) -> 
             question()
 
 
-@pytest.mark.parametrize("schema", ["", "x" * 64, "é" * 32, "a\0b", "\ud800"], ids=ascii)
-def test_schema_that_is_none(schema: str) -> None:
+@pytest.mark.parametrize("pool_size", [0, -1, 10_001, 2.5, True, "5", None], ids=repr)
+def test_pool_that_is_none(pool_size: Any) -> None:
+    """A pool has a connection at least, and an end."""
+    with pytest.raises(InvalidCommand, match=r"^pool_size: .*from 1 to 10000"):
+        Ledger.connect("postgresql://me@127.0.0.1:1/db", pool_size=pool_size)
+
+
+@pytest.mark.parametrize("engine", ["postgresql://me@127.0.0.1:1/db", None], ids=repr)
+def test_engine_that_is_none(engine: Any) -> None:
+    """Who has a URL and no engine is told where to go with it."""
+    with pytest.raises(InvalidCommand, match=r"^engine: .*Ledger\.connect"):
+        Ledger(engine)
+
+
+@pytest.mark.parametrize("schema", ["", "x" * 64, "é" * 32, "a\0b", "\ud800", None, 5], ids=ascii)
+def test_schema_that_is_none(schema: Any) -> None:
     """A name that the server would cut, or could not store, is refused before anything is tried."""
     with pytest.raises(InvalidCommand, match=r"^schema: "):
         Ledger.connect("postgresql://me@127.0.0.1:1/db", schema=schema)

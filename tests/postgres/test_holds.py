@@ -13,13 +13,18 @@ from invariants import assert_sound, projections, repairs
 from ledger import (
     Done,
     ExceedsRest,
+    ExpireHold,
+    Hold,
     HoldNotOpen,
     IdempotencyConflict,
     InsufficientFunds,
     Ledger,
     UnknownTransaction,
+    VersionConflict,
+    Withdraw,
 )
 from ledger.operations import Operations
+from ledger.storage.projector import DUE_MAX
 
 Psql = psycopg.Connection[Any]
 
@@ -223,6 +228,98 @@ def test_sweeper_expires_what_is_left_once(bank: Ledger, ledger_url: str, psql: 
     assert numbers(bank, "alice") == ("96.00", "-2.00", "94.00")
     assert [str(line.expired) for line in bank.holds("alice", status="captured")] == ["6.00 USD"]
     assert_sound(bank, ledger_url)
+
+
+def test_expiry_replays_its_answer(bank: Ledger, ledger_url: str, psql: Psql) -> None:
+    """A hold that is expired twice under one key expires once, and is answered alike."""
+    placed = hold(bank, expires_at=soon(psql))
+    command = ExpireHold(hold=placed.transaction.transaction_id, idempotency_key="expiry")
+    await_expiry(psql)
+    (first,), (second,) = bank.handle([command]), bank.handle([command])
+    assert isinstance(first, Done)
+    assert second == first._replace(replayed=True)
+    assert numbers(bank, "alice") == ("100.00", "0.00", "100.00")
+    assert_sound(bank, ledger_url)
+
+
+def test_expiry_at_the_end_of_a_batch_frees_its_beginning(bank: Ledger, ledger_url: str, psql: Psql) -> None:
+    """Whoever sends an expiry along after something else is not refused by the hold whose time is over."""
+    placed = hold(bank, "90 USD", expires_at=soon(psql))
+    await_expiry(psql)
+    withdrawal = Withdraw(account="alice", amount="80 USD", against="world")
+    outcomes = bank.handle([withdrawal, ExpireHold(hold=placed.transaction.transaction_id)])
+    assert isinstance(outcomes[0], Done)
+    assert isinstance(outcomes[1], HoldNotOpen)
+    assert_sound(bank, ledger_url)
+
+
+def test_expiry_at_the_beginning_of_a_batch_is_its_own(bank: Ledger, psql: Psql) -> None:
+    """Whoever sends an expiry first is answered that it happened, and what follows sees it."""
+    placed = hold(bank, "90 USD", expires_at=soon(psql))
+    await_expiry(psql)
+    withdrawal = Withdraw(account="alice", amount="80 USD", against="world")
+    outcomes = bank.handle([ExpireHold(hold=placed.transaction.transaction_id), withdrawal])
+    assert [type(outcome) for outcome in outcomes] == [Done, Done]
+
+
+@pytest.mark.parametrize("is_guest", [False, True])
+def test_expiry_lasts_when_the_batch_does_not(bank: Ledger, ledger_url: str, psql: Psql, is_guest: bool) -> None:
+    """The version that a refusal names is the account's: who reads and tries again, as it says, gets on."""
+    hold(bank, "30 USD", expires_at=soon(psql))
+    await_expiry(psql)
+    read = bank.balance("alice").version
+    with psycopg.connect(ledger_url) as connection, bank.join(connection) as guest:
+        ledger = guest if is_guest else bank
+        (refused,) = ledger.handle([_withdrawal_at(read)], atomic=True)
+        assert isinstance(refused, VersionConflict)
+        assert ledger.balance("alice").version == refused.actual
+        (done,) = ledger.handle([_withdrawal_at(refused.actual)], atomic=True)
+        assert isinstance(done, Done)
+    assert_sound(bank, ledger_url)
+
+
+def _withdrawal_at(version: int) -> Withdraw:
+    return Withdraw(account="alice", amount="80 USD", against="world", expected_versions={"alice": version})
+
+
+MANY = DUE_MAX + 100
+"""More holds than are expired at once."""
+
+
+@pytest.fixture
+def crowded(bank: Ledger, psql: Psql) -> Ledger:
+    """The ledger when very many holds have fallen due, and nothing has expired them: 11.00 USD are said to be held."""
+    ((due,),) = psql.execute("SELECT clock_timestamp() + interval '3 seconds'").fetchall()
+    small = Hold(amount="0.01 USD", debit="alice", credit="shop", expires_at=due)
+    placed = bank.handle([small] * MANY)
+    assert all(isinstance(outcome, Done) for outcome in placed)
+    await_expiry(psql)
+    return bank
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_no_number_of_due_holds_is_overstated(crowded: Ledger, ledger_url: str, dry_run: bool) -> None:
+    """However many holds of an account are due, all of them expire before anything is decided about it."""
+    (done,) = crowded.handle([Withdraw(account="alice", amount="100 USD", against="world")], dry_run=dry_run)
+    assert isinstance(done, Done)
+    assert numbers(crowded, "shop") == (("0.00", "11.00", "0.00") if dry_run else ("0.00", "0.00", "0.00"))
+    assert_sound(crowded, ledger_url)
+
+
+def test_guest_expires_any_number_of_holds(crowded: Ledger, ledger_url: str) -> None:
+    """In the application's transaction as well, and they last as it does."""
+    with psycopg.connect(ledger_url) as connection, crowded.join(connection) as guest:
+        guest.withdraw("alice", "100 USD", against="world")
+    assert numbers(crowded, "shop") == ("0.00", "0.00", "0.00")
+    assert_sound(crowded, ledger_url)
+
+
+def test_sweeper_counts_all_that_it_expires(crowded: Ledger, ledger_url: str) -> None:
+    """Page by page each hold is expired by its own command, and none by the page before."""
+    steps: list[int] = []
+    assert crowded.expire_holds(progress=steps.append) == MANY
+    assert steps == sorted(set(steps))
+    assert_sound(crowded, ledger_url)
 
 
 # By hand, damaged, and in somebody else's transaction

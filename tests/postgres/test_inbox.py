@@ -18,9 +18,12 @@ from invariants import assert_sound
 
 from ledger import Done, InsufficientFunds, InvalidCommand, Ledger, Retry, Unordered
 from ledger.inbox import Inbox
+from ledger.intake import Delivery, Intake, totals
 from ledger.order.cursor import OnGap, Range, Strict
+from ledger.order.decoders import cloudevents
 from ledger.order.message import Json, Message
 from ledger.receiving import Handler
+from ledger.storage import mailbox
 
 Psql = psycopg.Connection[Any]
 
@@ -240,6 +243,34 @@ def test_long_backlog_is_worked_off(bank: Ledger) -> None:
     assert len(outcomes(inbox, [deposit("alice", 1, "0.01 USD")])) == 2_501
     assert bank.balance("alice").posted.minor == 2_501
     assert inbox.stats().held == 0
+
+
+def test_transports_are_told_counts_however_much_was_waiting(bank: Ledger) -> None:
+    """A message that sets a million going leaves no million outcomes in memory: counts, and what was rejected."""
+    inbox = bank.inbox("bank", PATIENT)
+    inbox.receive([withdrawal("alice", 2, "999 USD"), *(deposit("alice", n) for n in range(3, 1_503))])
+    received = Intake([inbox], cloudevents).take([Delivery([deposit("alice", 1)], [])])
+    assert len(received) > 1
+    assert (totals(received)["processed"], totals(received)["rejected"]) == (1_502, 1)
+    assert [message.sequence for each in received for message, _ in each.outcomes] == [2]
+
+
+@pytest.mark.parametrize("wanted", ["BY_SEQUENCE", "BY_ID"])
+def test_what_is_looked_up_does_not_cost_more_in_a_long_stream(bank: Ledger, psql: Psql, wanted: str) -> None:
+    """Before PostgreSQL knows anything of its tables, too, a message is found without reading others of its stream."""
+    bank.inbox("bank", Strict(timedelta(days=1))).receive([deposit("alice", n) for n in range(2, 402)])
+    names = [deposit("alice", 300).id] if wanted == "BY_ID" else [300]
+    psql.execute("SET enable_seqscan = off")
+    sql = "EXPLAIN (ANALYZE, FORMAT JSON) " + getattr(mailbox, wanted).replace("{schema}.", "")
+    ((((plan,),)),) = psql.execute(sql.encode(), (["alice"], names, "bank")).fetchall()
+    assert plan["Plan"]["Actual Rows"] == 1
+    assert rows_passed_over(plan["Plan"]) == 0
+
+
+def rows_passed_over(plan: dict[str, Any]) -> int:
+    """How many rows a plan has read in vain."""
+    below = plan.get("Plans", ())
+    return int(plan.get("Rows Removed by Filter", 0)) + sum(rows_passed_over(each) for each in below)
 
 
 def failing(broken: set[str]) -> dict[str, Handler]:

@@ -10,7 +10,17 @@ import psycopg
 import pytest
 from test_inbox import PATIENT, Psql, bank, deposit, withdrawal
 
-from ledger import Done, InsufficientFunds, InvalidCommand, Ledger, Retry, Strict, UndecodableMessage, Unordered
+from ledger import (
+    Done,
+    InsufficientFunds,
+    InvalidCommand,
+    Ledger,
+    Retry,
+    Strict,
+    UndecodableMessage,
+    Unordered,
+    VersionConflict,
+)
 from ledger.order.cursor import OnGap, Range, Status
 from ledger.order.message import Json, Message
 from ledger.receiving import Handler
@@ -338,6 +348,84 @@ def test_process_without_handlers_leaves_their_messages_alone(bank: Ledger) -> N
     application.tick()
     assert done == ["a-1", "a-3", "a-4"]
     assert somebody.gaps() == []
+
+
+def test_replay_without_handlers_leaves_their_messages_alone(bank: Ledger) -> None:
+    """Whoever has no handlers cannot say what would come out otherwise, and says how many it left."""
+    handlers: dict[str, Handler] = {"shop.ordered": lambda message, _: {"paid": message.sequence}}
+    application = bank.inbox("shop", PATIENT, handlers=handlers)
+    application.receive([shop(1), shop(2)])
+    replayed = bank.inbox("shop", PATIENT).replay(dry_run=False)
+    assert (replayed.replayed, replayed.changes, replayed.elsewhere) == (0, [], 2)
+    replayed = application.replay()
+    assert (replayed.replayed, replayed.changes, replayed.elsewhere) == (2, [], 0)
+
+
+@pytest.mark.parametrize("park", [False, True])
+def test_stream_that_is_stuck_at_a_failure_says_so(bank: Ledger, park: bool) -> None:
+    """Tried again or parked, it is among those that wait, and its error stays whatever arrives behind it."""
+    broken = {"a-1"}
+
+    def handle(message: Message, _: psycopg.Connection[Any]) -> None:
+        if message.id in broken:
+            raise RuntimeError("no such shop")
+
+    retry = Retry(attempts_max=1 if park else 9, delay=timedelta(days=1), park=park)
+    inbox = bank.inbox("shop", PATIENT, retry=retry, handlers={"shop.ordered": handle})
+    inbox.receive([shop(1), shop(1, "b")])
+    inbox.receive([shop(2)])
+    (gap,) = inbox.gaps()
+    assert (gap.stream, gap.missing, gap.status) == ("a", 1, "parked" if park else "retrying")
+    assert gap.error == "RuntimeError: no such shop"
+    stats = inbox.stats()
+    assert (stats.parked, stats.retrying, stats.held) == ((1, 0, 1) if park else (0, 1, 2))
+    assert stats.oldest_wait is not None
+    assert inbox.gaps(status=Status.WAITING) == []
+    assert inbox.gaps(after="a") == []
+
+
+def test_decision_is_no_sight_of_its_message(bank: Ledger) -> None:
+    """When a dead letter was last seen is when its message came, whatever was decided about it since."""
+    inbox = bank.inbox("shop", PATIENT, retry=Retry(attempts_max=1), handlers={})
+    inbox.receive([shop(1)])
+    (letter,) = inbox.dead_letters()
+    inbox.discard(letter.dead_letter_id, actor="ann")
+    assert inbox.dead_letter(letter.dead_letter_id).last_seen == letter.last_seen
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_version_decides_between_producers_without_a_common_count(bank: Ledger, first: str) -> None:
+    """Who read the account before the other one wrote is refused, on record, whatever time its message says."""
+    seen = bank.deposit("alice", "10 USD", against="world").versions["alice"]
+    said = {
+        source: Message(
+            source=source,
+            id="m1",
+            type="ledger.withdraw",
+            stream="alice",
+            sequence=1,
+            time=datetime(2022, 1, 1 if source == "a" else 2, tzinfo=UTC),
+            data={"account": "alice", "amount": "1 USD", "against": "world", "expected_versions": {"alice": seen}},
+        )
+        for source in ("a", "b")
+    }
+    for source in sorted(said, key=lambda source: source != first):
+        ((_, outcome),) = bank.inbox(source, PATIENT).receive([said[source]]).outcomes
+        assert isinstance(outcome, Done if source == first else VersionConflict)
+        assert bank.inbox(source, PATIENT).stats().counters["rejected"] == int(source != first)
+    assert bank.balance("alice").posted.minor == 900
+
+
+def test_failed_message_was_first_seen_when_it_came(bank: Ledger, psql: Psql) -> None:
+    """A dead letter tells since when it has been waited for, not since when it was given up."""
+    retry = Retry(attempts_max=2, delay=timedelta(0))
+    inbox = bank.inbox("shop", PATIENT, retry=retry, handlers={})
+    inbox.receive([shop(1)])
+    ((received_at,),) = psql.execute("SELECT received_at FROM inbox_messages").fetchall()
+    inbox.tick()
+    (letter,) = inbox.dead_letters()
+    assert (letter.attempts, letter.first_seen) == (2, received_at)
+    assert letter.last_seen > letter.first_seen
 
 
 @pytest.mark.parametrize("how", ["commit", "rollback", "close", "statement"])

@@ -140,7 +140,8 @@ def test_consumers_of_the_same_streams(bank: Ledger, ledger_url: str, play: Play
     assert counters["received"] == sum(received)
     assert counters["duplicates"] == sum(received) - len(sent())
     assert counters["gaps_opened"] == counters["gaps_filled"]
-    assert not counters.keys() & {"rejected", "conflicts", "late", "dead_lettered", "gaps_timed_out", "unnumbered"}
+    never = ("rejected", "conflicts", "late", "dead_lettered", "gaps_timed_out", "unnumbered")
+    assert [counters[name] for name in never] == [0] * len(never)
 
 
 def tick_until(url: str, policy: Strict, over: threading.Event) -> int:
@@ -176,7 +177,7 @@ def test_deadlines_that_come_meanwhile(bank: Ledger, ledger_url: str, on_gap: On
     counters = inbox_of(bank).stats().counters
     assert counters["received"] == received
     assert counters["gaps_timed_out"] > 0
-    assert "rejected" not in counters
+    assert counters["rejected"] == 0
 
 
 class Shop:

@@ -10,7 +10,16 @@ import pytest
 from conftest import Tamper
 from invariants import assert_sound
 
-from ledger import Command, Done, Ledger, StreamExists, TransitionRefused, UnknownMachine, UnknownStream
+from ledger import (
+    Command,
+    Done,
+    Ledger,
+    StreamExists,
+    TransitionRefused,
+    UnknownAccount,
+    UnknownMachine,
+    UnknownStream,
+)
 from ledger.core.commands import Advance, Begin, build
 from ledger.lifecycle import StateMachine, on
 
@@ -42,6 +51,33 @@ def test_payment_goes_its_way(ledger: Ledger, ledger_url: str) -> None:
     stands = ledger.state("payment", "p-1")
     assert (stands.state, stands.version, stands.allowed) == ("refunded", 5, ())
     assert_sound(ledger, ledger_url)
+
+
+def test_history_of_a_stream_is_asked_for_like_that_of_an_account(ledger: Ledger) -> None:
+    """Which steps were taken, and by whom, page by page; and what the ledger's own stream says."""
+    ledger.begin("payment", "p-1", actor="till")
+    for event in ("authorise", "capture"):
+        ledger.advance("payment", "p-1", event, actor="bank")
+    steps = ledger.history("#payment/p-1")
+    assert [json.loads(step.payload)["event"] for step in steps] == ["begin", "authorise", "capture"]
+    assert [ledger.transaction(step.transaction_id).transaction.actor for step in steps] == ["till", "bank", "bank"]
+    assert ledger.history("#payment/p-1", before_version=3, limit=1) == steps[1:2]
+    for unknown in ("#payment/p-2", "#payment", "#"):
+        with pytest.raises(UnknownStream):
+            ledger.history(unknown)
+    with pytest.raises(UnknownAccount):
+        ledger.history("payment/p-1")
+    ledger.define_asset("POINTS", scale=0)
+    assert [event.type for event in ledger.history("$ledger")] == ["asset_defined"]
+
+
+def test_stream_that_is_sound_is_rebuilt_by_name(ledger: Ledger) -> None:
+    """There is nothing to mend, and that is the answer; a stream that was never begun is unknown."""
+    ledger.begin("payment", "p-1")
+    assert ledger.rebuild("#payment/p-1") == []
+    assert ledger.verify("#payment/p-1").ok
+    with pytest.raises(UnknownStream):
+        ledger.rebuild("#payment/p-2")
 
 
 def test_refused_step_names_state_event_and_what_was_allowed(ledger: Ledger, ledger_url: str) -> None:
@@ -158,4 +194,6 @@ def test_lost_head_is_rebuilt(ledger: Ledger, ledger_url: str, psql: psycopg.Con
     psql.execute("DELETE FROM balances WHERE stream = '#payment/p-1'")
     ledger.advance("payment", "p-1", "capture")
     assert ledger.state("payment", "p-1").version == 3
+    psql.execute("UPDATE balances SET version = 2 WHERE stream = '#payment/p-1'")
+    assert [event.version for event in ledger.history("#payment/p-1")] == [1, 2, 3]
     assert_sound(ledger, ledger_url)

@@ -114,6 +114,28 @@ def test_migrate_says_what_it_did(make_database: MakeDatabase) -> None:
         assert ledger.verify().ok
 
 
+def test_migrate_asks_for_nothing_where_there_is_nothing_to_do(ledger_url: str, psql: Psql) -> None:
+    """An application that migrates as it starts may do so as a user who creates nothing, or on a replica."""
+    role = f"ledger_reader_{os.getpid()}"
+    psql.execute(f"CREATE ROLE {role}".encode())
+    try:
+        psql.execute(f"GRANT USAGE ON SCHEMA ledger TO {role}".encode())
+        psql.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA ledger TO {role}".encode())
+        for option in (f"-crole={role}", "-cdefault_transaction_read_only=on"):
+            address = sqlalchemy.make_url(ledger_url).update_query_dict({"options": option})
+            with Ledger.connect(address.render_as_string(hide_password=False)) as humble:
+                assert humble.migrate().applied == ()
+        psql.execute("UPDATE schema_version SET version_num = '0003'")
+        with (
+            Ledger.connect(address.render_as_string(hide_password=False)) as replica,
+            pytest.raises(package.DatabaseUnavailable, match="Connect to the primary"),
+        ):
+            replica.migrate()
+    finally:
+        psql.execute(f"DROP OWNED BY {role}".encode())
+        psql.execute(f"DROP ROLE {role}".encode())
+
+
 def test_newer_database_is_refused_and_untouched(funded: Ledger, ledger_url: str, psql: Psql) -> None:
     """A database that a newer release has migrated is left alone, and the message says what to install."""
     psql.execute("UPDATE schema_version SET version_num = '9999'")

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import psycopg
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, make_url
 from wire import Proxy
 
 from ledger import DatabaseUnavailable, Done, InsufficientFunds, Ledger, LedgerError, Timeouts, Transfer
@@ -160,6 +160,29 @@ def test_eight_threads_over_two_server_connections(pooled: Ledger, funded: Ledge
     assert sessions is not None
     # The pooler's two, this one, and those of the ledger that made the accounts.
     assert sessions[0] <= SERVER_CONNECTIONS + 1 + funded.engine.pool.checkedin()  # type: ignore[attr-defined]
+    assert funded.verify().ok
+
+
+def test_connections_of_the_applications_own(pooled_url: str, funded: Ledger) -> None:
+    """An engine that prepares nothing works through the pooler; one that prepares is told what to change."""
+    url = make_url(pooled_url).set(drivername="postgresql+psycopg")
+    turns = 8
+    """More often than psycopg sends a statement before it prepares it."""
+
+    def post(connect_args: dict[str, Any]) -> None:
+        engine = create_engine(url, connect_args=connect_args)
+        with Ledger(engine) as ledger, engine.connect() as one, engine.connect() as other:
+            for connection in [one, other] * turns:
+                with ledger.join(connection) as guest:
+                    guest.transfer("0.01 USD", debit="alice", credit="bob")
+                connection.commit()
+                ledger.transfer("0.01 USD", debit="alice", credit="bob")
+
+    post({"prepare_threshold": None})
+    assert funded.balance("alice").version == 3 + turns * 4
+    with pytest.raises(DatabaseUnavailable, match="prepare_threshold=None") as refused:
+        post({})
+    assert "\n" not in str(refused.value)
     assert funded.verify().ok
 
 

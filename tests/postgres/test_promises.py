@@ -264,6 +264,47 @@ def test_one_unlawful_transaction_among_many_is_found(psql: Psql) -> None:
     assert refused.value.sqlstate == "LD004"
 
 
+@pytest.mark.parametrize(
+    ("state", "lines"),
+    [
+        pytest.param("LD002", [("alice", 5, *SOUND[0][2:]), ("bob", 4, *SOUND[1][2:])], id="gap"),
+        pytest.param("LD003", SOUND, id="missing entries"),
+        pytest.param("LD004", [SOUND[0], ("bob", 3, "credit", 9, "USD")], id="unbalanced"),
+        pytest.param(None, SOUND, id="sound"),
+    ],
+)
+@pytest.mark.usefixtures("funded")
+def test_copy_is_no_way_around(psql: Psql, state: str | None, lines: Sequence[Line]) -> None:
+    """What COPY brings is looked at like what INSERT brings."""
+    columns = (
+        "stream, version, transaction_id, type, payload, schema, asset, direction, amount, posted_debits,"
+        " posted_credits, pending_debits, pending_credits, effective_at, recorded_at, prev_hash, event_hash"
+    )
+    places = [f"{stream} {version}" for stream, version, *_ in lines]
+    if state == "LD003":
+        places += ["carl 2", "dora 2"]
+    moment = datetime(2026, 1, 2, tzinfo=UTC)
+    refused = None
+    try:
+        with psql.transaction(), psql.cursor() as cursor:
+            announced = announce(psql, places)
+            with cursor.copy(f"COPY events ({columns}) FROM STDIN".encode()) as copying:
+                for stream, version, direction, amount, asset in lines:
+                    entry = (stream, version, announced, "entry_posted", "{}", 1, asset, direction, amount)
+                    copying.write_row((*entry, 0, 0, 0, 0, moment, moment, bytes(32), bytes(32)))
+    except psycopg.Error as error:
+        refused = error.sqlstate
+    assert refused == state
+
+
+def test_transaction_of_which_nothing_came_is_found(funded: Ledger, psql: Psql) -> None:
+    """No guard fires where nothing is appended: a transaction that announces and brings nothing moves no money."""
+    announce(psql, ["alice 4", "bob 3"])
+    missing = {(finding.stream, finding.version) for finding in funded.verify().findings if finding.column == "version"}
+    assert missing == {("alice", 4), ("bob", 3)}
+    assert str(funded.balance("alice").posted) == "70.00 USD"
+
+
 # Backup and restore
 
 
@@ -406,6 +447,23 @@ def test_app_role_cannot_do_away_with_the_period(funded: Ledger, ledger_url: str
                 session.execute(attack.encode())
 
 
+def test_app_role_may_do_to_each_table_what_it_is_for(funded: Ledger, psql: Psql, prefix: str) -> None:
+    """History grows and is read, what follows from it may change as well, and no table is left without its grants."""
+    funded.create_roles(prefix)
+    grow, change, mend = ["SELECT", "INSERT"], ["SELECT", "INSERT", "UPDATE"], ["SELECT", "INSERT", "UPDATE", "DELETE"]
+    expected = dict.fromkeys([*APPEND_ONLY, "outbox"], grow)
+    expected |= {"identity": ["SELECT"], "schema_version": ["SELECT"], "periods": ["SELECT", "UPDATE"]}
+    expected |= dict.fromkeys(["accounts", "balances", "holds"], mend)
+    expected |= dict.fromkeys(["inbox_streams", "inbox_messages", "inbox_ids", "dead_letters", "inbox_counters"], mend)
+    expected["consumer_offsets"] = change
+    granted = psql.execute(
+        "SELECT tablename, ARRAY(SELECT p FROM unnest(%s::text[]) AS p"
+        " WHERE has_table_privilege(%s, 'ledger.' || tablename, p)) FROM pg_tables WHERE schemaname = 'ledger'",
+        ([*mend, "TRUNCATE", "REFERENCES", "TRIGGER"], f"{prefix}_app"),
+    )
+    assert dict(granted.fetchall()) == expected
+
+
 def test_app_role_can_do_everything_the_library_needs(funded: Ledger, ledger_url: str, psql: Psql, prefix: str) -> None:
     """A ledger that runs as PREFIX_app opens, posts, batches, asks, notices drift, rebuilds and verifies."""
     funded.create_roles(prefix)
@@ -533,6 +591,24 @@ def test_roles_need_no_superuser(psql: Psql, prefix: str, make_database: Callabl
         ledger.create_roles(prefix)
         ledger.create_roles(prefix)
         ledger.open_account("world", asset="USD", type="equity")
+        assert ledger.verify().ok
+
+
+def test_who_may_not_set_a_ledger_up_is_told_what_it_takes(
+    psql: Psql, prefix: str, make_database: Callable[[], str]
+) -> None:
+    """Nobody is told to get a role that only the refused command would make."""
+    target = make_database()
+    psql.execute(f"CREATE ROLE {prefix}_login LOGIN".encode())
+    with Ledger.connect(as_role(target, f"{prefix}_login")) as ledger:
+        with pytest.raises(DatabaseUnavailable, match="may create schemas in this database") as refused:
+            ledger.migrate()
+        assert "--roles" not in str(refused.value)
+        psql.execute(f"ALTER DATABASE {make_url(target).database} OWNER TO {prefix}_login".encode())
+        ledger.migrate()
+        with pytest.raises(DatabaseUnavailable, match="CREATEROLE") as refused:
+            ledger.create_roles(prefix)
+        assert "--roles" not in str(refused.value)
         assert ledger.verify().ok
 
 

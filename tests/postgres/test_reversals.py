@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import psycopg
 import pytest
 from invariants import assert_sound
 
-from ledger import ExceedsRest, InsufficientFunds, InvalidAmount, Ledger, NotReversible, credit, debit
+from ledger import (
+    Command,
+    Done,
+    ExceedsRest,
+    InsufficientFunds,
+    InvalidAmount,
+    Ledger,
+    NotReversible,
+    Transfer,
+    credit,
+    debit,
+)
+from ledger.batch import keyed_id
 from ledger.core.commands import Reverse, build
+
+Psql = psycopg.Connection[Any]
+SECONDS = 60
 
 
 @pytest.fixture
@@ -131,3 +150,46 @@ def test_reversals_in_one_batch_count_each_other(bank: Ledger, ledger_url: str) 
     assert [isinstance(outcome, ExceedsRest) for outcome in outcomes] == [False, False, True]
     assert posted(bank, "shop") == "2.00"
     assert_sound(bank, ledger_url)
+
+
+@pytest.mark.parametrize("is_guest", [False, True])
+@pytest.mark.parametrize("key", [None, "refund"])
+def test_payment_and_reversal_that_are_sent_twice_at_once(
+    bank: Ledger, ledger_url: str, psql: Psql, key: str | None, is_guest: bool
+) -> None:
+    """Who comes second with a payment and its reversal finds both made meanwhile, and is answered with that."""
+    paid = keyed_id(str(bank.ledger_id), "", "payment")
+    batch: list[Command] = [
+        Transfer(amount="10 USD", debit="alice", credit="shop", idempotency_key="payment"),
+        Reverse(transaction_id=paid, amount="4 USD", idempotency_key=key),
+    ]
+    with ThreadPoolExecutor(1) as threads, psycopg.connect(ledger_url) as lent:
+        with bank.join(lent, accounts=["alice", "shop"]) as first:
+            first.handle(batch)
+            second = threads.submit(_as_guest if is_guest else _by_itself, bank, ledger_url, batch)
+            _await_waiting(psql)
+        lent.commit()
+        outcomes = second.result(SECONDS)
+    assert [isinstance(each, Done) and each.replayed for each in outcomes] == [True, key is not None]
+    assert posted(bank, "shop") == ("6.00" if key else "2.00")
+    assert_sound(bank, ledger_url)
+
+
+def _by_itself(bank: Ledger, _: str, batch: list[Command]) -> list[Any]:
+    return bank.handle(batch)
+
+
+def _as_guest(bank: Ledger, url: str, batch: list[Command]) -> list[Any]:
+    with psycopg.connect(url) as lent, bank.join(lent) as guest:
+        return guest.handle(batch)
+
+
+def _await_waiting(psql: Psql) -> None:
+    """Wait until somebody waits for a lock."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    tick = threading.Event()
+    for _ in range(100 * SECONDS):
+        if psql.execute(waiting).fetchall() != [(0,)]:
+            return
+        tick.wait(0.01)
+    pytest.fail("nobody waits")

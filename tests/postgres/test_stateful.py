@@ -140,11 +140,13 @@ TAKEN_UP: Final[list[Request]] = [
     for kind, name, mores in (
         ("capture", "hold", ({}, {"final": True})),
         ("release", "hold", ({},)),
+        ("expire_hold", "hold", ({},) * 4),
         ("reverse", "transaction_id", ({}, {"force": True})),
     )
     for ago in range(6)
     for part in ("", *PARTS)
     for more in mores
+    if kind != "expire_hold" or not part
 ]
 """What takes a transaction up again, by how many of its kind were made since."""
 
@@ -534,6 +536,7 @@ _FACTS_LEFT_OUT: Final = {
     "invalid_amount": ("amount", "problem", "where"),
     "atomic_batch": ("cause",),
     "hold_not_open": ("hold",),
+    "hold_not_due": ("hold", "expires_at"),
     "not_reversible": ("problem",),
     "transition_refused": ("allowed",),
     "unknown_machine": ("known",),

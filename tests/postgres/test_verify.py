@@ -9,7 +9,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from ledger import Finding, Ledger, OpenAccount, Transfer, UnknownAccount
+from ledger import Capture, Done, Finding, Hold, Ledger, OpenAccount, Transfer, UnknownAccount
+from ledger.core.chain import leaf_hash
+from ledger.core.codec import event_record
 from ledger.core.commands import build
 
 Psql = psycopg.Connection[Any]
@@ -371,6 +373,26 @@ def test_memory_is_flat(funded: Ledger) -> None:
     assert many - few < 6_000_000
 
 
+def test_memory_does_not_grow_with_the_holds_that_are_over(funded: Ledger) -> None:
+    """An account is verified in the memory of its open holds, however many it has had."""
+    placing = build(Hold, amount="0.01 USD", debit="world", credit="bob")
+
+    def peak(holds: int) -> int:
+        for _ in range(holds // 1_000):
+            placed = [outcome for outcome in funded.handle([placing] * 1_000) if isinstance(outcome, Done)]
+            funded.handle([build(Capture, hold=str(outcome.transaction_id)) for outcome in placed])
+        tracemalloc.start()
+        try:
+            assert funded.verify("bob").ok
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    few, many = peak(2_000), peak(4_000)
+    # 4,000 legs, kept, would be 3 MB; caches of a fixed size account for one.
+    assert many - few < 2_000_000
+
+
 @pytest.mark.parametrize("announced", ["{garbage}", '{"alice x"}', '{"alice ²"}', '{" 1"}', '{"alice -1"}'])
 def test_unreadable_announcement_is_a_finding(watched: Ledger, psql: Psql, announced: str) -> None:
     """A transaction row that no program of ours wrote is reported like anything else; the rest is checked."""
@@ -394,3 +416,68 @@ def test_announcement_of_another_shape_is_refused(watched: Ledger, psql: Psql, a
             (announced,),
         )
     assert watched.verify().ok
+
+
+FROZEN = """{"reason":null,"state":"frozen"}"""
+
+
+def _forge(ledger: Ledger, tamper: Tamper, account: str, version: int, kind: str, payload: str) -> None:
+    """Rewrite an event of an account, and every hash after it: only what it says can tell."""
+    *_, before = ledger.history(account, after_version=version - 2, limit=1)
+    prev_hash, statements = before.event_hash, []
+    for found in ledger.history(account, after_version=version - 1):
+        header_hash = ledger.transaction(found.transaction_id).transaction.header_hash
+        event = found._replace(prev_hash=prev_hash)
+        if event.version == version:
+            event = event._replace(type=kind, payload=payload)
+        prev_hash = leaf_hash(event_record(header_hash.hex(), *event[:-1]))
+        statements.append(
+            f"UPDATE events SET type = '{event.type}', payload = '{event.payload}', prev_hash = '\\x{event[-2].hex()}',"
+            f" event_hash = '\\x{prev_hash.hex()}' WHERE stream = '{account}' AND version = {event.version}"
+        )
+    tamper(*statements)
+    ledger.rebuild()
+
+
+WHILE_FROZEN: dict[str, tuple[bool, Callable[[Ledger, Done, Done], Done]]] = {
+    "withdraw": (False, lambda ledger, *_: ledger.withdraw("alice", "1 USD", against="world")),
+    "hold": (False, lambda ledger, *_: ledger.hold("1 USD", debit="alice", credit="bob")),
+    "capture": (False, lambda ledger, placed, _: ledger.capture(placed, "1 USD")),
+    "release": (True, lambda ledger, placed, _: ledger.release(placed, "1 USD")),
+    "reverse": (True, lambda ledger, _, paid: ledger.reverse(paid, "1 USD")),
+    "change_account": (True, lambda ledger, *_: ledger.change_account("alice", max_balance="unlimited")),
+    "unfreeze": (True, lambda ledger, *_: _frozen(ledger).unfreeze("alice")),
+}
+"""What is done to an account, and whether it may be done while it is frozen."""
+
+
+def _frozen(ledger: Ledger) -> Ledger:
+    ledger.freeze("alice")
+    return ledger
+
+
+@pytest.mark.parametrize("kind", WHILE_FROZEN)
+def test_each_event_is_judged_by_the_state_of_its_account_then(funded: Ledger, tamper: Tamper, kind: str) -> None:
+    """What an account's state did not allow at that version is found, though it is open now and every hash fits."""
+    is_allowed, act = WHILE_FROZEN[kind]
+    placed = funded.hold("5 USD", debit="alice", credit="bob")
+    paid = funded.transfer("5 USD", debit="alice", credit="bob")
+    if kind == "unfreeze":
+        done = act(funded, placed, paid)
+        changed = done.versions["alice"] - 1
+    else:
+        changed = funded.change_account("alice", min_balance="-5 USD").versions["alice"]
+        done = act(funded, placed, paid)
+    assert funded.verify().ok
+    _forge(funded, tamper, "alice", changed, "account_state_changed", FROZEN)
+    findings = [(each.stream, each.version, each.column) for each in funded.verify().findings]
+    assert findings[:1] == ([] if is_allowed else [("alice", done.versions["alice"], "type")])
+
+
+def test_state_does_not_follow_itself(funded: Ledger, tamper: Tamper) -> None:
+    """An account that is frozen twice was not frozen by the ledger."""
+    funded.freeze("alice")
+    again = funded.unfreeze("alice").versions["alice"]
+    _forge(funded, tamper, "alice", again, "account_state_changed", FROZEN)
+    finding = funded.verify().findings[0]
+    assert (finding.version, finding.problem) == (again, "the account was frozen, and that allows no unfreeze")

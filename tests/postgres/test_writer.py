@@ -140,6 +140,21 @@ def test_only_commands_are_carried_out(funded: Ledger, psql: Psql, wrong: Any) -
     assert rows(psql) == before
 
 
+@pytest.mark.parametrize("wrong", [None, "transfer", 5, transfer("1 USD", "alice", "bob"), iter(())], ids=ascii)
+def test_commands_come_in_a_list(funded: Ledger, psql: Psql, wrong: Any) -> None:
+    """One command by itself, or what can be gone through only once, is refused with how it is written."""
+    before = rows(psql)
+    with pytest.raises(InvalidCommand, match=r"^commands: .* is no list of commands"):
+        funded.handle(wrong)
+    with (
+        funded.engine.begin() as lent,
+        funded.join(lent) as guest,
+        pytest.raises(InvalidCommand, match="is no list of commands"),
+    ):
+        guest.handle(wrong)
+    assert rows(psql) == before
+
+
 def test_conflict_inside_one_batch(funded: Ledger) -> None:
     """Two requests under one key in one batch: the first is done, the second is the conflict."""
     first, second = funded.handle(
