@@ -21,7 +21,7 @@ import psycopg
 import psycopg.errors
 from pydantic import TypeAdapter
 
-from ledger.batch import Batch, Done, Drifted, Due, Outcome, Work, id_of, load, prepare, take_up
+from ledger.batch import Batch, Done, Drifted, Due, Outcome, Spread, Work, id_of, load, prepare, take_up
 from ledger.core import chain
 from ledger.core.book import Book, remember
 from ledger.core.canonical import canonical_json
@@ -51,6 +51,7 @@ from ledger.core.fields import Scope, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.storage import projector, repair, store
 from ledger.storage.database import GUARD_CLASS, RETRYABLE, Connection, Database, Statement
+from ledger.stripes import Draw, Stripes
 
 ATTEMPTS_MAX: Final = 12
 """How often one call decides again, or reaches for a lost server, before it gives up."""
@@ -102,10 +103,17 @@ _WRITE: Final = f"WITH {projector.HELD}, {store.APPENDED}, {projector.MOVED} {pr
 class Writer:
     """Handles commands on one ledger's database, in transactions of its own."""
 
-    def __init__(self, database: Database, ledger_id: Callable[[], str], machines: Mapping[str, StateMachine]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        ledger_id: Callable[[], str],
+        machines: Mapping[str, StateMachine],
+        stripes: Stripes,
+    ) -> None:
         self._database = database
         self._ledger_id = ledger_id
         self._machines = machines
+        self._stripes = stripes
 
     def handle(
         self, commands: Sequence[Command], *, scope: str = "", atomic: bool = False, dry_run: bool = False
@@ -123,17 +131,19 @@ class Writer:
         check(commands, scope)
         if not commands:
             return []
-        return self.carry_out(prepare(commands, scope, self._ledger_id(), Batch(self._machines, atomic, dry_run)))
+        batch = Batch(self._machines, Draw(self._stripes), atomic, dry_run)
+        return self.carry_out(prepare(commands, scope, self._ledger_id(), batch))
 
     def prepared(self, asked: Iterable[tuple[Command, str, str | None]]) -> Batch:
         """A batch of commands of different scopes, with ids for those that have none yet."""
-        batch, ledger_id = Batch(self._machines), self._ledger_id()
+        batch, ledger_id = Batch(self._machines, Draw(self._stripes)), self._ledger_id()
         for command, scope, transaction_id in asked:
             batch.add(command, transaction_id or id_of(command, scope, ledger_id), scope)
         return batch
 
     def carry_out(self, batch: Batch) -> list[Outcome]:
         """Carry out a batch that has been prepared; answers and raises as `handle` does."""
+        batch.draw.choose(batch.accounts)
         locked = not batch.plain
         lost: ConnectionLost | None = None
         for attempt in range(ATTEMPTS_MAX):
@@ -150,7 +160,7 @@ class Writer:
             except Due as due:
                 batch.expire_first(due.holds)
                 locked = True
-            except _Moved:
+            except (Spread, _Moved):
                 locked = True
         raise lost or ConcurrencyError(f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again.")
 
@@ -171,7 +181,7 @@ class Writer:
             work = load(connection, batch, opening, self._ledger_id())
             _write(connection, batch, work, frame, locked)
             return work.outcomes[batch.expiries :]
-        except Due:
+        except (Due, Spread):
             connection.rollback()
             raise
         except Drifted as drift:
@@ -203,6 +213,7 @@ def handle_as_guest(
     ledger_id: str,
     read_committed: bool,
     machines: Mapping[str, StateMachine],
+    draw: Draw,
     *,
     scope: str = "",
     atomic: bool = False,
@@ -212,6 +223,7 @@ def handle_as_guest(
     """
     Carry out commands inside the caller's transaction, which alone decides whether they last.
 
+    All that it writes to an account with stripes goes to the one that `draw` holds for it.
     A `brief` transaction ends right after; any other may go on for long.
 
     A conflict is undone to a savepoint and decided again where the isolation level lets a statement see
@@ -223,11 +235,8 @@ def handle_as_guest(
     check(commands, scope)
     if not commands:
         return []
-    batch = prepare(commands, scope, ledger_id, Batch(machines, atomic, dry_run))
-    if batch.closing and not read_committed:
-        raise InvalidCommand("close_period", "it has to see what others wrote: use READ COMMITTED")
-    # Nobody may close the time in which a long transaction posted before it lasts.
-    batch.backdated |= not brief
+    batch = prepare(commands, scope, ledger_id, Batch(machines, draw, atomic, dry_run))
+    _settle_in(batch, read_committed, brief)
     release: list[Statement] = [("RELEASE SAVEPOINT ledger", ())]
     undo = "ROLLBACK TO SAVEPOINT ledger; RELEASE SAVEPOINT ledger"
     frame = _Frame([("SAVEPOINT ledger", ())], release, undo)
@@ -240,6 +249,8 @@ def handle_as_guest(
         except Due as due:
             connection.undo(undo)
             batch.expire_first(due.holds)
+        except Spread:
+            connection.undo(undo)
         except Drifted as drift:
             connection.undo(undo)
             repair.rebuild(connection, drift.streams, noticed_by="write")
@@ -255,6 +266,14 @@ def handle_as_guest(
             if streams := _out_of_step(connection, batch, error):
                 repair.rebuild(connection, streams, noticed_by="write")
     raise ConcurrencyError(f"The race for these accounts was lost {ATTEMPTS_MAX} times. Try again.")
+
+
+def _settle_in(batch: Batch, read_committed: bool, brief: bool) -> None:
+    batch.draw.choose(batch.accounts)
+    if batch.closing and not read_committed:
+        raise InvalidCommand("close_period", "it has to see what others wrote: use READ COMMITTED")
+    # Nobody may close the time in which a long transaction posted before it lasts.
+    batch.backdated |= not brief
 
 
 def check(commands: Sequence[Command], scope: str) -> None:
