@@ -335,8 +335,7 @@ def load(connection: Connection, batch: Batch, opening: list[Statement], ledger_
     for (_, take), found in zip(further, others, strict=True):
         drifted += take(book, found)
     drifted += _holds_missing(batch, book)
-    drifted += _stripes_missing(connection, batch, book)
-    if drifted:
+    if drifted := drifted or _stripes_missing(connection, batch, book):
         raise Drifted(drifted)
     _check_spread(batch, book)
     expiring = {command.hold for command in batch.commands if isinstance(command, ExpireHold)} if due else ()

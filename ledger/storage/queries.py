@@ -229,9 +229,10 @@ def _heads(connection: Connection, names: Sequence[str]) -> dict[str, Stream]:
     Raises:
         Drift: The projection is not what we wrote.
     """
-    spans, wider = dict.fromkeys(names, 1), dict.fromkeys(names, 1)
+    book, wanted = Book(""), list[str]()
+    spans = wider = dict.fromkeys(names, 1)
     while wider:  # They are told by the rows themselves, and never become fewer: the second time is mostly the last.
-        spans |= wider
+        spans = spans | wider
         wanted = [stream for name in names for stream in stripes_of(name, spans[name])]
         book = Book("")
         if drifted := projector.load(book, connection.query(*projector.touch(wanted))):
