@@ -20,7 +20,6 @@ from ledger.core.canonical import utc_text
 from ledger.core.codec import event_from
 from ledger.core.commands import (
     BATCH_MAX,
-    OF_WHOLE_ACCOUNTS,
     ClosePeriod,
     Command,
     DefineAsset,
@@ -117,7 +116,7 @@ class Batch:
     """All accounts, and streams of the caller's own, that the commands name."""
 
     spans: dict[str, int] = field(default_factory=dict)
-    """Accounts whose streams are all needed, and as far as it is known how many these are."""
+    """Account → how many streams it has, as far as that is known; of those that are needed in all of them."""
 
     taken_up: set[str] = field(default_factory=set)
     """The streams of the transactions that commands take up again."""
@@ -164,8 +163,8 @@ class Batch:
         touched = self.draw.streams([*command.accounts])
         if command.refers_to in self.originals:
             touched.update(self.originals[command.refers_to][0].streams)
-        if isinstance(command, OF_WHOLE_ACCOUNTS):
-            touched.update(stripes_of(command.account, self.spans[command.account]))
+        if command.rules_on is not None:
+            touched.update(stripes_of(command.rules_on, self.spans[command.rules_on]))
         return touched
 
     def add(self, command: Command, transaction_id: str, scope: str) -> None:
@@ -180,8 +179,8 @@ class Batch:
             self.backdated = True
         if command.refers_to is not None:
             self.references.append(command.refers_to)
-        if isinstance(command, OF_WHOLE_ACCOUNTS):
-            self.spans.setdefault(command.account, 1)
+        if command.rules_on is not None:
+            self.spans.setdefault(command.rules_on, 1)
         if isinstance(command, DefineAsset | OpenAccount):
             self.assets.add(command.asset)
         elif isinstance(command, ClosePeriod):

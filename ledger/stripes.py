@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from ledger.core.book import Stream
-from ledger.core.events import stripes_of
+from ledger.core.events import stripe_of
 
 KNOWN_MAX: Final = 10_000
 """Accounts with stripes that are remembered; of any other the first stream is written to, until it is read again."""
@@ -44,9 +44,10 @@ class Stripes:
 
     def draw(self, accounts: AbstractSet[str]) -> dict[str, str]:
         """A stripe of each of these accounts that is known to have some."""
+        known = self._known
         return {
-            account: random.choice(stripes_of(account, self._known[account]))  # noqa: S311  (no secret)
-            for account in self._known.keys() & accounts
+            account: stripe_of(account, random.randrange(known[account]))  # noqa: S311  (no secret)
+            for account in known.keys() & accounts
         }
 
 

@@ -203,7 +203,7 @@ def _verify_streams(
         book.streams.pop(name)
         book.holds.clear()
         _add_to_trial_balance(totals, stream)
-        unseen.discard(name)
+        unseen.discard(stream.account)
         report.checked["streams"] += 1
         replayed.append(stream)
         _gather(stripes, stream, report)
@@ -223,7 +223,7 @@ def _verify_streams(
             if net.minor:
                 report.add("trial balance", asset, 0, "amount", f"debits less credits over all accounts are {net}")
     for (name,) in scope.stream(_WITHOUT_LOG):
-        unseen.discard(name)
+        unseen.discard(account_of(name))
         report.add("projection", name, 0, "stream", "a projected row has no event behind it")
     if unseen:
         raise UnknownAccount(min(unseen))

@@ -148,6 +148,11 @@ class _Command(Frozen):
         """The transaction that it takes up again: a hold, or what is to be reversed."""
         return None
 
+    @property
+    def rules_on(self) -> str | None:
+        """The account of which it says what holds in each of its streams."""
+        return None
+
 
 class DefineAsset(_Command):
     """Define something that can be counted: a code and its decimal places, once and for ever."""
@@ -209,6 +214,10 @@ class OpenAccount(_Command):
     @property
     def accounts(self) -> Iterable[str]:
         return (self.account, *self.expected_versions)
+
+    @property
+    def rules_on(self) -> str | None:
+        return self.account
 
 
 class Post(_Command):
@@ -359,6 +368,10 @@ class _OfAccount(_Command):
     @property
     def accounts(self) -> Iterable[str]:
         return (self.account, *self.expected_versions)
+
+    @property
+    def rules_on(self) -> str | None:
+        return self.account
 
 
 class Freeze(_OfAccount):
@@ -526,9 +539,6 @@ def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 COMMAND_TYPES: Final = frozenset(get_args(Command))
-
-OF_WHOLE_ACCOUNTS: Final = (OpenAccount, ChangeAccount, Freeze, Unfreeze, CloseAccount)
-"""What is said of an account, and so in each of its streams."""
 
 
 def command_schema() -> dict[str, Any]:

@@ -16,9 +16,14 @@ LEDGER_STREAM: Final = "$ledger"
 """The stream of ledger-wide facts.  No account id contains `$`."""
 
 
+def stripe_of(account: str, number: int) -> str:
+    """A stream of an account: the first one has the account's own name, and then come `account#01`, `account#02` …"""
+    return f"{account}#{number:02}" if number else account
+
+
 def stripes_of(account: str, count: int) -> list[str]:
-    """The first `count` streams of an account: its own name, and then `account#01`, `account#02` …"""
-    return [account, *[f"{account}#{number:02}" for number in range(1, count)]]
+    """The first `count` streams of an account."""
+    return [stripe_of(account, number) for number in range(count)]
 
 
 def account_of(stream: str) -> str:

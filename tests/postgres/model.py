@@ -376,7 +376,7 @@ def change_account(model: Model, request: Request) -> list[str]:
     if None not in limits and limits[1] < limits[0]:  # type: ignore[operator]
         raise Rejection("invalid_amount")
     its.lowest, its.highest = limits
-    if "min_balance" in request or "max_balance" in request:
+    if request.keys() & {"min_balance", "max_balance", "metadata"}:
         its.stay(its.streams)
     if "stripes" in request:
         its.stay((streams - its.streams) * (1 if its.state == "open" else 2) + streams)
