@@ -185,7 +185,7 @@ class Book:
 
     def of_account(self, account: str) -> Stream:
         """The head of the stream in which new entries of an account go."""
-        return self.stream(self.chosen.get(account, account))
+        return self.stream(self.chosen.get(account, account) if self.chosen else account)
 
     def all_of_account(self, account: str, count: int) -> list[Stream]:
         """The heads of the first `count` streams of an account."""

@@ -390,6 +390,17 @@ def _deposit() -> Any:
     return {"account": "alice", "amount": "1 USD", "against": "world"}
 
 
+def test_a_batcher_writes_to_a_stripe(bank: Ledger) -> None:
+    """What many callers ask for at once goes to one stripe per batch, and counts like anything else."""
+    pay(bank, 3)
+    transfer = build(Transfer, amount="1 USD", debit="world", credit="alice")
+    with bank.batcher(max_batch=5) as batcher:
+        done = [future.result(SECONDS) for future in [batcher.submit(transfer) for _ in range(60)]]
+
+    assert len({stripe_of(each) for each in done}) > 1
+    assert str(bank.balance("world").posted) == "-63.00 USD"
+
+
 def test_a_retry_has_the_answer_of_the_stripe_that_was_written(bank: Ledger) -> None:
     """The same key again is answered from where it went, and draws no other stripe."""
     pay(bank, 2)
