@@ -66,6 +66,7 @@ from ledger.core.errors import (
     Rejected,
     SchemaMismatch,
     StreamExists,
+    StripedAccount,
     TransitionRefused,
     UnbalancedTransaction,
     UndecodableMessage,
@@ -88,7 +89,7 @@ from ledger.order.monitor import OrderMonitor
 from ledger.receiving import Received, Retry, Unordered
 from ledger.storage.database import Timeouts
 from ledger.storage.migrations import Migrated
-from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance, TrialLine
+from ledger.storage.queries import AccountLine, HoldLine, Page, StreamState, TransactionDetail, TrialBalance, TrialLine
 from ledger.storage.tables import include_object, include_object_for
 
 __all__ = [
@@ -150,6 +151,7 @@ __all__ = [
     "OnGap",
     "OpenAccount",
     "OrderMonitor",
+    "Page",
     "PeriodIsClosed",
     "PeriodNotOver",
     "Post",
@@ -167,6 +169,7 @@ __all__ = [
     "StreamExists",
     "StreamState",
     "Strict",
+    "StripedAccount",
     "Terms",
     "Timeouts",
     "Transaction",

@@ -24,6 +24,7 @@ from ledger.core.commands import (
     ExpireHold,
 )
 from ledger.core.errors import ConcurrencyError, CorruptLog, InvalidCommand, UnsupportedConnection
+from ledger.core.events import account_of
 from ledger.core.fields import INTEGER_MAX, TEXT, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.inbox import Inbox
@@ -36,6 +37,7 @@ from ledger.storage import embedded, migrations, offsets, projector, queries, re
 from ledger.storage.database import Connection, Database, Timeouts, check_encoding, engine_for, in_our_words
 from ledger.storage.offsets import Offset, Place
 from ledger.storage.tables import DEFAULT_SCHEMA
+from ledger.stripes import Draw, Stripes
 from ledger.writer import Writer, handle_as_guest
 
 Lender: TypeAlias = psycopg.Connection[Any] | sqlalchemy.Connection | sqlalchemy.orm.Session
@@ -69,7 +71,8 @@ class Ledger(Operations):
         self._database = Database(engine, schema, timeouts)
         self._id: str | None = None
         self._machines = {**shipped_machines(), **{machine.name: machine for machine in machines}}
-        self._writer = Writer(self._database, self._ledger_id, self._machines)
+        self._stripes = Stripes()
+        self._writer = Writer(self._database, self._ledger_id, self._machines, self._stripes)
 
     @classmethod
     def connect(
@@ -194,7 +197,7 @@ class Ledger(Operations):
         for account in accounts:
             checked(TEXT, "account", account)
         with self._database.connection() as connection:
-            named = sorted(set(accounts))
+            named = repair.with_stripes(connection, accounts) if accounts else []
             size = repair.REBUILD_STREAMS_MAX
             pages: Iterable[Sequence[str]] = repair.all_streams(connection, size)
             if named:
@@ -206,7 +209,7 @@ class Ledger(Operations):
                     progress(done)
         if corrupt:
             raise _together(corrupt)
-        for account in set(accounts) - set(mended):
+        for account in set(map(account_of, accounts)) - set(map(account_of, mended)):
             self.history(account, limit=1)
         return mended
 
@@ -248,7 +251,8 @@ class Ledger(Operations):
             raise InvalidCommand("unordered", f"name the types in a list: [{unordered!r}]")
         check_source(source)
         kept = keep is None or keep > timedelta(0)
-        receiver = Receiver(source, policy, frozenset(unordered), retry or Retry(), handlers, self._machines, kept)
+        retries, machines, stripes = retry or Retry(), self._machines, self._stripes
+        receiver = Receiver(source, policy, frozenset(unordered), retries, handlers, machines, stripes, kept)
         return Inbox(receiver, keep, self._database, self._ledger_id)
 
     def consumer_offsets(self, group: str) -> list[Offset]:
@@ -292,7 +296,7 @@ class Ledger(Operations):
         if isinstance(accounts, str):
             raise InvalidCommand("accounts", f"name them in a list: [{accounts!r}]")
         names = sorted({checked(TEXT, "accounts", account) for account in accounts})
-        yield Guest(connection, self._database.schema, names, self._machines)
+        yield Guest(connection, self._database.schema, names, self._machines, Draw(self._stripes))
 
     def _ledger_id(self) -> str:
         if self._id is None:
@@ -302,23 +306,24 @@ class Ledger(Operations):
     def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
         return self._database.ask(question)
 
-    def _mend(self, accounts: Sequence[str]) -> None:
-        self.rebuild(*accounts, noticed_by="read")
+    def _mend(self, streams: Sequence[str]) -> None:
+        self.rebuild(*streams, noticed_by="read")
 
 
 class Guest(Operations):
     """The ledger inside a caller's transaction; made by `Ledger.join`."""
 
     def __init__(
-        self, lender: Lender, schema: str, accounts: Sequence[str], machines: Mapping[str, StateMachine]
+        self, lender: Lender, schema: str, accounts: Sequence[str], machines: Mapping[str, StateMachine], draw: Draw
     ) -> None:
         self._lender = lender
         self._schema = schema
         self._machines = machines
+        self._draw = draw
+        draw.choose({*accounts})
+        locks = projector.lock(sorted(draw.streams(accounts)))
         with self._connection() as connection:
-            results = connection.send(
-                [(queries.LEDGER_ID, ()), ("SHOW transaction_isolation", ()), projector.lock(accounts)]
-            )
+            results = connection.send([(queries.LEDGER_ID, ()), ("SHOW transaction_isolation", ()), locks])
         self._id = str(results[0][0][0])
         self._read_committed = results[1][0][0] in ("read committed", "read uncommitted")
 
@@ -332,6 +337,7 @@ class Guest(Operations):
                 self._id,
                 self._read_committed,
                 self._machines,
+                self._draw,
                 scope=scope,
                 atomic=atomic,
                 dry_run=dry_run,
@@ -341,9 +347,9 @@ class Guest(Operations):
         with self._connection() as connection:
             return question(connection)
 
-    def _mend(self, accounts: Sequence[str]) -> None:
+    def _mend(self, streams: Sequence[str]) -> None:
         with self._connection() as connection:
-            repair.rebuild(connection, accounts, noticed_by="read")
+            repair.rebuild(connection, streams, noticed_by="read")
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:

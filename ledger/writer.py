@@ -28,6 +28,7 @@ from ledger.batch import (
     Due,
     Outcome,
     Overtaken,
+    Spread,
     Work,
     expiries_of,
     id_of,
@@ -64,6 +65,7 @@ from ledger.core.fields import Scope, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.storage import projector, repair, store
 from ledger.storage.database import GUARD_CLASS, RETRYABLE, Connection, Database, Statement
+from ledger.stripes import Draw, Stripes
 
 ATTEMPTS_MAX: Final = 12
 """How often one call decides again, or reaches for a lost server, before it gives up."""
@@ -121,10 +123,17 @@ _WRITE: Final = f"WITH {projector.HELD}, {store.APPENDED}, {projector.MOVED} {pr
 class Writer:
     """Handles commands on one ledger's database, in transactions of its own."""
 
-    def __init__(self, database: Database, ledger_id: Callable[[], str], machines: Mapping[str, StateMachine]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        ledger_id: Callable[[], str],
+        machines: Mapping[str, StateMachine],
+        stripes: Stripes,
+    ) -> None:
         self._database = database
         self._ledger_id = ledger_id
         self._machines = machines
+        self._stripes = stripes
 
     def handle(
         self, commands: Sequence[Command], *, scope: str = "", atomic: bool = False, dry_run: bool = False
@@ -142,17 +151,19 @@ class Writer:
         check(commands, scope)
         if not commands:
             return []
-        return self.carry_out(prepare(commands, scope, self._ledger_id(), Batch(self._machines, atomic, dry_run)))
+        batch = Batch(self._machines, Draw(self._stripes), atomic, dry_run)
+        return self.carry_out(prepare(commands, scope, self._ledger_id(), batch))
 
     def prepared(self, asked: Iterable[tuple[Command, str, str | None]]) -> Batch:
         """A batch of commands of different scopes, with ids for those that have none yet."""
-        batch, ledger_id = Batch(self._machines), self._ledger_id()
+        batch, ledger_id = Batch(self._machines, Draw(self._stripes)), self._ledger_id()
         for command, scope, transaction_id in asked:
             batch.add(command, transaction_id or id_of(command, scope, ledger_id), scope)
         return batch
 
     def carry_out(self, batch: Batch) -> list[Outcome]:
         """Carry out a batch that has been prepared; answers and raises as `handle` does."""
+        batch.draw.choose(batch.accounts)
         locked = not batch.plain
         lost: ConnectionLost | None = None
         problem = _LOST
@@ -174,7 +185,7 @@ class Writer:
                     # For good, whatever becomes of the commands: one that is refused must not bring them back.
                     self.handle(expiries_of(due.holds))
                 locked, problem = True, _STILL_DUE
-            except (Overtaken, _Moved):
+            except (Overtaken, Spread, _Moved):
                 locked, problem = True, _LOST
         raise lost or ConcurrencyError(problem)
 
@@ -195,7 +206,7 @@ class Writer:
             work = load(connection, batch, opening, self._ledger_id())
             _write(connection, batch, work, frame, locked)
             return work.outcomes[batch.expiries :]
-        except (Due, Overtaken):
+        except (Due, Overtaken, Spread):
             connection.rollback()
             raise
         except Drifted as drift:
@@ -227,6 +238,7 @@ def handle_as_guest(
     ledger_id: str,
     read_committed: bool,
     machines: Mapping[str, StateMachine],
+    draw: Draw,
     *,
     scope: str = "",
     atomic: bool = False,
@@ -236,6 +248,7 @@ def handle_as_guest(
     """
     Carry out commands inside the caller's transaction, which alone decides whether they last.
 
+    All that it writes to an account with stripes goes to the one that `draw` holds for it.
     A `brief` transaction ends right after; any other may go on for long.
 
     A conflict is undone to a savepoint and decided again where the isolation level lets a statement see
@@ -247,11 +260,8 @@ def handle_as_guest(
     check(commands, scope)
     if not commands:
         return []
-    batch = prepare(commands, scope, ledger_id, Batch(machines, atomic, dry_run))
-    if batch.closing and not read_committed:
-        raise InvalidCommand("close_period", "it has to see what others wrote: use READ COMMITTED")
-    # Nobody may close the time in which a long transaction posted before it lasts.
-    batch.backdated |= not brief
+    batch = prepare(commands, scope, ledger_id, Batch(machines, draw, atomic, dry_run))
+    _settle_in(batch, read_committed, brief)
     return _carry_out_as_guest(connection, batch, ledger_id, read_committed)
 
 
@@ -273,7 +283,7 @@ def _carry_out_as_guest(connection: Connection, batch: Batch, ledger_id: str, re
                 batch.expire_first(due.holds)
             else:
                 _carry_out_as_guest(connection, batch.sweep(due.holds, ledger_id), ledger_id, read_committed)
-        except Overtaken:
+        except (Overtaken, Spread):
             connection.undo(undo)
         except Drifted as drift:
             connection.undo(undo)
@@ -294,6 +304,14 @@ def _mend_as_guest(connection: Connection, batch: Batch, error: psycopg.Error, r
         ) from None
     if streams := _out_of_step(connection, batch, error):
         repair.rebuild(connection, streams, noticed_by="write")
+
+
+def _settle_in(batch: Batch, read_committed: bool, brief: bool) -> None:
+    batch.draw.choose(batch.accounts)
+    if batch.closing and not read_committed:
+        raise InvalidCommand("close_period", "it has to see what others wrote: use READ COMMITTED")
+    # Nobody may close the time in which a long transaction posted before it lasts.
+    batch.backdated |= not brief
 
 
 def check(commands: Sequence[Command], scope: str) -> None:

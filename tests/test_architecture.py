@@ -21,7 +21,8 @@ FLOW: Final = """
     core.errors core.iso4217 core.money         | what may go wrong, and what is counted
     core.canonical core.lifecycle               | one text for each value; what may follow what
     core.fields core.commands                   | what may be asked             → validated
-    core.events core.book core.decide           | what it makes happen          → decided
+    core.events core.book core.turnover         | what it makes happen          → decided
+    core.decide
     core.codec core.chain                       | what is hashed
     order.message order.decoders order.monitor  | what arrives, and in which order
     order.cursor order.sequencer order.disturb
@@ -31,7 +32,7 @@ FLOW: Final = """
     storage.projector storage.repair            | what it adds up to            → projected
     storage.dead_letters storage.mailbox storage.offsets
     storage.queries storage.inbox_queries       | what is answered              → queried
-    batch writer                                | the only write path
+    stripes batch writer                        | the only write path
     batcher                                     | many callers, one transaction
     audit.verify                                | re-derive, never trust
     receiving inbox intake                      | messages, once and in order

@@ -34,6 +34,9 @@ from ledger.core.events import (
     PeriodClosed,
     Recorded,
     StateAdvanced,
+    StripesChanged,
+    account_of,
+    stripes_of,
 )
 from ledger.core.lifecycle import ACCOUNT
 from ledger.core.money import Money
@@ -158,8 +161,8 @@ class _Scope:
 
     def __init__(self, connection: Connection, accounts: Sequence[str]) -> None:
         self._connection = connection
-        self._streams = text_array(accounts)
-        self.accounts = frozenset(accounts)
+        self.accounts = frozenset(map(account_of, accounts))
+        self._streams = text_array(repair.with_stripes(connection, self.accounts) if accounts else ())
         self.whole = not accounts
 
     def stream(self, sql: str) -> Iterator[Row]:
@@ -179,8 +182,8 @@ def verify(
     `progress` is called now and then with the number of events checked so far.
     """
     report = Report()
-    scope = _Scope(connection, accounts)
     with connection.transaction(read_only=True, unbounded=True):
+        scope = _Scope(connection, accounts)
         # Here whole tables are what is asked for.
         connection.query("SET LOCAL enable_seqscan = on")
         _verify_streams(connection, ledger_id, scope, report, progress)
@@ -199,20 +202,23 @@ def _verify_streams(
     book = Book(ledger_id)
     totals: dict[str, Money] = {}
     replayed: list[Stream] = []
+    stripes: list[Stream] = []
     unseen = set(scope.accounts)
     for name, rows in groupby(scope.stream(_EVENTS), key=itemgetter(0)):
         stream = _verify_stream(name, rows, book, report)
         book.streams.pop(name)
         book.holds.clear()
         _add_to_trial_balance(totals, stream)
-        unseen.discard(name)
+        unseen.discard(stream.account)
         report.checked["streams"] += 1
         replayed.append(stream)
+        _gather(stripes, stream, report)
         if len(replayed) == _PAGE_STREAMS:
             _verify_projections(connection, replayed, report)
             replayed.clear()
             if progress is not None:
                 progress(report.checked["events"])
+    _gather(stripes, None, report)
     _verify_projections(connection, replayed, report)
     for account, hold in scope.stream(_DIFFERING_LEGS):
         report.add("projection", account, 0, "holds", f"hold {hold} is not what the log makes of it")
@@ -223,7 +229,7 @@ def _verify_streams(
             if net.minor:
                 report.add("trial balance", asset, 0, "amount", f"debits less credits over all accounts are {net}")
     for (name,) in scope.stream(_WITHOUT_LOG):
-        unseen.discard(name)
+        unseen.discard(account_of(name))
         report.add("projection", name, 0, "stream", "a projected row has no event behind it")
     if unseen:
         raise UnknownAccount(min(unseen))
@@ -317,7 +323,9 @@ def _verify_lawful(event: Event, stream: Stream, book: Book, broken: Callable[[s
             return
         case _ if terms is None:
             raise broken("type", "it comes before its account is opened")
-        case AccountStateChanged() | AccountTermsChanged():
+        case StripesChanged() if not terms.streams <= event.streams >= event.stripes >= 1:
+            raise broken("payload", f"{event.stripes} of {event.streams} streams, and there were {terms.streams}")
+        case AccountStateChanged() | AccountTermsChanged() | StripesChanged():
             return
         case _ if event.asset != terms.asset:
             raise broken("asset", f"it moves {event.asset} on an account of {terms.asset}")
@@ -359,6 +367,31 @@ def _verify_hold(event: OfHold, book: Book, broken: Callable[[str, str], Corrupt
         del book.holds[event.hold]
 
 
+def _gather(stripes: list[Stream], stream: Stream | None, report: Report) -> None:
+    """Gather the streams of an account, which stand together in the log, until those of the next one begin."""
+    if stripes and (stream is None or stripes[0].account != stream.account):
+        _verify_stripes(stripes, report)
+        stripes.clear()
+    if stream is not None:
+        stripes.append(stream)
+
+
+def _verify_stripes(streams: Sequence[Stream], report: Report) -> None:
+    """All streams of an account are there, and agree about it."""
+    account, terms = streams[0].account, streams[0].terms
+    there = {stream.stream for stream in streams}
+    expected = {*stripes_of(account, 1 if terms is None else terms.streams)}
+    for name in sorted(expected - there):
+        report.add("log", name, 0, "stream", f"account {account} has {len(expected)} streams, and this one is missing")
+    for stream in streams:
+        if stream.stream not in expected:
+            problem = f"account {account} has {len(expected)} streams, and this is none of them"
+            report.add("log", stream.stream, stream.version, "stream", problem)
+        elif stream.terms != terms:
+            problem = f"it says {stream.terms}, and {streams[0].stream} says {terms}"
+            report.add("log", stream.stream, stream.version, "terms", problem)
+
+
 def _verify_projections(connection: Connection, replayed: Sequence[Stream], report: Report) -> None:
     """Compare projected rows with the streams as replayed, column by column."""
     rows = connection.query(*projector.touch(stream.stream for stream in replayed))
@@ -378,10 +411,10 @@ def _verify_projections(connection: Connection, replayed: Sequence[Stream], repo
         ]
         expected.append(projector.checksum(stream))
         if terms is None:
-            expected += [None] * 7
+            expected += [None] * 9
         else:
             limits = [None if limit is None else str(limit) for limit in (terms.min_balance, terms.max_balance)]
-            expected += [terms.account_type.value, terms.asset, terms.scale, *limits, terms.state, terms.metadata]
+            expected += [terms.account_type.value, terms.asset, terms.scale, *limits, *terms[6:]]
         for column, ours, theirs in zip(_PROJECTED, expected, found, strict=True):
             if ours != theirs:
                 said = f"it says {_shown(theirs)}, the log makes {_shown(ours)}"
@@ -393,6 +426,7 @@ def _verify_projections(connection: Connection, replayed: Sequence[Stream], repo
 _PROJECTED: Final = (
     "version", "posted_debits", "posted_credits", "pending_debits", "pending_credits", "head_hash", "recorded_at",
     "checksum", "account_type", "asset", "scale", "min_balance", "max_balance", "state", "metadata",
+    "stripes", "streams",
 )  # fmt: skip
 
 

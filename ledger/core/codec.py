@@ -42,6 +42,7 @@ from ledger.core.events import (
     PeriodClosed,
     Recorded,
     StateAdvanced,
+    StripesChanged,
 )
 
 EVENT_FORMAT: Final = "ledger/event/1"
@@ -52,6 +53,7 @@ ASSET_DEFINED: Final = "asset_defined"
 ACCOUNT_OPENED: Final = "account_opened"
 ACCOUNT_STATE_CHANGED: Final = "account_state_changed"
 ACCOUNT_TERMS_CHANGED: Final = "account_terms_changed"
+STRIPES_CHANGED: Final = "stripes_changed"
 ENTRY_POSTED: Final = "entry_posted"
 HOLD_PLACED: Final = "hold_placed"
 HOLD_CAPTURED: Final = "hold_captured"
@@ -72,7 +74,7 @@ def payload_of(event: Event) -> tuple[str, str]:
     return kind, canonical_json(payload)
 
 
-def _payload(event: Event) -> tuple[str, dict[str, object]]:  # noqa: C901, PLR0911  (a table of one line an event)
+def _payload(event: Event) -> tuple[str, dict[str, object]]:  # noqa: C901, PLR0911, PLR0912  (a table)
     match event:
         case EntryPosted():
             return ENTRY_POSTED, {"entry": event.entry}
@@ -96,6 +98,8 @@ def _payload(event: Event) -> tuple[str, dict[str, object]]:  # noqa: C901, PLR0
             return ACCOUNT_STATE_CHANGED, {"reason": event.reason, "state": event.state}
         case AccountTermsChanged():
             return ACCOUNT_TERMS_CHANGED, {"reason": event.reason, **_limits(event)}
+        case StripesChanged():
+            return STRIPES_CHANGED, {"reason": event.reason, "streams": event.streams, "stripes": event.stripes}
         case AssetDefined():
             return ASSET_DEFINED, {"asset": event.asset, "scale": event.scale}
         case PeriodClosed():
@@ -151,7 +155,7 @@ def event_from(recorded: Recorded) -> Event:
     return event
 
 
-def _decode(recorded: Recorded, payload: dict[str, Any]) -> Event:  # noqa: C901, PLR0911  (a table of one line an event)
+def _decode(recorded: Recorded, payload: dict[str, Any]) -> Event:  # noqa: C901, PLR0911, PLR0912  (a table)
     match recorded.type:
         case "entry_posted":
             return EntryPosted(*_moved(recorded, payload))
@@ -183,6 +187,9 @@ def _decode(recorded: Recorded, payload: dict[str, Any]) -> Event:  # noqa: C901
                 metadata=_metadata(payload["metadata"]),
                 reason=_reason(payload),
             )
+        case "stripes_changed":
+            stripes, streams = (int(str(payload[name])) for name in ("stripes", "streams"))
+            return StripesChanged(recorded.stream, stripes, streams, _reason(payload))
         case "asset_defined":
             return AssetDefined(asset=str(payload["asset"]), scale=int(str(payload["scale"])))
         case "period_closed":
@@ -315,8 +322,10 @@ def head_checksum(
 @lru_cache(maxsize=65_536)
 def terms_text(terms: tuple[object, ...]) -> str:
     """The part of a checksum's text that says what an account was opened as."""
-    account_type, _, asset, scale, lowest, highest, state, metadata = terms
-    return f"|{account_type}|{asset}|{scale}|{_plain(lowest)}|{_plain(highest)}|{state}|{metadata}"
+    account_type, _, asset, scale, lowest, highest, state, metadata, stripes, streams = terms
+    # The checksums of accounts that never had stripes are those of the releases before there were any.
+    striped = "" if (stripes, streams) == (1, 1) else f"|{stripes}|{streams}"
+    return f"|{account_type}|{asset}|{scale}|{_plain(lowest)}|{_plain(highest)}|{state}|{metadata}{striped}"
 
 
 def leg_checksum(leg: tuple[object, ...]) -> bytes:

@@ -5,7 +5,7 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     ├── Rejected              a rule said no; sending the same again changes nothing
     │   └── IdempotencyConflict, UnknownAsset, AssetExists, AccountExists, UnknownAccount,
     │       UnknownTransaction, UnknownMachine, UnknownStream, StreamExists, PeriodIsClosed, PeriodNotOver,
-    │       AccountNotOpen, TransitionRefused, VersionConflict, HoldNotOpen, HoldNotDue,
+    │       AccountNotOpen, TransitionRefused, StripedAccount, VersionConflict, HoldNotOpen, HoldNotDue,
     │       NotReversible, InvalidAmount, AssetMismatch, UnbalancedTransaction, ExceedsRest,
     │       AccountNotEmpty, InsufficientFunds, LimitExceeded, AtomicBatchRejected
     ├── InvalidCommand        the request itself is malformed
@@ -49,6 +49,7 @@ class Reason(StrEnum):
     PERIOD_NOT_OVER = "period_not_over"
     ACCOUNT_NOT_OPEN = "account_not_open"
     TRANSITION_REFUSED = "transition_refused"
+    STRIPED_ACCOUNT = "striped_account"
     VERSION_CONFLICT = "version_conflict"
     HOLD_NOT_OPEN = "hold_not_open"
     HOLD_NOT_DUE = "hold_not_due"
@@ -205,6 +206,14 @@ class TransitionRefused(Rejected, reason=Reason.TRANSITION_REFUSED):
         subject = f"{self.machine} {self.stream}".rstrip()
         allowed = ", ".join(self.allowed) or "nothing"
         return f"{subject} is {self.state}: {self.event} is refused; allowed: {allowed}."
+
+
+@dataclass(eq=False)
+class StripedAccount(Rejected, reason=Reason.STRIPED_ACCOUNT):
+    """Account {account}: {problem}."""
+
+    account: str
+    problem: str
 
 
 @dataclass(eq=False)

@@ -26,7 +26,8 @@ sha256(convert_to(
               encode(x.head_hash, 'hex'), to_char(x.recorded_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
     || CASE WHEN x.account_type IS NULL THEN '' ELSE
            '|' || concat_ws('|', x.account_type, x.asset, x.scale, coalesce(x.min_balance::text, ''),
-                            coalesce(x.max_balance::text, ''), x.state, x.account_metadata) END,
+                            coalesce(x.max_balance::text, ''), x.state, x.account_metadata)
+           || CASE WHEN x.stripes = 1 AND x.streams = 1 THEN '' ELSE concat('|', x.stripes, '|', x.streams) END END,
     'UTF8'))
 """
 
@@ -57,7 +58,8 @@ log AS MATERIALIZED (
            {_posted("debit")} AS posted_debits, {_posted("credit")} AS posted_credits,
            {_pending("debit")} AS pending_debits, {_pending("credit")} AS pending_credits,
            max(version) FILTER (WHERE type = 'account_state_changed') AS state_version,
-           max(version) FILTER (WHERE type = 'account_terms_changed') AS terms_version
+           max(version) FILTER (WHERE type = 'account_terms_changed') AS terms_version,
+           max(version) FILTER (WHERE type = 'stripes_changed') AS stripes_version
     FROM {{schema}}.events WHERE stream = ANY(%(streams)s::text[]) GROUP BY stream
 ), replayed AS MATERIALIZED (
     SELECT log.stream, log.version, log.posted_debits, log.posted_credits, log.pending_debits, log.pending_credits,
@@ -73,7 +75,11 @@ log AS MATERIALIZED (
            (coalesce(terms.payload, opened.payload) ->> 'max_balance')::numeric AS max_balance,
            CASE WHEN opened.stream IS NOT NULL THEN coalesce(state.payload ->> 'state', 'open') END AS state,
            CASE WHEN opened.stream IS NOT NULL THEN
-               (coalesce(terms.payload, opened.payload) -> 'metadata')::text END AS account_metadata
+               (coalesce(terms.payload, opened.payload) -> 'metadata')::text END AS account_metadata,
+           CASE WHEN opened.stream IS NOT NULL THEN
+               coalesce((spread.payload ->> 'stripes')::smallint, 1) END AS stripes,
+           CASE WHEN opened.stream IS NOT NULL THEN
+               coalesce((spread.payload ->> 'streams')::smallint, 1) END AS streams
     FROM log
     JOIN {{schema}}.events AS head
       ON head.stream = log.stream AND head.version = log.version AND head.stream = ANY(%(streams)s::text[])
@@ -82,6 +88,7 @@ log AS MATERIALIZED (
      AND opened.stream = ANY(%(streams)s::text[])
     LEFT JOIN {{schema}}.events AS state ON state.stream = log.stream AND state.version = log.state_version
     LEFT JOIN {{schema}}.events AS terms ON terms.stream = log.stream AND terms.version = log.terms_version
+    LEFT JOIN {{schema}}.events AS spread ON spread.stream = log.stream AND spread.version = log.stripes_version
 ), expected AS MATERIALIZED (
     SELECT x.*, {_CHECKSUM} AS checksum FROM replayed AS x
 )
@@ -144,9 +151,11 @@ differing AS MATERIALIZED (
            IS DISTINCT FROM
            (x.version, x.posted_debits, x.posted_credits, x.pending_debits, x.pending_credits,
             x.head_hash, x.recorded_at, x.checksum)
-        OR (a.account_type, a.asset, a.scale, a.min_balance, a.max_balance, a.state, a.metadata::text)
+        OR (a.account_type, a.asset, a.scale, a.min_balance, a.max_balance, a.state, a.metadata::text,
+            a.stripes, a.streams)
            IS DISTINCT FROM
-           (x.account_type, x.asset, x.scale, x.min_balance, x.max_balance, x.state, x.account_metadata))
+           (x.account_type, x.asset, x.scale, x.min_balance, x.max_balance, x.state, x.account_metadata,
+            x.stripes, x.streams))
 )
 """
 
@@ -170,13 +179,14 @@ WITH {EXPECTED}, {DIFFERING}, mended AS (
     WHERE b.stream = d.stream AND NOT d.contradicts_itself AND b.stream = ANY(%(streams)s::text[])
 ), opened AS (
     INSERT INTO {{schema}}.accounts (
-        account, account_type, asset, scale, min_balance, max_balance, state, metadata)
-    SELECT stream, account_type, asset, scale, min_balance, max_balance, state, account_metadata::json
+        account, account_type, asset, scale, min_balance, max_balance, state, metadata, stripes, streams)
+    SELECT stream, account_type, asset, scale, min_balance, max_balance, state, account_metadata::json,
+           stripes, streams
     FROM differing WHERE account_type IS NOT NULL AND NOT contradicts_itself
     ON CONFLICT (account) DO UPDATE
     SET account_type = excluded.account_type, asset = excluded.asset, scale = excluded.scale,
         min_balance = excluded.min_balance, max_balance = excluded.max_balance, state = excluded.state,
-        metadata = excluded.metadata
+        metadata = excluded.metadata, stripes = excluded.stripes, streams = excluded.streams
 ), orphaned AS (
     DELETE FROM {{schema}}.balances
     WHERE stream IN (SELECT name FROM differing WHERE stream IS NULL) AND stream = ANY(%(streams)s::text[])
@@ -253,6 +263,18 @@ ORDER BY stream LIMIT %(limit)s
 """
 
 
+# The streams of accounts beside the first, wherever there is a trace of them.  `$` comes right after `#`.
+STRIPES: Final = """
+SELECT found.stream FROM unnest(%s::text[]) AS a (account) CROSS JOIN LATERAL (
+    SELECT stream FROM {schema}.events WHERE version = 1 AND stream > a.account || '#' AND stream < a.account || '$'
+    UNION
+    SELECT stream FROM {schema}.balances WHERE stream > a.account || '#' AND stream < a.account || '$'
+    UNION
+    SELECT account FROM {schema}.accounts WHERE account > a.account || '#' AND account < a.account || '$'
+) AS found
+"""
+
+
 def only(text: str, conditions: Mapping[str, str]) -> str:
     """SQL with its conditions filled in."""
     for place, condition in conditions.items():
@@ -261,6 +283,12 @@ def only(text: str, conditions: Mapping[str, str]) -> str:
 
 
 REBUILD_LEGS: Final = only(_REBUILD_LEGS, OF_STREAMS)
+
+
+def with_stripes(connection: Connection, accounts: Iterable[str]) -> list[str]:
+    """All streams of these accounts that the log or a projection knows of, and these themselves, in order."""
+    named = set(accounts)
+    return sorted(named.union(stream for (stream,) in connection.query(STRIPES, (text_array(named),))))
 
 
 def out_of_step(connection: Connection, streams: Iterable[str]) -> list[str]:
