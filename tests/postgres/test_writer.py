@@ -140,7 +140,11 @@ def test_only_commands_are_carried_out(funded: Ledger, psql: Psql, wrong: Any) -
     assert rows(psql) == before
 
 
-@pytest.mark.parametrize("wrong", [None, "transfer", 5, transfer("1 USD", "alice", "bob"), iter(())], ids=ascii)
+@pytest.mark.parametrize(
+    "wrong",
+    [None, "transfer", 5, transfer("1 USD", "alice", "bob"), iter(())],
+    ids=["none", "text", "number", "command", "iterator"],
+)
 def test_commands_come_in_a_list(funded: Ledger, psql: Psql, wrong: Any) -> None:
     """One command by itself, or what can be gone through only once, is refused with how it is written."""
     before = rows(psql)
