@@ -353,6 +353,7 @@ _ACTS: Final[dict[type, str]] = {
     HoldReleased: "release",
     HoldExpired: "expire",
     AccountTermsChanged: "change",
+    StripesChanged: "change",
 }
 
 
