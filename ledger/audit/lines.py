@@ -1,0 +1,209 @@
+"""
+Rows as the text that COPY sends, checked as they nearly always are without being read into values.
+
+What is not plainly an entry that follows, or a transaction that is what its hash covers, is left to the
+thorough check, which reads the row and says what is wrong with it.  Nothing is found wrong here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import lru_cache
+from hashlib import sha256
+from typing import Final
+
+from ledger.core import codec
+from ledger.core.book import Stream
+from ledger.core.commands import ENTRIES_MAX
+from ledger.storage.database import Row, unescaped
+
+EVENT_TEXTS: Final = """
+e.stream, e.version, e.transaction_id, e.type, e.payload, e.schema, e.asset, e.direction, e.amount,
+e.posted_debits, e.posted_credits, e.pending_debits, e.pending_credits, e.effective_at, e.recorded_at,
+e.prev_hash, e.event_hash
+"""
+"""The columns of `store.EVENT_COLUMNS`, for COPY."""
+
+TRANSACTION_TEXTS: Final = """
+t.transaction_id, t.kind, t.scope, t.idempotency_key, t.request, t.entry_count, t.announced, t.reference,
+t.effective_at, t.recorded_at, t.actor, t.correlation_id, t.causation_id, t.metadata, t.header_hash
+"""
+"""The columns of `store.TRANSACTION_COLUMNS`, for COPY."""
+
+_HEX: Final = r"\\x"
+"""What COPY puts before the digits of bytes: the backslash of the output, escaped."""
+
+_ZONE: Final = "+00"
+_SECONDS: Final = len("2026-01-02 03:04:05")
+_MICROSECONDS: Final = len("2026-01-02 03:04:05.123456")
+
+_HASHES_OF_ENTRIES: Final = {
+    payload: codec.payload_hash(payload) for payload in map(codec.entry_payload, range(ENTRIES_MAX))
+}
+
+
+class Entries:
+    """The head of an account's stream, which entries follow one after the other."""
+
+    __slots__ = ("_asset", "_pending", "_pending_part", "_stream", "credits", "debits", "latest", "prev", "version")
+
+    def __init__(self, stream: Stream, prev_hash: bytes, recorded_at: datetime, transaction_id: str) -> None:
+        assert stream.terms is not None
+        debits, credits, *pending = stream.numbers
+        self._stream = stream.stream
+        self._asset = stream.terms.asset
+        self._pending = (str(pending[0]), str(pending[1]))
+        self._pending_part = codec.pending_part(*pending)
+        self.version, self.debits, self.credits = stream.version, debits, credits
+        self.prev = _HEX + prev_hash.hex()
+        self.latest = (f"{recorded_at.replace(tzinfo=None).isoformat(timespec='microseconds')}Z", transaction_id)
+
+    def follow(self, fields: Sequence[str]) -> bool:
+        """Whether a line, of EVENT_TEXTS and the transaction's hash, is the next entry; then the head moves on."""
+        (
+            _, version, transaction_id, kind, payload, schema, asset, direction, amount, debits, credits,
+            pending_debits, pending_credits, effective_at, recorded_at, prev, event_hash, header_hash,
+        ) = fields  # fmt: skip
+        payload_hash = _HASHES_OF_ENTRIES.get(payload)
+        if (
+            payload_hash is None
+            or prev != self.prev
+            or kind != codec.ENTRY_POSTED
+            or asset != self._asset
+            or schema != "1"
+            or (pending_debits, pending_credits) != self._pending
+        ):
+            return False
+        moved = _amount(amount)
+        left, right = self.debits, self.credits
+        if direction == "debit":
+            left += moved
+        elif direction == "credit":
+            right += moved
+        recorded = utc(recorded_at)
+        effective = recorded if effective_at == recorded_at else utc(effective_at)
+        if (
+            not (moved and recorded and effective)
+            or debits != str(left)
+            or credits != str(right)
+            or version != str(self.version + 1)
+            or (recorded <= self.latest[0] and (recorded, transaction_id) != self.latest)
+        ):
+            return False
+        record = codec.record_text(
+            header_hash[3:],
+            self._stream,
+            version,
+            transaction_id,
+            kind,
+            payload_hash,
+            schema,
+            f'{codec.entry_part(amount, asset, direction)}"effective_at":"{effective}"',
+            self._pending_part + codec.posted_part(debits, credits),
+            recorded,
+            prev[3:],
+        )
+        if event_hash != _HEX + sha256(b"\0" + record.encode()).hexdigest():
+            return False
+        self.version, self.debits, self.credits = self.version + 1, left, right
+        self.prev, self.latest = event_hash, (recorded, transaction_id)
+        return True
+
+    def settle(self, stream: Stream) -> tuple[bytes, tuple[datetime, str]]:
+        """Put what followed into the stream; returns the hash of the last, when it was recorded and by whom."""
+        stream.version = self.version
+        stream.numbers = stream.numbers._replace(posted_debits=self.debits, posted_credits=self.credits)
+        recorded, transaction_id = self.latest
+        return bytes.fromhex(self.prev[3:]), (datetime.fromisoformat(recorded), transaction_id)
+
+
+def sealed(fields: Sequence[str]) -> bool:
+    """Whether a line of TRANSACTION_TEXTS is plainly what its header hash covers."""
+    *texts, header_hash = fields
+    announced = _announced(texts[6])
+    times = utc(texts[8]), utc(texts[9])
+    if announced is None or not all(times) or texts[13] == "{}":
+        return False
+    for place, text in enumerate(texts):
+        if "\\" in text:
+            texts[place] = unescaped(text)  # type: ignore[call-overload]  # None, where a column may be that
+    header = codec.header_text(*texts[:6], announced, texts[7], *times, *texts[10:])
+    return header_hash == _HEX + sha256(header.encode()).hexdigest()
+
+
+def _announced(array: str) -> str | None:
+    """The places in the text of an array as the JSON of a header; None where they are not written as we do."""
+    if "\\" in array or not array.isascii():
+        return None
+    found = []
+    for place in array[2:-2].split('","'):
+        stream, _, version = place.rpartition(" ")
+        if not (stream and version.isdigit()) or version[0] == "0":
+            return None
+        found.append(f'["{stream}",{version}]')
+    return ",".join(found)
+
+
+def _amount(text: str) -> int:
+    """An amount; 0, which none is, where it is not a number."""
+    return int(text) if text.isdigit() else 0
+
+
+@lru_cache(maxsize=8192)
+def utc(text: str) -> str:
+    """A moment as hashes cover it, from the text that a server sends in UTC; "" where that is not of our years."""
+    body = text.removesuffix(_ZONE)
+    if not text.endswith(_ZONE) or len(body) < _SECONDS or body[4] != "-" or body[10] != " ":
+        return ""
+    fraction = body[_SECONDS:] or "."
+    return f"{body[:10]}T{body[11:_SECONDS]}{fraction.ljust(_MICROSECONDS - _SECONDS, '0')}Z"
+
+
+def event_row(fields: Sequence[str]) -> Row:
+    """A line of EVENT_TEXTS and perhaps more bytes, as a row of `store.EVENT_COLUMNS`."""
+    texts = [unescaped(field) for field in fields]
+    moments = [_moment(text) for text in texts[13:15]]
+    return (
+        texts[0],
+        _integer(texts[1]),
+        *texts[2:5],
+        _integer(texts[5]),
+        *texts[6:13],
+        *moments,
+        *map(_bytes, texts[15:]),
+    )
+
+
+def transaction_row(fields: Sequence[str]) -> Row:
+    """A line of TRANSACTION_TEXTS as a row of `store.TRANSACTION_COLUMNS`."""
+    texts = [unescaped(field) for field in fields]
+    moments = [_moment(text) for text in texts[8:10]]
+    return (*texts[:5], _integer(texts[5]), _elements(texts[6]), texts[7], *moments, *texts[10:14], _bytes(texts[14]))
+
+
+_ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
+_ELEMENT: Final = re.compile(r'"((?:[^"\\]|\\.)*)"|([^{},"]+)', re.DOTALL)
+
+
+def _elements(array: str | None) -> list[str]:
+    """The elements of the text of an array without NULLs, which a constraint rules out."""
+    found = _ELEMENT.finditer(array or "")
+    return [each[2] if each[1] is None else _ESCAPED.sub(r"\1", each[1]) for each in found]
+
+
+def _integer(text: str | None) -> int:
+    return int(text or 0)
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else bytes.fromhex(text[2:])
+
+
+def _moment(text: str | None) -> datetime | None:
+    """A moment without its zone; None where Python knows no such year."""
+    with suppress(ValueError):
+        return datetime.fromisoformat(utc(text or "")[:-1])
+    return None
