@@ -228,7 +228,7 @@ class Ledger(Operations):
         _check_selection(accounts, jobs, after)
         ledger_id = self._ledger_id()
         with self._database.connection() as connection:
-            return verify(connection, ledger_id, accounts, progress)
+            return verify(connection, ledger_id, accounts, progress, jobs, after)
 
     def inbox(
         self,

@@ -1,5 +1,5 @@
 """
-Rows as the text that COPY sends, checked as they nearly always are without being read into values.
+Rows as the texts that the server sends, checked without being read into values where they are as nearly all are.
 
 What is not plainly an entry that follows, or a transaction that is what its hash covers, is left to the
 thorough check, which reads the row and says what is wrong with it.  Nothing is found wrong here.
@@ -8,7 +8,6 @@ thorough check, which reads the row and says what is wrong with it.  Nothing is 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
@@ -18,23 +17,24 @@ from typing import Final
 from ledger.core import codec
 from ledger.core.book import Stream
 from ledger.core.commands import ENTRIES_MAX
-from ledger.storage.database import Row, unescaped
+from ledger.storage.database import Row, TextRow
 
 EVENT_TEXTS: Final = """
 e.stream, e.version, e.transaction_id, e.type, e.payload, e.schema, e.asset, e.direction, e.amount,
 e.posted_debits, e.posted_credits, e.pending_debits, e.pending_credits, e.effective_at, e.recorded_at,
 e.prev_hash, e.event_hash
 """
-"""The columns of `store.EVENT_COLUMNS`, for COPY."""
+"""The columns of `store.EVENT_COLUMNS`, as they are."""
 
 TRANSACTION_TEXTS: Final = """
 t.transaction_id, t.kind, t.scope, t.idempotency_key, t.request, t.entry_count, t.announced, t.reference,
 t.effective_at, t.recorded_at, t.actor, t.correlation_id, t.causation_id, t.metadata, t.header_hash
 """
-"""The columns of `store.TRANSACTION_COLUMNS`, for COPY."""
+"""The columns of `store.TRANSACTION_COLUMNS`, as they are."""
 
-_HEX: Final = r"\\x"
-"""What COPY puts before the digits of bytes: the backslash of the output, escaped."""
+_HEX: Final = "\\x"
+_DIGITS: Final = len(_HEX)
+"""Where the digits of bytes begin."""
 
 _ZONE: Final = "+00"
 _SECONDS: Final = len("2026-01-02 03:04:05")
@@ -50,7 +50,7 @@ class Entries:
 
     __slots__ = ("_asset", "_pending", "_pending_part", "_stream", "credits", "debits", "latest", "prev", "version")
 
-    def __init__(self, stream: Stream, prev_hash: bytes, recorded_at: datetime, transaction_id: str) -> None:
+    def __init__(self, stream: Stream, prev_hash: bytes, latest: tuple[datetime, str]) -> None:
         assert stream.terms is not None
         debits, credits, *pending = stream.numbers
         self._stream = stream.stream
@@ -59,10 +59,11 @@ class Entries:
         self._pending_part = codec.pending_part(*pending)
         self.version, self.debits, self.credits = stream.version, debits, credits
         self.prev = _HEX + prev_hash.hex()
+        recorded_at, transaction_id = latest
         self.latest = (f"{recorded_at.replace(tzinfo=None).isoformat(timespec='microseconds')}Z", transaction_id)
 
-    def follow(self, fields: Sequence[str]) -> bool:
-        """Whether a line, of EVENT_TEXTS and the transaction's hash, is the next entry; then the head moves on."""
+    def follow(self, fields: TextRow) -> bool:
+        """Whether a row, of EVENT_TEXTS and the transaction's hash, is the next entry; then the head moves on."""
         (
             _, version, transaction_id, kind, payload, schema, asset, direction, amount, debits, credits,
             pending_debits, pending_credits, effective_at, recorded_at, prev, event_hash, header_hash,
@@ -70,6 +71,7 @@ class Entries:
         payload_hash = _HASHES_OF_ENTRIES.get(payload)
         if (
             payload_hash is None
+            or header_hash is None
             or prev != self.prev
             or kind != codec.ENTRY_POSTED
             or asset != self._asset
@@ -94,7 +96,7 @@ class Entries:
         ):
             return False
         record = codec.record_text(
-            header_hash[3:],
+            header_hash[_DIGITS:],
             self._stream,
             version,
             transaction_id,
@@ -104,7 +106,7 @@ class Entries:
             f'{codec.entry_part(amount, asset, direction)}"effective_at":"{effective}"',
             self._pending_part + codec.posted_part(debits, credits),
             recorded,
-            prev[3:],
+            prev[_DIGITS:],
         )
         if event_hash != _HEX + sha256(b"\0" + record.encode()).hexdigest():
             return False
@@ -117,21 +119,23 @@ class Entries:
         stream.version = self.version
         stream.numbers = stream.numbers._replace(posted_debits=self.debits, posted_credits=self.credits)
         recorded, transaction_id = self.latest
-        return bytes.fromhex(self.prev[3:]), (datetime.fromisoformat(recorded), transaction_id)
+        return bytes.fromhex(self.prev[_DIGITS:]), (datetime.fromisoformat(recorded), transaction_id)
 
 
-def sealed(fields: Sequence[str]) -> bool:
-    """Whether a line of TRANSACTION_TEXTS is plainly what its header hash covers."""
-    *texts, header_hash = fields
-    announced = _announced(texts[6])
-    times = utc(texts[8]), utc(texts[9])
-    if announced is None or not all(times) or texts[13] == "{}":
+def sealed(texts: TextRow) -> bool:
+    """Whether a row of TRANSACTION_TEXTS is plainly what its header hash covers."""
+    (
+        transaction_id, kind, scope, key, request, entry_count, places, reference, effective_at, recorded_at,
+        actor, correlation_id, causation_id, metadata, header_hash,
+    ) = texts  # fmt: skip
+    announced, effective, recorded = _announced(places), utc(effective_at), utc(recorded_at)
+    if announced is None or not (effective and recorded) or metadata == "{}":
         return False
-    for place, text in enumerate(texts):
-        if "\\" in text:
-            texts[place] = unescaped(text)  # type: ignore[call-overload]  # None, where a column may be that
-    header = codec.header_text(*texts[:6], announced, texts[7], *times, *texts[10:])
-    return header_hash == _HEX + sha256(header.encode()).hexdigest()
+    header = codec.header_text(
+        transaction_id, kind, scope, key, request, entry_count, announced, reference, effective, recorded,
+        actor, correlation_id, causation_id, metadata,
+    )  # fmt: skip
+    return bool(header_hash == _HEX + sha256(header.encode()).hexdigest())
 
 
 def _announced(array: str) -> str | None:
@@ -162,9 +166,8 @@ def utc(text: str) -> str:
     return f"{body[:10]}T{body[11:_SECONDS]}{fraction.ljust(_MICROSECONDS - _SECONDS, '0')}Z"
 
 
-def event_row(fields: Sequence[str]) -> Row:
-    """A line of EVENT_TEXTS and perhaps more bytes, as a row of `store.EVENT_COLUMNS`."""
-    texts = [unescaped(field) for field in fields]
+def event_row(texts: TextRow) -> Row:
+    """A row of EVENT_TEXTS, and perhaps more bytes, as a row of `store.EVENT_COLUMNS`."""
     moments = [_moment(text) for text in texts[13:15]]
     return (
         texts[0],
@@ -177,9 +180,8 @@ def event_row(fields: Sequence[str]) -> Row:
     )
 
 
-def transaction_row(fields: Sequence[str]) -> Row:
-    """A line of TRANSACTION_TEXTS as a row of `store.TRANSACTION_COLUMNS`."""
-    texts = [unescaped(field) for field in fields]
+def transaction_row(texts: TextRow) -> Row:
+    """A row of TRANSACTION_TEXTS as a row of `store.TRANSACTION_COLUMNS`."""
     moments = [_moment(text) for text in texts[8:10]]
     return (*texts[:5], _integer(texts[5]), _elements(texts[6]), texts[7], *moments, *texts[10:14], _bytes(texts[14]))
 

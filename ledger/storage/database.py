@@ -8,7 +8,6 @@ pool, or on the one connection that an application lends to a guest.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,11 +15,14 @@ from itertools import chain
 from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg
+import psycopg.conninfo
 import psycopg.errors
+import psycopg.postgres
 import sqlalchemy
 from psycopg.abc import PQGen
 from psycopg.pq import ExecStatus, Format, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
+from psycopg.types.string import TextLoader
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -38,6 +40,8 @@ from ledger.core.errors import (
 from ledger.storage.tables import DEFAULT_SCHEMA
 
 Row: TypeAlias = tuple[Any, ...]
+TextRow: TypeAlias = tuple[Any, ...]
+"""A row of texts, and of None for NULL."""
 Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any]
 Statement: TypeAlias = tuple[str, Sequence[Any]]
 
@@ -103,6 +107,7 @@ class Connection:
         """
         self.driver = driver
         self.own_session = own_session
+        self.schema = schema
         self._schema = schema.replace("%", "%%")
         self._set = [] if timeouts is None else _set_local(timeouts)
 
@@ -148,18 +153,21 @@ class Connection:
             cursor.execute(self.sql(sql), parameters, binary=True)
             yield cursor
 
-    def lines(self, sql: str, parameters: Mapping[str, Any]) -> Iterator[list[str]]:
+    @contextmanager
+    def texts(self, sql: str, parameters: Parameters, page_rows: int) -> Iterator[Iterator[TextRow]]:
         """
-        Rows as the texts of their fields, escaped as COPY has them and in UTC, within a transaction.
+        Rows as `stream`, with each value as the text that the server makes of it, in UTC; for whole tables.
 
         Nothing is made of them on the way, which takes longer than anything else with a row that is only hashed.
         """
-        self.query("SET LOCAL datestyle = 'ISO'")
-        self.query("SET LOCAL timezone = 'UTC'")
-        self.query("SET LOCAL bytea_output = 'hex'")
-        with self._cursor().copy(f"COPY ({self.sql(sql)}) TO STDOUT", parameters) as copy:
-            for line in copy:
-                yield str(line, "utf-8")[:-1].split("\t")
+        for setting in ("datestyle = 'ISO'", "timezone = 'UTC'", "bytea_output = 'hex'", "cursor_tuple_fraction = 1"):
+            self.query(f"SET LOCAL {setting}")
+        with psycopg.ServerCursor(self.driver, "ledger", row_factory=tuple_row) as cursor:
+            for kind in _TEXTS:
+                cursor.adapters.register_loader(kind, TextLoader)
+            cursor.itersize = page_rows
+            cursor.execute(self.sql(sql), parameters)
+            yield cursor
 
     def begin(self, mode: str = "READ COMMITTED") -> list[Statement]:
         """
@@ -243,17 +251,10 @@ class Connection:
         return cursor
 
 
-_ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
-_LETTERS: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
-
-
-def unescaped(field: str) -> str | None:
-    """What a field of `Connection.lines` says; None for NULL."""
-    if "\\" not in field:
-        return field
-    if field == "\\N":
-        return None
-    return _ESCAPED.sub(lambda found: _LETTERS.get(found[1], found[1]), field)
+_TEXTS: Final = (
+    *("bytea", "int2", "int8", "json", "numeric", "text", "timestamptz", "uuid"),
+    psycopg.postgres.types["text"].array_oid,
+)
 
 
 class _Pipeline(psycopg.Pipeline):
@@ -359,6 +360,31 @@ class Database:
     def close(self) -> None:
         """Close the pool."""
         self.engine.dispose()
+
+
+def address_of(connection: Connection) -> str:
+    """
+    How another process connects to the same server as the same user, whatever engine made this connection.
+
+    It holds the password.
+    """
+    info = connection.driver.info
+    own = info.get_parameters() | {"host": info.host, "port": str(info.port)}
+    own.pop("hostaddr", None)
+    return psycopg.conninfo.make_conninfo(**own, **({"password": info.password} if info.password else {}))
+
+
+@contextmanager
+def connected(address: str, schema: str) -> Iterator[Connection]:
+    """
+    A connection of its own, outside of any pool, to an address and a quoted schema.
+
+    Raises:
+        LedgerError: Whatever the database says, in the ledger's own words.
+    """
+    with in_our_words(), closing(psycopg.connect(address, autocommit=True)) as driver:
+        check_encoding(driver)
+        yield Connection(driver, schema)
 
 
 def _check_schema(schema: str) -> None:

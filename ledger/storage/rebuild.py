@@ -8,9 +8,9 @@ The work is PostgreSQL's, so that a job is a thread with two connections: one fo
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any, Final
@@ -151,11 +151,16 @@ class _Work:
         part = self._parts[number]
         if self._stopped.is_set():
             raise _Stopped
-        with self._database.connection() as reader, self._database.connection() as writer, self._heard(reader, writer):
-            with reader.transaction(read_only=True, unbounded=True):
-                # Here whole tables are what is asked for.
-                reader.query("SET LOCAL enable_seqscan = on")
-                for names, summed in _pages(reader, writer, part):
+        with (
+            self._database.connection() as reader,
+            self._database.connection() as writer,
+            self._heard(reader, writer),
+            reader.transaction(read_only=True, unbounded=True),
+        ):
+            # Here whole tables are what is asked for.
+            reader.query("SET LOCAL enable_seqscan = on")
+            with closing(_pages(reader, writer, part)) as pages:
+                for names, summed in pages:
                     if self._stopped.is_set():
                         raise _Stopped
                     self._rebuild_page(writer, names, summed)
@@ -185,7 +190,9 @@ class _Work:
                     self._idle.set()
 
 
-def _pages(reader: Connection, writer: Connection, part: Part) -> Iterator[tuple[list[str], dict[str, Sums]]]:
+def _pages(
+    reader: Connection, writer: Connection, part: Part
+) -> Generator[tuple[list[str], dict[str, Sums]], None, None]:
     """The streams of a part, a page at a time, with what their logs added up to when the reader began."""
     summed = repair.sums(reader, part)
     ahead = next(summed, None)

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from ledger.core.errors import CorruptLog
 from ledger.core.events import LEDGER_STREAM
-from ledger.storage.database import Connection, unescaped
+from ledger.storage.database import Connection
 from ledger.storage.parts import Part
 from ledger.storage.projector import LOCK
 from ledger.storage.store import plain_array, text_array
@@ -371,8 +371,9 @@ def _sum_parameters(streams: Sequence[str], summed: Mapping[str, Sums]) -> dict[
 def sums(connection: Connection, part: Part) -> Iterator[Sums]:
     """What the events of each stream in a part add up to, in order; in the caller's transaction."""
     sql = SUMMED.replace("{in_part}", part.condition("stream"))
-    for stream, *values in connection.lines(sql, part.parameters()):
-        yield Sums(unescaped(stream) or "", tuple(values))
+    with connection.texts(sql, part.parameters(), REBUILD_STREAMS_MAX) as rows:
+        for stream, *values in rows:
+            yield Sums(stream, tuple(values))
 
 
 def streams_of(connection: Connection, part: Part) -> Iterator[list[str]]:
