@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -165,9 +166,9 @@ class Connection:
         with psycopg.ServerCursor(self.driver, "ledger", row_factory=tuple_row) as cursor:
             for kind in _TEXTS:
                 cursor.adapters.register_loader(kind, TextLoader)
-            cursor.itersize = page_rows
             cursor.execute(self.sql(sql), parameters)
-            yield cursor
+            # Page by page, and not row by row through the driver's own iterator.
+            yield chain.from_iterable(iter(partial(cursor.fetchmany, page_rows), []))
 
     def begin(self, mode: str = "READ COMMITTED") -> list[Statement]:
         """
