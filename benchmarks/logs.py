@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
@@ -17,7 +17,7 @@ import psycopg
 
 from ledger import Ledger, OpenAccount
 from ledger.core import chain
-from ledger.core.book import Book
+from ledger.core.book import EPOCH, Book
 from ledger.core.canonical import utc_text
 from ledger.core.commands import Direction
 from ledger.core.events import EntryPosted, Event, Recorded, Transaction
@@ -37,7 +37,7 @@ class Log:
         self._ledger = ledger
         self._names = [f"account-{number:06}" for number in range(accounts)]
         self._chance = random.Random(1)  # noqa: S311  (the same log each time)
-        self._now = datetime.min
+        self._now = EPOCH
         for at in range(0, accounts, _OPENED_TOGETHER):
             ledger.handle(
                 [

@@ -98,10 +98,12 @@ class Ledger(Operations):
         *,
         schema: str = DEFAULT_SCHEMA,
         timeouts: Timeouts | None = None,
+        pool_size: int = 10,
         machines: Iterable[StateMachine] = (),
     ) -> Self:
         """Use a PostgreSQL of our own with its data in `folder`; it stops when its last user ends."""
-        return cls.connect(embedded.start(Path(folder)), schema=schema, timeouts=timeouts, machines=machines)
+        url = embedded.start(Path(folder))
+        return cls.connect(url, schema=schema, timeouts=timeouts, pool_size=pool_size, machines=machines)
 
     @property
     def engine(self) -> sqlalchemy.Engine:
@@ -128,14 +130,17 @@ class Ledger(Operations):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def migrate(self) -> migrations.Migrated:
+    def migrate(self, *, partitions: int | None = None) -> migrations.Migrated:
         """
         Bring the database to the schema that this release needs.
 
+        `partitions`, from 1 to 1,024, divides the log of a new ledger by its streams.
+
         Raises:
             SchemaMismatch: It is newer than this release.
+            InvalidCommand: There is a log already, and it is not in so many partitions.
         """
-        return migrations.migrate(self._database)
+        return migrations.migrate(self._database, partitions)
 
     def create_roles(self, prefix: str = "ledger") -> tuple[str, str, str]:
         """Create the roles PREFIX_owner, PREFIX_app and PREFIX_audit with their grants; needs CREATEROLE."""

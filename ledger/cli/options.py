@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import wraps
-from typing import Annotated, Any, TypeAlias, get_type_hints
+from typing import Annotated, Any, Final, TypeAlias, get_type_hints
 
 import typer
 
@@ -24,6 +24,8 @@ from ledger.core.lifecycle import StateMachine
 from ledger.lifecycle import load
 from ledger.settings import Settings
 from ledger.storage.database import Timeouts
+
+POOL_SIZE: Final = 10
 
 _WHERE = "Where"
 _CONTEXT = "With it"
@@ -71,6 +73,7 @@ def opened(
     migrate_embedded: bool = True,
     machines: Iterable[StateMachine] = (),
     timeouts: Timeouts | None = None,
+    pool_size: int = POOL_SIZE,
 ) -> Iterator[Ledger]:
     """
     The ledger to work on.
@@ -79,11 +82,15 @@ def opened(
     """
     if settings.database_url is not None:
         url = settings.database_url
-        with Ledger.connect(url, schema=settings.schema, machines=machines, timeouts=timeouts) as ledger:
+        with Ledger.connect(
+            url, schema=settings.schema, machines=machines, timeouts=timeouts, pool_size=pool_size
+        ) as ledger:
             yield ledger
         return
     folder = settings.data_folder()
-    with Ledger.embedded(folder, schema=settings.schema, machines=machines, timeouts=timeouts) as ledger:
+    with Ledger.embedded(
+        folder, schema=settings.schema, machines=machines, timeouts=timeouts, pool_size=pool_size
+    ) as ledger:
         if migrate_embedded:
             ledger.migrate()
         yield ledger

@@ -28,7 +28,7 @@ from ledger.cli import (
 )
 from ledger.cli.options import READER_GONE, Target
 from ledger.cli.output import complain, print_error
-from ledger.core.errors import CorruptLog, InvalidAmount, InvalidCommand, LedgerError, Rejected
+from ledger.core.errors import CorruptLog, Interrupted, InvalidAmount, InvalidCommand, LedgerError, Rejected
 
 BAD_NEWS: Final = 1
 COULD_NOT: Final = 2
@@ -139,10 +139,16 @@ def _run(arguments: list[str]) -> int:
         return int(app(arguments, prog_name="ledger", standalone_mode=False) or 0)
     except LedgerError as error:
         print_error(error, as_json=as_json)
+        for note in getattr(error, "__notes__", ()):
+            complain(note)
         return exit_code(error)
     except typer.TyperException as usage:
         _explain_usage(usage, as_json)
         return COULD_NOT
+    except Interrupted as interrupted:
+        go_on = f"; go on with --after {interrupted.after}" if interrupted.after else ""
+        complain(f"interrupted{go_on}")
+        return INTERRUPTED
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except OSError as error:

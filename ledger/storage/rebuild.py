@@ -159,6 +159,8 @@ class _Work:
         ):
             # Here whole tables are what is asked for.
             reader.query("SET LOCAL enable_seqscan = on")
+            # A stream is in one partition, where there are any: each can be summed up for itself.
+            reader.query("SET LOCAL enable_partitionwise_aggregate = on")
             with closing(_pages(reader, writer, part)) as pages:
                 for names, summed in pages:
                     if self._stopped.is_set():
