@@ -147,16 +147,18 @@ def _announced(array: str) -> str | None:
     return f'["{places}]'
 
 
-def _amount(text: str) -> int:
+def _amount(text: str | None) -> int:
     """An amount; 0, which none is, where it is not a number."""
-    return int(text) if text.isdigit() else 0
+    return int(text) if text is not None and text.isdigit() else 0
 
 
 @lru_cache(maxsize=8192)
-def utc(text: str) -> str:
+def utc(text: str | None) -> str:
     """A moment as hashes cover it, from the text that a server sends in UTC; "" where that is not of our years."""
-    body = text.removesuffix(_ZONE)
-    if not text.endswith(_ZONE) or len(body) < _SECONDS or body[4] != "-" or body[10] != " ":
+    if text is None or not text.endswith(_ZONE):
+        return ""
+    body = text[: -len(_ZONE)]
+    if len(body) < _SECONDS or body[4] != "-" or body[10] != " ":
         return ""
     fraction = body[_SECONDS:] or "."
     return f"{body[:10]}T{body[11:_SECONDS]}{fraction.ljust(_MICROSECONDS - _SECONDS, '0')}Z"
@@ -203,5 +205,5 @@ def _bytes(text: str | None) -> bytes | None:
 def _moment(text: str | None) -> datetime | None:
     """A moment without its zone; None where Python knows no such year."""
     with suppress(ValueError):
-        return datetime.fromisoformat(utc(text or "")[:-1])
+        return datetime.fromisoformat(utc(text)[:-1])
     return None

@@ -298,9 +298,9 @@ def verify(
         # Here whole tables are what is asked for.
         connection.query("SET LOCAL enable_seqscan = on")
         todo = steps(connection, accounts, jobs, after)
-        stand = _Stand(todo, progress)
+        stand = Stand(todo, progress)
         try:
-            with closing(_performed(connection, ledger_id, accounts, todo, jobs, stand)) as outcomes:
+            with closing(performed(connection, ledger_id, accounts, todo, jobs, stand)) as outcomes:
                 for step, outcome in zip(todo, outcomes, strict=True):
                     whole.take(outcome)
                     if step.name == "holds" and not (accounts or after):
@@ -316,8 +316,8 @@ def verify(
     return whole.report
 
 
-def _performed(
-    connection: Connection, ledger_id: str, accounts: Sequence[str], todo: Sequence[Step], jobs: int, stand: _Stand
+def performed(
+    connection: Connection, ledger_id: str, accounts: Sequence[str], todo: Sequence[Step], jobs: int, stand: Stand
 ) -> Generator[Outcome, None, None]:
     """The outcome of each step, in order: all of one snapshot, which is open here."""
     if jobs == 1 or accounts:
@@ -346,7 +346,7 @@ def _workplace(address: str, schema: str, snapshot: str, ledger_id: str) -> Iter
         yield lambda step, tell: perform(step, scope, tell)
 
 
-class _Stand:
+class Stand:
     """How far the steps are: what an interrupted verification goes on from."""
 
     def __init__(self, todo: Sequence[Step], progress: Callable[[int], None] | None) -> None:
@@ -388,10 +388,9 @@ def _verify_streams(scope: Scope, part: Part, outcome: Outcome, tell: Tell) -> N
                 outcome.known.add(stream.stream)
             _add_to_trial_balance(outcome.totals, stream)
             if len(page.streams) == _PAGE_STREAMS:
-                found.take(page.finished(scope.connection))
-                tell(found.checked["events"], stream.stream)
+                page.finish(scope.connection, found, tell)
                 page = _Page()
-    found.take(page.finished(scope.connection))
+    page.finish(scope.connection, found, tell)
     found.checked["assets"] = len(book.assets) if scope.whole else 0
     outcome.closed_until = book.closed_until
 
@@ -403,13 +402,16 @@ class _Page:
         self.streams: list[Stream] = []
         self.report = Report()
 
-    def finished(self, connection: Connection) -> Report:
-        """What was found about all of them."""
+    def finish(self, connection: Connection, found: Report, tell: Tell) -> None:
+        """Let what is found about all of them follow what was found before."""
+        if not self.streams:
+            return
         _verify_projections(connection, self.streams, self.report)
         # However the streams fall into pages: what is found about one of them stands together.
         self.report.findings.sort(key=attrgetter("stream"))
         self.report.checked["streams"] += len(self.streams)
-        return self.report
+        found.take(self.report)
+        tell(found.checked["events"], self.streams[-1].stream)
 
 
 def _verify_stream(name: str, rows: Iterator[TextRow], book: Book, report: Report) -> Stream:

@@ -145,11 +145,11 @@ def _run(arguments: list[str]) -> int:
     except typer.TyperException as usage:
         _explain_usage(usage, as_json)
         return COULD_NOT
-    except Interrupted as interrupted:
-        go_on = f"; go on with --after {interrupted.after}" if interrupted.after else ""
-        complain(f"interrupted{go_on}")
-        return INTERRUPTED
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as stopped:
+        # An Abort is what typer makes of it.
+        cause = stopped.__cause__ if isinstance(stopped, typer.Abort) else stopped
+        if isinstance(cause, Interrupted) and cause.after:
+            complain(f"interrupted; go on with --after {cause.after}")
         return INTERRUPTED
     except OSError as error:
         complain(f"{error.strerror or error}")

@@ -8,7 +8,7 @@ pool, or on the one connection that an application lends to a guest.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -88,6 +88,7 @@ class Timeouts:
 
 
 Answer = TypeVar("Answer")
+AnyCursor = TypeVar("AnyCursor", "psycopg.Cursor[Row]", "psycopg.ServerCursor[Row]")
 
 
 class Connection:
@@ -155,20 +156,40 @@ class Connection:
             yield cursor
 
     @contextmanager
+    def text_stream(self, sql: str, parameters: Parameters) -> Iterator[Iterator[TextRow]]:
+        """
+        Rows as `texts`, of a statement that several workers of the server may share.
+
+        There is no cursor of the server, which would keep them out; the connection does nothing else meanwhile.
+        """
+        cursor = self._text_cursor(psycopg.Cursor(self.driver, row_factory=tuple_row))
+        rows = cursor.stream(self.sql(sql), parameters)
+        assert isinstance(rows, Generator)
+        # Closed by whoever leaves early: the driver then cancels the statement.
+        with closing(rows):
+            yield rows
+
+    @contextmanager
     def texts(self, sql: str, parameters: Parameters, page_rows: int) -> Iterator[Iterator[TextRow]]:
         """
         Rows as `stream`, with each value as the text that the server makes of it, in UTC; for whole tables.
 
         Nothing is made of them on the way, which takes longer than anything else with a row that is only hashed.
         """
-        for setting in ("datestyle = 'ISO'", "timezone = 'UTC'", "bytea_output = 'hex'", "cursor_tuple_fraction = 1"):
-            self.query(f"SET LOCAL {setting}")
-        with psycopg.ServerCursor(self.driver, "ledger", row_factory=tuple_row) as cursor:
-            for kind in _TEXTS:
-                cursor.adapters.register_loader(kind, TextLoader)
+        self.query("SET LOCAL cursor_tuple_fraction = 1")
+        server_cursor = psycopg.ServerCursor(self.driver, "ledger", row_factory=tuple_row)
+        with self._text_cursor(server_cursor) as cursor:
             cursor.execute(self.sql(sql), parameters)
             # Page by page, and not row by row through the driver's own iterator.
             yield chain.from_iterable(iter(partial(cursor.fetchmany, page_rows), []))
+
+    def _text_cursor(self, cursor: AnyCursor) -> AnyCursor:
+        """Let a cursor leave all values as they come."""
+        for setting in ("datestyle = 'ISO'", "timezone = 'UTC'", "bytea_output = 'hex'"):
+            self.query(f"SET LOCAL {setting}")
+        for kind in _TEXTS:
+            cursor.adapters.register_loader(kind, TextLoader)
+        return cursor
 
     def begin(self, mode: str = "READ COMMITTED") -> list[Statement]:
         """

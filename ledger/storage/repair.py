@@ -371,7 +371,7 @@ def _sum_parameters(streams: Sequence[str], summed: Mapping[str, Sums]) -> dict[
 def sums(connection: Connection, part: Part) -> Iterator[Sums]:
     """What the events of each stream in a part add up to, in order; in the caller's transaction."""
     sql = SUMMED.replace("{in_part}", part.condition("stream"))
-    with connection.texts(sql, part.parameters(), REBUILD_STREAMS_MAX) as rows:
+    with connection.text_stream(sql, part.parameters()) as rows:
         for stream, *values in rows:
             yield Sums(stream, tuple(values))
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import psycopg
 import pytest
+from test_migrations import CATALOG
+from test_promises import ATTACKS, SOUND, append, attack, sqlstate
 
 from ledger import InvalidCommand, Ledger, Transfer
 from ledger.core.commands import build
-from tests.postgres.test_migrations import CATALOG
-from tests.postgres.test_promises import ATTACKS, SOUND, append, attack, sqlstate
 
 Psql = psycopg.Connection[Any]
 MakeDatabase = Callable[[], str]
