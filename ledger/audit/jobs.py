@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection as Pipe
@@ -83,19 +83,14 @@ class _Crew:
 
     def hear(self, pipe: Pipe) -> tuple[Any, ...]:
         """What was said."""
-        try:
+        with _still_there():
             said: tuple[Any, ...] = pipe.recv()
-        except EOFError:
-            raise DatabaseUnavailable(
-                "A process of this verification has ended before it was done.",
-                "Look for what ended it (memory?), or use fewer jobs; a program that asks for more than one begins with"
-                ' `if __name__ == "__main__":`.',
-            ) from None
         return said
 
     def say(self, pipe: Pipe, work: tuple[int, Any] | None) -> None:
         """Give somebody the next step, or nothing more to do."""
-        pipe.send(work)
+        with _still_there():
+            pipe.send(work)
         if work is None:
             self._pipes.remove(pipe)
 
@@ -105,6 +100,19 @@ class _Crew:
             process.terminate()
         for process in self._processes:
             process.join()
+
+
+@contextmanager
+def _still_there() -> Iterator[None]:
+    """Say what it means when the other end of a pipe is gone."""
+    try:
+        yield
+    except (EOFError, OSError):
+        raise DatabaseUnavailable(
+            "A process of this verification has ended before it was done.",
+            "Look for what ended it (memory?), or use fewer jobs; a program that asks for more than one begins with"
+            ' `if __name__ == "__main__":`.',
+        ) from None
 
 
 def _work(pipe: Pipe, workplace: Workplace, arguments: Sequence[Any]) -> None:

@@ -19,7 +19,8 @@ from typing import Annotated, Any, Final, TypeAlias, get_type_hints
 import typer
 
 from ledger.application import Ledger
-from ledger.core.errors import InvalidCommand
+from ledger.cli.output import complain
+from ledger.core.errors import Interrupted, InvalidCommand
 from ledger.core.lifecycle import StateMachine
 from ledger.lifecycle import load
 from ledger.settings import Settings
@@ -241,10 +242,16 @@ def command(function: Callable[..., int]) -> Callable[..., int]:
         except BrokenPipeError:
             # Caught before typer sees it, which would exit as if the command had been refused.
             raise typer.Exit(READER_GONE) from None
+        except Interrupted as interrupted:
+            # Before typer as well, which would end without a word.
+            complain(f"interrupted; go on with --after {interrupted.after}" if interrupted.after else "interrupted")
+            raise typer.Exit(INTERRUPTED) from None
 
     run.__signature__ = inspect.Signature(shown, return_annotation=int)  # type: ignore[attr-defined]
     return run
 
+
+INTERRUPTED: Final = 130
 
 READER_GONE = 141
 """The exit code of a program whose reader went away, as a shell reports it: 128 + SIGPIPE."""

@@ -26,13 +26,12 @@ from ledger.cli import (
     upkeep,
     writing,
 )
-from ledger.cli.options import READER_GONE, Target
+from ledger.cli.options import INTERRUPTED, READER_GONE, Target
 from ledger.cli.output import complain, print_error
-from ledger.core.errors import CorruptLog, Interrupted, InvalidAmount, InvalidCommand, LedgerError, Rejected
+from ledger.core.errors import CorruptLog, InvalidAmount, InvalidCommand, LedgerError, Rejected
 
 BAD_NEWS: Final = 1
 COULD_NOT: Final = 2
-INTERRUPTED: Final = 130
 
 app = typer.Typer(
     name="ledger",
@@ -145,11 +144,7 @@ def _run(arguments: list[str]) -> int:
     except typer.TyperException as usage:
         _explain_usage(usage, as_json)
         return COULD_NOT
-    except (KeyboardInterrupt, typer.Abort) as stopped:
-        # An Abort is what typer makes of it.
-        cause = stopped.__cause__ if isinstance(stopped, typer.Abort) else stopped
-        if isinstance(cause, Interrupted) and cause.after:
-            complain(f"interrupted; go on with --after {cause.after}")
+    except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except OSError as error:
         complain(f"{error.strerror or error}")
