@@ -1,7 +1,7 @@
 """An event-sourced, double-entry ledger on PostgreSQL, in which messages out of order cannot corrupt a balance."""
 
 from ledger.application import Guest, Ledger
-from ledger.audit.verify import Finding, Report
+from ledger.audit.report import Finding, Report
 from ledger.batch import Done
 from ledger.core.book import Balance, Terms
 from ledger.core.commands import (

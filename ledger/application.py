@@ -16,7 +16,8 @@ import sqlalchemy.orm
 from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy.exc import InvalidRequestError
 
-from ledger.audit.verify import Report, verify
+from ledger.audit.report import Report
+from ledger.audit.verify import verify
 from ledger.batch import Done, Outcome
 from ledger.batcher import Batcher
 from ledger.core.commands import (

@@ -20,7 +20,8 @@ from operator import attrgetter, itemgetter
 from typing import Any, Final, NamedTuple
 
 from ledger.audit.jobs import Tell, in_order
-from ledger.audit.lines import EVENT_TEXTS, TRANSACTION_TEXTS, Entries, event_row, sealed, transaction_row
+from ledger.audit.report import Report
+from ledger.audit.texts import EVENT_TEXTS, TRANSACTION_TEXTS, Entries, event_row, sealed, transaction_row
 from ledger.core import chain
 from ledger.core.book import EPOCH, Book, Stream, evolve
 from ledger.core.codec import event_from
@@ -43,9 +44,6 @@ from ledger.storage import projector, repair
 from ledger.storage.database import Connection, Row, TextRow, address_of, connected
 from ledger.storage.parts import Part, parts
 from ledger.storage.store import first_place, readable, recorded_from, text_array, transaction_from
-
-FINDINGS_MAX: Final = 1_000
-"""Findings kept in a report; more are counted."""
 
 _FETCH_ROWS: Final = 2_000
 _PAGE_STREAMS: Final = 500
@@ -118,48 +116,6 @@ _SCOPE: Final = {
 _DIFFERING_LEGS: Final = f"WITH {repair.EXPECTED_LEGS} SELECT stream, hold::text FROM differing_legs ORDER BY 1, 2"
 
 _PERIOD: Final = f"SELECT {readable('p.closed_until')} FROM {{schema}}.periods AS p"
-
-
-class Finding(NamedTuple):
-    """Something that is not as it must be: where, and what."""
-
-    kind: str
-    stream: str
-    version: int
-    column: str
-    problem: str
-
-    def __str__(self) -> str:
-        return f"{self.stream} version {self.version}, {self.column}: {self.problem}"
-
-
-@dataclass(slots=True)
-class Report:
-    """What a verification checked and what it found; `findings` are in the order of the log."""
-
-    checked: dict[str, int] = field(
-        default_factory=lambda: {"transactions": 0, "streams": 0, "events": 0, "projections": 0, "assets": 0}
-    )
-    findings: list[Finding] = field(default_factory=list)
-    findings_total: int = 0
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing was found."""
-        return self.findings_total == 0
-
-    def add(self, kind: str, stream: str, version: int, column: str, problem: str) -> None:
-        """Note a finding."""
-        self.findings_total += 1
-        if len(self.findings) < FINDINGS_MAX:
-            self.findings.append(Finding(kind, stream, version, column, problem))
-
-    def take(self, other: Report) -> None:
-        """Let what another report counted and found follow."""
-        for what, count in other.checked.items():
-            self.checked[what] += count
-        self.findings_total += other.findings_total
-        self.findings += other.findings[: FINDINGS_MAX - len(self.findings)]
 
 
 class Step(NamedTuple):

@@ -20,7 +20,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from ledger.application import Ledger
-from ledger.audit.verify import Report
+from ledger.audit.report import Report
 from ledger.batch import Done
 from ledger.core.book import Balance
 from ledger.core.commands import Deposit, Withdraw, build

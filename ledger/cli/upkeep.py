@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from ledger.application import Ledger
-from ledger.audit.verify import Report
+from ledger.audit.report import Report
 from ledger.cli.options import POOL_SIZE, Target, command, opened
 from ledger.cli.output import answer, print_error, progress
 from ledger.core.errors import InvalidCommand, UnknownAccount

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from ledger import CorruptLog, Interrupted, InvalidCommand, Ledger, OpenAccount, Transfer
 from ledger.audit import verify as verification
-from ledger.audit.lines import Entries, sealed
+from ledger.audit.report import Report
+from ledger.audit.texts import Entries, sealed
 from ledger.core import chain
 from ledger.core.book import Book
 from ledger.core.commands import build
@@ -326,7 +327,7 @@ def rows(busy: Ledger) -> dict[str, list[Any]]:
 
 def test_entries_are_followed_as_texts(rows: dict[str, list[Any]], busy: Ledger) -> None:
     """An account's plain entries are all taken by the quick check, and it ends where the thorough one does."""
-    report = verification.Report()
+    report = Report()
     thorough = verification._verify_stream(  # noqa: SLF001
         "alice", iter(rows["alice"]), Book(str(busy.ledger_id)), report
     )
@@ -340,7 +341,7 @@ def test_entries_are_followed_as_texts(rows: dict[str, list[Any]], busy: Ledger)
 def _opened(ledger: Ledger, rows: list[Any]) -> Entries:
     """The head of a stream after its first event."""
     book = Book(str(ledger.ledger_id))
-    stream = verification._verify_stream(rows[0][0], iter(rows[:1]), book, verification.Report())  # noqa: SLF001
+    stream = verification._verify_stream(rows[0][0], iter(rows[:1]), book, Report())  # noqa: SLF001
     with ledger._database.connection() as connection:  # noqa: SLF001
         identifier = connection.query("SELECT transaction_id::text FROM {schema}.events WHERE stream = %s", ("alice",))
     return Entries(stream, stream.head_hash, (stream.recorded_at, str(identifier[0][0])))
