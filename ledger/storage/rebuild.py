@@ -1,6 +1,6 @@
 """
 Every projection made anew from the log, while writers go on: one pass over each part of it adds its streams up,
-and a page of streams at a time is completed and compared under its locks.
+a page of streams at a time is completed and compared, and what differs is mended under its locks.
 
 The work is PostgreSQL's, so that a job is a thread with two connections: one for the pass, one for the pages.
 """
@@ -170,7 +170,9 @@ class _Work:
 
     def _rebuild_page(self, writer: Connection, names: Sequence[str], summed: Mapping[str, Sums]) -> None:
         corrupt: list[CorruptLog] = []
-        mended = _rebuilt(writer, names, summed, self._noticed_by, corrupt)
+        with writer.transaction(unbounded=True):
+            suspects = repair.suspects(writer, names, summed)
+        mended = _rebuilt(writer, suspects, summed, self._noticed_by, corrupt) if suspects else []
         with self._lock:
             self.mended.update(mended)
             self.corrupt.update({error.stream: error for error in corrupt})

@@ -64,17 +64,23 @@ SUM_COLUMNS: Final = (
 """What the events of a stream add up to, whatever happens later."""
 
 _SUMS: Final = f"""
-count(*) AS events, coalesce(max(version), 0) AS version,
+coalesce(sum(events), 0) AS events, coalesce(max(version), 0) AS version,
 {_posted("debit")} AS posted_debits, {_posted("credit")} AS posted_credits,
 {_pending("debit")} AS pending_debits, {_pending("credit")} AS pending_credits,
 coalesce(max(version) FILTER (WHERE type = 'account_state_changed'), 0) AS state_version,
 coalesce(max(version) FILTER (WHERE type = 'account_terms_changed'), 0) AS terms_version,
-count(*) FILTER (WHERE type LIKE 'hold%%') AS holds
+coalesce(sum(events) FILTER (WHERE type LIKE 'hold%%'), 0) AS holds
 """
 
-# The log added up, in one pass; what has happened since is added by whoever holds the locks.
+# The log added up, in one pass; what has happened since is added by whoever holds the locks.  By type first: it is
+# asked once for each group, and not for each event, what its amount counts as.
 SUMMED: Final = f"""
-SELECT stream, {_SUMS} FROM {{schema}}.events WHERE {{in_part}} GROUP BY stream ORDER BY stream
+SELECT stream, {_SUMS}
+FROM (
+    SELECT stream, type, direction, count(*) AS events, max(version) AS version, sum(amount) AS amount
+    FROM {{schema}}.events WHERE {{in_part}} GROUP BY stream, type, direction
+) AS of_one_type
+GROUP BY stream ORDER BY stream
 """
 
 
@@ -91,7 +97,10 @@ log AS MATERIALIZED (
     FROM unnest(%(streams)s::text[], {", ".join(f"%({name})s::numeric[]" for name in SUM_COLUMNS)})
         AS s (stream, {", ".join(SUM_COLUMNS)})
     CROSS JOIN LATERAL (
-        SELECT {_SUMS} FROM {{schema}}.events AS e WHERE e.stream = s.stream AND e.version > s.version::bigint
+        SELECT {_SUMS} FROM (
+            SELECT e.*, 1 AS events FROM {{schema}}.events AS e
+            WHERE e.stream = s.stream AND e.version > s.version::bigint
+        ) AS later
     ) AS l
     WHERE s.events + l.events > 0
 ), replayed AS MATERIALIZED (
@@ -245,6 +254,18 @@ UNION
 SELECT 'has holds', account, NULL FROM {{schema}}.holds WHERE account = ANY(%(streams)s::text[])
 """
 
+# One statement sees the log and what is projected from it as of one moment: where they agree, nothing need be locked.
+SUSPECTS: Final = f"""
+WITH {EXPECTED}, {DIFFERING}
+SELECT name FROM differing
+UNION
+SELECT stream FROM expected WHERE contradicts_itself
+UNION
+SELECT stream FROM log WHERE holds > 0
+UNION
+SELECT account FROM {{schema}}.holds WHERE account = ANY(%(streams)s::text[])
+"""
+
 _REBUILD_LEGS: Final = f"""
 WITH {EXPECTED_LEGS}, mended AS (
     INSERT INTO {{schema}}.holds (
@@ -360,6 +381,17 @@ def rebuild(
     if LEDGER_STREAM in ordered:
         connection.query(REBUILD_PERIOD)
     return sorted(mended)
+
+
+def suspects(connection: Connection, streams: Sequence[str], summed: Mapping[str, Sums]) -> list[str]:
+    """
+    Those of some streams that a rebuild has to look at under their locks, in order; takes no lock itself.
+
+    All whose projections differ, those with holds, and the ledger's own.
+    """
+    parameters = {"streams": text_array(streams), **_sum_parameters(streams, summed)}
+    found = {name for (name,) in connection.query(SUSPECTS, parameters)}
+    return sorted(found | ({LEDGER_STREAM} & set(streams)))
 
 
 def _sum_parameters(streams: Sequence[str], summed: Mapping[str, Sums]) -> dict[str, str]:

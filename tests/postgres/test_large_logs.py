@@ -57,6 +57,14 @@ def busy(funded: Ledger) -> Ledger:
     return funded
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A Ctrl-C that is heard: a shell lets what it runs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of a few streams each, so that a small ledger has many."""
