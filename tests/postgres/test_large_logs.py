@@ -156,6 +156,13 @@ def test_rebuild_adds_what_came_after_its_pass(busy: Ledger, ledger_url: str, mo
     assert busy.verify().ok
 
 
+def test_what_agrees_is_not_locked(busy: Ledger, ledger_url: str) -> None:
+    """Somebody else may hold the rows of accounts while they are looked at: only what differs is waited for."""
+    with psycopg.connect(ledger_url) as other:
+        other.execute("SELECT FROM ledger.balances WHERE stream > 'acct-10' AND stream < 'acct-60' FOR UPDATE")
+        assert busy.rebuild(jobs=2) == []
+
+
 def test_writers_go_on_during_both(busy: Ledger, ledger_url: str) -> None:
     """While several write as fast as they can, jobs find nothing wrong and rebuild nothing."""
     stop = threading.Event()
@@ -203,9 +210,10 @@ def test_interrupted_verification_goes_on(busy: Ledger, monkeypatch: pytest.Monk
     assert active_children() == []
     after = interrupted.value.after
     whole, rest = busy.verify(), busy.verify(after=after, jobs=jobs)
-    assert after
+    # Of several jobs the one with the first part may be the slowest: then it all begins anew.
+    assert after or jobs > 1
     assert rest.ok
-    assert 0 < rest.checked["streams"] < whole.checked["streams"]
+    assert 0 < rest.checked["streams"] < whole.checked["streams"] + (not after)
     assert rest.checked["transactions"] == whole.checked["transactions"]
 
 
@@ -223,7 +231,7 @@ def test_interrupted_rebuild_goes_on(busy: Ledger, psql: Psql, jobs: int) -> Non
         busy.rebuild(jobs=jobs, progress=interrupt)
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("ledger-rebuild")] == []
     after = interrupted.value.after
-    assert after
+    assert after or jobs > 1
     wrong = "SELECT stream FROM balances WHERE posted_debits = 7 ORDER BY stream"
     left = [name for (name,) in psql.execute(wrong)]
     assert all(name > after for name in left)
@@ -231,8 +239,9 @@ def test_interrupted_rebuild_goes_on(busy: Ledger, psql: Psql, jobs: int) -> Non
     assert busy.verify().ok
 
 
-def test_rebuild_is_interrupted_while_it_waits(busy: Ledger, ledger_url: str) -> None:
+def test_rebuild_is_interrupted_while_it_waits(busy: Ledger, ledger_url: str, psql: Psql) -> None:
     """Ctrl-C ends what waits for a lock at once, and not when the lock comes."""
+    psql.execute("UPDATE balances SET posted_debits = 7 WHERE stream IN ('acct-10', 'acct-50')")
     with psycopg.connect(ledger_url) as other, psycopg.connect(ledger_url, autocommit=True) as watch:
         other.execute("SELECT FROM ledger.balances FOR UPDATE")
         waiting = (
@@ -253,9 +262,10 @@ def test_rebuild_is_interrupted_while_it_waits(busy: Ledger, ledger_url: str) ->
         assert watch.execute(waiting).fetchone() == (0,)
 
 
-def test_command_line_says_where_to_go_on(busy: Ledger, ledger_url: str) -> None:
+def test_command_line_says_where_to_go_on(busy: Ledger, ledger_url: str, psql: Psql) -> None:
     """An interrupted command exits with 130 and one line; with --after it goes on."""
     command = [sys.executable, "-m", "ledger", "rebuild", "--jobs", "2", "--database-url", ledger_url]
+    psql.execute("UPDATE balances SET posted_debits = 7 WHERE stream = 'acct-50'")
     with psycopg.connect(ledger_url) as other, psycopg.connect(ledger_url, autocommit=True) as watch:
         other.execute("SELECT FROM ledger.balances WHERE stream > 'acct-40' FOR UPDATE")
         process = subprocess.Popen(
@@ -275,7 +285,8 @@ def test_command_line_says_where_to_go_on(busy: Ledger, ledger_url: str) -> None
     done = subprocess.run(
         [*command, "--after", after], capture_output=True, text=True, timeout=WAIT_SECONDS, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "acct-50" in done.stdout
     assert busy.verify(jobs=2).ok
 
 
