@@ -1,5 +1,6 @@
 """
-The first comparison: `python -m benchmarks [--quick]`; `messages` compares the inbox, `kafka` the consumer.
+The first comparison: `python -m benchmarks [--quick]`; `messages` compares the inbox, `kafka` the consumer,
+`logs` rebuilds and verifies a long log.
 
 Every figure is taken in turn with the others, round after round; what counts is the ratio within a round, and of
 those the median.  Absolute figures say more about the machine than about anyone measured.
@@ -19,7 +20,7 @@ from typing import Final
 from rich.console import Console
 from sqlalchemy import URL
 
-from benchmarks import messages, topic
+from benchmarks import logs, messages, topic
 from benchmarks.contestants import HandWritten, Ours, Peer
 from benchmarks.noise import listen
 from benchmarks.report import Ratio, Run, keep, results, show
@@ -109,6 +110,8 @@ def _measure(url: URL, rounds: int, seconds: float, console: Console) -> list[Ru
 if __name__ == "__main__":
     if sys.argv[1:2] == ["messages"]:
         messages.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["logs"]:
+        logs.main(sys.argv[2:])
     elif sys.argv[1:2] == ["kafka"]:
         topic.main(sys.argv[2:])
     else:

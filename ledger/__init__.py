@@ -2,7 +2,7 @@
 
 from ledger.application import Guest, Ledger
 from ledger.asynchronous import AsyncLedger
-from ledger.audit.verify import Finding, Report
+from ledger.audit.report import Finding, Report
 from ledger.batch import Done
 from ledger.batcher import Batcher
 from ledger.core.book import Balance, Terms
@@ -54,6 +54,7 @@ from ledger.core.errors import (
     HoldNotOpen,
     IdempotencyConflict,
     InsufficientFunds,
+    Interrupted,
     InvalidAmount,
     InvalidCommand,
     InvalidStateMachine,
@@ -137,6 +138,7 @@ __all__ = [
     "IdempotencyConflict",
     "Inbox",
     "InsufficientFunds",
+    "Interrupted",
     "InvalidAmount",
     "InvalidCommand",
     "InvalidStateMachine",

@@ -16,14 +16,15 @@ import sqlalchemy.orm
 from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy.exc import InvalidRequestError
 
-from ledger.audit.verify import Report, verify
+from ledger.audit.report import Report
+from ledger.audit.verify import verify
 from ledger.batch import Done, Outcome
 from ledger.batcher import Batcher
 from ledger.core.commands import (
     Command,
     ExpireHold,
 )
-from ledger.core.errors import ConcurrencyError, CorruptLog, InvalidCommand, UnsupportedConnection
+from ledger.core.errors import ConcurrencyError, InvalidCommand, UnsupportedConnection
 from ledger.core.events import account_of
 from ledger.core.fields import INTEGER_MAX, TEXT, checked
 from ledger.core.lifecycle import StateMachine
@@ -34,8 +35,11 @@ from ledger.order.cursor import Strict
 from ledger.order.message import check_source
 from ledger.receiving import Handler, Receiver, Retry, Unordered
 from ledger.storage import embedded, migrations, offsets, projector, queries, repair
-from ledger.storage.database import Connection, Database, Timeouts, check_encoding, engine_for, in_our_words
+from ledger.storage.database import Connection, Database, Timeouts, check_encoding, engine_for
+from ledger.storage.explained import in_our_words
 from ledger.storage.offsets import Offset, Place
+from ledger.storage.parts import check_jobs
+from ledger.storage.rebuild import rebuild_all, rebuild_some
 from ledger.storage.tables import DEFAULT_SCHEMA
 from ledger.stripes import Draw, Stripes
 from ledger.writer import Writer, handle_as_guest
@@ -99,10 +103,12 @@ class Ledger(Operations):
         *,
         schema: str = DEFAULT_SCHEMA,
         timeouts: Timeouts | None = None,
+        pool_size: int = 10,
         machines: Iterable[StateMachine] = (),
     ) -> Self:
         """Use a PostgreSQL of our own with its data in `folder`; it stops when its last user ends."""
-        return cls.connect(embedded.start(Path(folder)), schema=schema, timeouts=timeouts, machines=machines)
+        url = embedded.start(Path(folder))
+        return cls.connect(url, schema=schema, timeouts=timeouts, pool_size=pool_size, machines=machines)
 
     @property
     def engine(self) -> sqlalchemy.Engine:
@@ -129,14 +135,17 @@ class Ledger(Operations):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def migrate(self) -> migrations.Migrated:
+    def migrate(self, *, partitions: int | None = None) -> migrations.Migrated:
         """
         Bring the database to the schema that this release needs.
 
+        `partitions`, from 1 to 1,024, divides the log of a new ledger by its streams.
+
         Raises:
             SchemaMismatch: It is newer than this release.
+            InvalidCommand: There is a log already, and it is not in so many partitions.
         """
-        return migrations.migrate(self._database)
+        return migrations.migrate(self._database, partitions)
 
     def create_roles(self, prefix: str = "ledger") -> tuple[str, str, str]:
         """Create the roles PREFIX_owner, PREFIX_app and PREFIX_audit with their grants; needs CREATEROLE."""
@@ -179,54 +188,59 @@ class Ledger(Operations):
         return expired
 
     def rebuild(
-        self, *accounts: str, progress: Callable[[int], None] | None = None, noticed_by: str = "rebuild"
+        self,
+        *accounts: str,
+        jobs: int = 1,
+        after: str = "",
+        progress: Callable[[int], None] | None = None,
+        noticed_by: str = "rebuild",
     ) -> list[str]:
         """
         Make the projections of these accounts or other streams, or of all, anew from the log, while writers go on.
 
-        Returns the streams that differed; each repair is on record.  Can be interrupted and run again.
-        `progress` is called with the number of streams done so far.
+        Returns the streams that differed; each repair is on record.  `progress` is called with the number of streams
+        done so far.  All are done by as many `jobs` at once, with two connections each; can be interrupted, and goes
+        on behind the stream `after`.
 
         Raises:
             UnknownAccount: The log has no such account.
             CorruptLog: The log of an account contradicts itself; all others were rebuilt.
+            Interrupted: By the user; its `after` is where to go on.
         """
-        mended: list[str] = []
-        corrupt: list[CorruptLog] = []
-        done = 0
-        for account in accounts:
-            checked(TEXT, "account", account)
+        _check_selection(accounts, jobs, after)
+        if not accounts:
+            return rebuild_all(self._database, noticed_by, jobs, after, progress)
         with self._database.connection() as connection:
-            named = repair.with_stripes(connection, accounts) if accounts else []
-            size = repair.REBUILD_STREAMS_MAX
-            pages: Iterable[Sequence[str]] = repair.all_streams(connection, size)
-            if named:
-                pages = [named[at : at + size] for at in range(0, len(named), size)]
-            for page in pages:
-                mended += _rebuilt(connection, page, noticed_by, corrupt)
-                done += len(page)
-                if progress is not None:
-                    progress(done)
-        if corrupt:
-            raise _together(corrupt)
+            streams = repair.with_stripes(connection, accounts)
+        mended = rebuild_some(self._database, streams, noticed_by, progress)
         for account in set(map(account_of, accounts)) - set(map(account_of, mended)):
             self.history(account, limit=1)
         return mended
 
-    def verify(self, *accounts: str, progress: Callable[[int], None] | None = None) -> Report:
+    def verify(
+        self, *accounts: str, jobs: int = 1, after: str = "", progress: Callable[[int], None] | None = None
+    ) -> Report:
         """
         Re-derive everything, or these accounts, from the log and compare; changes nothing.
 
-        Returns a report: `.ok`, `.checked`, `.findings`.  Memory stays flat.
+        Returns a report: `.ok`, `.checked`, `.findings`.  Memory stays flat.  `progress` is called with the number of
+        events checked so far.
+
+        Everything is verified by as many `jobs` at once, which are processes of Python: a program that asks for more
+        than one begins with `if __name__ == "__main__":`.  They connect as the ledger's own connections do, whatever
+        engine made these, and see one snapshot.  The report is the same for any number of them.
+
+        Behind the stream `after` an interrupted verification goes on: streams up to there, and the sums over all
+        accounts, are left out.
 
         Raises:
             UnknownAccount: Neither the log nor a projection knows one of `accounts`.
+            Interrupted: By the user; its `after` is where to go on.
         """
-        for account in accounts:
-            checked(TEXT, "account", account)
+        _check_selection(accounts, jobs, after)
         ledger_id = self._ledger_id()
         with self._database.connection() as connection:
-            return verify(connection, ledger_id, accounts, progress)
+            return verify(connection, ledger_id, accounts, progress, jobs, after)
 
     def inbox(
         self,
@@ -365,23 +379,14 @@ class Guest(Operations):
             raise
 
 
-def _rebuilt(connection: Connection, page: Sequence[str], noticed_by: str, corrupt: list[CorruptLog]) -> list[str]:
-    """Rebuild streams together; where one of them contradicts itself, each by itself, and note those that do."""
-    try:
-        with connection.transaction(unbounded=True):
-            return repair.rebuild(connection, page, noticed_by)
-    except CorruptLog as error:
-        if len(page) == 1:
-            corrupt.append(error)
-            return []
-    return [name for stream in page for name in _rebuilt(connection, [stream], noticed_by, corrupt)]
-
-
-def _together(corrupt: Sequence[CorruptLog]) -> CorruptLog:
-    first = corrupt[0]
-    others = ", ".join(error.stream for error in corrupt[1:10])
-    also = f"; so do {len(corrupt) - 1} others: {others}" if others else ""
-    return CorruptLog(first.stream, first.version, first.problem + also)
+def _check_selection(accounts: Sequence[str], jobs: int, after: str) -> None:
+    check_jobs(jobs)
+    for account in accounts:
+        checked(TEXT, "account", account)
+    if after:
+        checked(TEXT, "after", after)
+        if accounts:
+            raise InvalidCommand("after", "it goes with all streams, not with accounts that are named")
 
 
 def _lent(connection: object, schema: str) -> Connection:

@@ -30,7 +30,8 @@ from ledger.order.cursor import Cursor, Decision, Status, Strict, Tally
 from ledger.order.message import Json, Message
 from ledger.order.sequencer import RUN_MAX, decide, decide_unordered, lookup
 from ledger.storage import dead_letters, mailbox
-from ledger.storage.database import RETRYABLE, Connection, Statement
+from ledger.storage.database import Connection, Statement
+from ledger.storage.explained import RETRYABLE
 from ledger.storage.mailbox import Settled, Standing
 from ledger.stripes import Draw, Stripes
 from ledger.writer import handle_as_guest

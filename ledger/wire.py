@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
-from ledger.audit.verify import Finding, Report
+from ledger.audit.report import Finding, Report
 from ledger.batch import Done
 from ledger.core.book import Balance, Terms
 from ledger.core.canonical import utc_text

@@ -64,7 +64,8 @@ from ledger.core.events import (
 from ledger.core.fields import Scope, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.storage import projector, repair, store
-from ledger.storage.database import GUARD_CLASS, RETRYABLE, Connection, Database, Statement
+from ledger.storage.database import Connection, Database, Statement
+from ledger.storage.explained import GUARD_CLASS, RETRYABLE
 from ledger.stripes import Draw, Stripes
 
 ATTEMPTS_MAX: Final = 12

@@ -26,15 +26,15 @@ FLOW: Final = """
     core.codec core.chain                       | what is hashed
     order.message order.decoders order.monitor  | what arrives, and in which order
     order.cursor order.sequencer order.disturb
-    storage.tables storage.database             | where it is kept
-    storage.embedded storage.migrations
+    storage.tables storage.explained storage.database   | where it is kept
+    storage.embedded storage.partitions storage.migrations storage.parts
     storage.store                               | what is kept                  → appended
-    storage.projector storage.repair            | what it adds up to            → projected
+    storage.projector storage.repair storage.rebuild    | what it adds up to    → projected
     storage.dead_letters storage.mailbox storage.offsets
     storage.queries storage.inbox_queries       | what is answered              → queried
     stripes batch writer                        | the only write path
     batcher                                     | many callers, one transaction
-    audit.verify                                | re-derive, never trust
+    audit.jobs audit.texts audit.report audit.lawful audit.verify | re-derive, never trust
     receiving inbox intake                      | messages, once and in order
     lifecycle operations application            | the one public object
     asynchronous                                | … awaited

@@ -460,3 +460,11 @@ class UnsupportedConnection(LedgerError, TypeError):
 
     given: str
     advice: str
+
+
+class Interrupted(KeyboardInterrupt):
+    """A rebuild or a verification was interrupted; it goes on where it stood if it is given this `after`."""
+
+    def __init__(self, after: str) -> None:
+        super().__init__(f"interrupted; go on with after={after!r}" if after else "interrupted")
+        self.after = after

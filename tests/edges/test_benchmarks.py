@@ -66,3 +66,17 @@ def test_quick_look_at_memory_samples_it(tmp_path: Path) -> None:
     assert results["messages"] >= 2_000
     assert len(results["samples"]) >= 2
     assert results["megabytes_peak"] >= results["samples"][0]["megabytes"] > 0
+
+
+def test_quick_look_at_a_long_log_reports_every_figure(tmp_path: Path) -> None:
+    """One round of a short log rebuilds it and verifies it in every way, beside what reading it takes."""
+    output = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks", "logs", "--quick", "--output", str(output)]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+
+    assert done.returncode == 0, done.stderr
+    results = json.loads(output.read_text(encoding="utf-8"))
+    assert len(results["events_per_second"]) == len(results["megabytes_peak"]) == 8
+    assert all(rate["median"] > 0 for rate in results["events_per_second"].values())
+    assert [ratio["target"] for ratio in results["ratios"] if ratio["target"]] == [0.8, 0.4]
