@@ -281,9 +281,8 @@ class Operations:
             StripedAccount: The account has stripes, and is asked for from a version of one.
         """
         checked(TEXT, "account", account)
-        for name, place in (("after_version", after_version), ("before_version", before_version)):
-            if place is not None:
-                _ = checked(TEXT, name, place) if isinstance(place, str) else checked(NUMBER, name, place)
+        for name, place in (("after_version", after_version), ("before_version", before_version or 0)):
+            _ = checked(TEXT, name, place) if isinstance(place, str) else checked(NUMBER, name, place)
         checked(NUMBER, "limit", limit)
         return self._ask(lambda connection: queries.history(connection, account, after_version, before_version, limit))
 
