@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.rounds import Bars, Chart, Curves, Ratios
 
@@ -27,7 +27,7 @@ def draw(chart: Chart, found: Mapping[str, Any], path: Path) -> None:
     else:
         figure = _ratios(chart, found)
     noise = found["noise"]["others_cores"]["median"]
-    note = f"{found['rounds']} alternating rounds, medians; bars and whiskers: least and most; others kept {noise:.1f}"
+    note = f"{found['rounds']} alternating rounds, medians; whiskers: least and most; others kept {noise:.1f}"
     note += f" of {found['conditions']['cores']} cores busy" + (", quick: says nothing of speed" * found["quick"])
     figure.supxlabel(note, fontsize=8, color="#5f6368")
     figure.savefig(path, dpi=110)
@@ -67,30 +67,33 @@ def _bars(chart: Bars, found: Mapping[str, Any]) -> Figure:
 
 
 def _curves(chart: Curves, found: Mapping[str, Any]) -> Figure:
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.subplots()
+    at = {turn: figure["per_second"]["median"] for turn, figure in found["figures"].items()}
     for (line, turns), colour in zip(chart.lines.items(), _colours(list(chart.lines)), strict=True):
         sizes = list(turns)
         middle, errors = _spread([found["figures"][turn]["per_second"] for turn in turns.values()])
         style = "--" if line.startswith(_PEERS) else "-"
-        axes.errorbar(
-            sizes, middle, errors, color=colour, label=line, linewidth=2, linestyle=style, marker="o", capsize=3
-        )
+        axes.errorbar(sizes, middle, errors, color=colour, label=line, linestyle=style, marker="o", capsize=3)
         for size, rate in zip(sizes, middle, strict=True):
-            axes.annotate(f"{rate:,.0f}", (size, rate), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+            # Above and below in turns, so that the figures of lines that are close keep apart.
+            rank = sorted(at[others[size]] for others in chart.lines.values()).index(rate)
+            beside = (0, 7) if (rank + len(chart.lines)) % 2 else (0, -13)
+            axes.annotate(f"{rate:,.0f}", (size, rate), beside, textcoords="offset points", ha="center", fontsize=8)
         if line in chart.floors:
             floor = chart.floors[line]
             label = f"target: {floor:g} of {line} at {sizes[0]:,}"
             axes.hlines(floor * middle[0], sizes[0], sizes[-1], color="#b3261e", linestyle=":", label=label)
-    axes.set(title=chart.title, xlabel=chart.across, ylabel=f"{found['counted']} a second", xscale="log")
-    axes.set_ylim(bottom=0)
-    axes.margins(y=0.15)
+    axes.set(title=chart.title, xlabel=chart.across, ylabel=f"{found['counted']} a second", xscale="log", yscale="log")
+    axes.margins(x=0.08, y=0.12)
     every = sorted({size for turns in chart.lines.values() for size in turns})
     axes.set_xticks(every, [f"{size:,}" for size in every])
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     _tidy(axes)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -24,6 +24,8 @@ from benchmarks import batches, calls, charts, growth, messages, peer, topic
 from benchmarks.report import keep, results, show
 from benchmarks.rounds import Benchmark, Effort, measured
 from benchmarks.server import conditions, database, server
+from ledger import InvalidCommand
+from ledger.wire import error_json
 
 
 class Entry(NamedTuple):
@@ -50,11 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     unknown = [name for name in asked.names if name not in BENCHMARKS]
     if unknown:
-        sys.stderr.write(f"There is no benchmark {unknown[0]}: {', '.join(BENCHMARKS)}.\n")
-        return 2
+        return _refused(f"there is no benchmark {unknown[0]!r}, but {', '.join(BENCHMARKS)}", asked.as_json)
     if asked.memory and asked.names != ["messages"]:
-        sys.stderr.write("--memory goes with messages alone; all others show memory in their tables.\n")
-        return 2
+        return _refused("--memory goes with messages alone; all others show memory in their tables", asked.as_json)
+    # By way of an exception, so that an embedded server is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = asked.output or Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"  # noqa: TID251
     console = Console(stderr=asked.as_json)
     effort = Effort(
@@ -75,6 +77,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.as_json:
         sys.stdout.write(json.dumps(everything) + "\n")
     return 0
+
+
+def _refused(problem: str, as_json: bool) -> int:
+    error = InvalidCommand("benchmarks", problem)
+    if as_json:
+        sys.stdout.write(json.dumps({"error": error_json(error)}) + "\n")
+    else:
+        sys.stderr.write(f"ledger: {error}\n")
+    return 2
 
 
 def _run(name: str, url: URL, effort: Effort, folder: Path, console: Console) -> dict[str, Any]:
@@ -102,7 +113,7 @@ def _memory(url: URL, effort: Effort, folder: Path, console: Console) -> dict[st
 def _parser() -> argparse.ArgumentParser:
     named = "\n".join(f"  {name:<10}{entry.about}" for name, entry in BENCHMARKS.items())
     parser = argparse.ArgumentParser(
-        prog=os.environ.get("LEDGER_BENCH_PROGRAM", "python -m benchmarks"),
+        prog="python -m benchmarks",
         description=f"{__doc__}\n{named}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
