@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -46,8 +47,9 @@ def _bars(chart: Bars, found: Mapping[str, Any]) -> Figure:
         rates.bar(
             across, middle, width * 0.92, color=colour, label=contestant, yerr=errors, ecolor="#202124", capsize=2
         )
-        for x, rate in zip(across, middle, strict=True):
-            rates.annotate(f"{rate:,.0f}", (x, rate), (0, 4), textcoords="offset points", ha="center", fontsize=7)
+        for x, rate, above in zip(across, middle, errors[1], strict=True):
+            tip = (x, rate + above)
+            rates.annotate(f"{rate:,.0f}", tip, (0, 4), textcoords="offset points", ha="center", fontsize=7)
         half = [each["p50_ms"]["median"] for each in figures]
         most = [each["p99_ms"]["median"] for each in figures]
         waits.vlines(across, half, most, color=colour, linewidth=3, label=contestant)
@@ -55,14 +57,13 @@ def _bars(chart: Bars, found: Mapping[str, Any]) -> Figure:
         waits.scatter(across, most, color=colour, marker="_", s=90, linewidth=2, zorder=3)
     rates.set(ylabel=f"{found['counted']} a second", title="rate")
     waits.set(ylabel="milliseconds", title="latency of one call: p50 (dot) to p99 (bar)", yscale="log")
-    waits.yaxis.set_major_formatter(FuncFormatter(_plain))
-    waits.yaxis.set_minor_formatter(NullFormatter())
+    _logarithmic(waits.yaxis)
     for axes in (rates, waits):
         axes.set_xticks(range(len(chart.groups)), list(chart.groups))
         _tidy(axes)
     rates.yaxis.set_major_formatter(FuncFormatter(_plain))
     rates.legend(frameon=False, loc="upper left")
-    rates.margins(y=0.12)
+    rates.margins(y=0.25)
     return figure
 
 
@@ -89,9 +90,7 @@ def _curves(chart: Curves, found: Mapping[str, Any]) -> Figure:
     every = sorted({size for turns in chart.lines.values() for size in turns})
     axes.set_xticks(every, [f"{size:,}" for size in every])
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    _logarithmic(axes.yaxis)
     _tidy(axes)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
@@ -120,8 +119,7 @@ def _ratios(chart: Ratios, found: Mapping[str, Any]) -> Figure:
     axes.set_xlim(right=max(furthest) * max(2.0, (max(furthest) / min(each["min"] for each in ratios)) ** 0.35))
     axes.set_yticks(rows, [ratio["name"] for ratio in ratios])
     axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _logarithmic(axes.xaxis)
     _tidy(axes, "x")
     return figure
 
@@ -143,6 +141,12 @@ def _tidy(axes: Axes, along: Any = "y") -> None:
     axes.grid(visible=True, axis=along, alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _logarithmic(axis: Axis) -> None:
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(_plain))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _plain(value: float, _: object) -> str:
