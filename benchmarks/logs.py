@@ -1,25 +1,21 @@
 """
-Large logs: `python -m benchmarks logs [--events 5000000] [--accounts 47000] [--quick]`.
+Large logs: `python -m benchmarks logs [--events 5000000]`.
 
 How fast a long log is rebuilt and verified, beside what reading it takes at the least: a sequential scan, the bare
 aggregate that the balances are, into a table, and the rows of its events and transactions copied out by one process
-that hashes each.  Counted are events.  Each figure comes from a process of its own, whose memory is shown as well.
+that hashes each.  Counted are events.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import timedelta
+from functools import partial
 from hashlib import sha256
-from multiprocessing import get_context
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 from uuid import UUID
 
 import psycopg
@@ -27,9 +23,9 @@ from rich.console import Console
 from rich.progress import Progress
 from sqlalchemy import URL
 
-from benchmarks.noise import listen
-from benchmarks.report import Ratio, Run, keep, results, show, spread
-from benchmarks.server import conditions, server, settle, text
+from benchmarks.processes import Ready, Tally, apart
+from benchmarks.rounds import Benchmark, Effort, Measured, Ratio, Ratios, Turn
+from benchmarks.server import text
 from ledger import Ledger, OpenAccount
 from ledger.audit import verify
 from ledger.core import chain
@@ -38,6 +34,9 @@ from ledger.core.canonical import utc_text
 from ledger.core.commands import Direction
 from ledger.core.events import EntryPosted, Event, Recorded, Transaction
 from ledger.storage import projector
+
+EVENTS: Final = 5_000_000
+ACCOUNTS: Final = 47_000
 
 SCAN: Final = "sequential scan"
 AGGREGATE: Final = "bare aggregate, into a table"
@@ -77,62 +76,25 @@ _COPIED_TOGETHER: Final = 10
 _OPENED_TOGETHER: Final = 5_000
 
 
-class Turn(NamedTuple):
-    """How long something took, and the megabytes that its largest process had at its peak."""
-
-    seconds: float
-    megabytes: float
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Measure, print, and keep it as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks logs", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round of a short log: shows that it runs")
-    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds (default: 5)")
-    parser.add_argument("--events", type=int, default=5_000_000, help="how long the log is (default: 5,000,000)")
-    parser.add_argument("--accounts", type=int, default=47_000, help="over how many accounts (default: 47,000)")
-    parser.add_argument("--output", type=Path, help="where the JSON goes (default: benchmarks/results/)")
-    asked = parser.parse_args(arguments)
-    events, accounts, rounds = (20_000, 500, 1) if asked.quick else (asked.events, asked.accounts, asked.rounds)
-    console = Console()
-    with server() as url:
-        _prepare(url, events, accounts, console)
-        found = _measure(url, events, rounds, console) | {"accounts": accounts, "conditions": conditions(url)}
-    show(found, "events", console)
-    for name, megabytes in found["megabytes_peak"].items():
-        console.print(f"{name}: at most {megabytes['max']:,.0f} MB in one process")
-    keep(found, asked.output, console)
-
-
-def _prepare(url: URL, events: int, accounts: int, console: Console) -> None:
+@contextmanager
+def prepared(url: URL, effort: Effort) -> Iterator[Benchmark]:
+    """Write the log."""
+    events, accounts = (20_000, 500) if effort.quick else (effort.events or EVENTS, ACCOUNTS)
     with Ledger.connect(text(url)) as ledger, Progress(console=Console(stderr=True), transient=True) as bar:
         ledger.migrate()
         task = bar.add_task("events written", total=events)
         Log(ledger, accounts).write(text(url), events, lambda made: bar.update(task, completed=made))
-    console.print(f"{events:,} events over {accounts:,} accounts")
+    turns: dict[str, Turn] = {name: partial(_measured, name, text(url), events) for name in _TURNS}
+    yield Benchmark("events", turns, RATIOS, [Ratios(f"A log of {events:,} events over {accounts:,} accounts")])
 
 
-def _measure(url: URL, events: int, rounds: int, console: Console) -> dict[str, Any]:
-    runs: list[Run] = []
-    peaks: dict[str, list[float]] = {}
-    for number in range(1, rounds + 1):
-        for name in _TURNS:
-            if console.is_terminal:
-                console.print(f"round {number} of {rounds}: {name}", style="dim")
-            settle(url)
-            noise = listen()
-            with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                turn = process.submit(_turn, name, text(url)).result()
-            runs.append(Run(number, name, events / turn.seconds, noise))
-            peaks.setdefault(name, []).append(turn.megabytes)
-    found = results(runs, RATIOS, "events")
-    return found | {"events": events, "megabytes_peak": {name: spread(values) for name, values in peaks.items()}}
+def _measured(name: str, url: str, events: int, _: int) -> Measured:
+    return apart(_timed, (name, url, events))
 
 
-def _turn(name: str, url: str) -> Turn:
-    seconds = _TURNS[name](url)
-    used = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return Turn(seconds, max(used) / 1024)
+def _timed(ready: Ready, name: str, url: str, events: int) -> Tally:
+    ready()
+    return Tally(events, _TURNS[name](url), ())
 
 
 def _scan(url: str) -> float:
@@ -209,7 +171,7 @@ class Log:
     def __init__(self, ledger: Ledger, accounts: int) -> None:
         self._ledger = ledger
         self._names = [f"account-{number:06}" for number in range(accounts)]
-        self._chance = random.Random(1)  # noqa: S311  (the same log each time)
+        self._chance = random.Random(1)
         self._now = EPOCH
         for at in range(0, accounts, _OPENED_TOGETHER):
             ledger.handle(

@@ -48,7 +48,7 @@ FLOW: Final = """
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.upkeep
-    cli.incident cli.demo cli.picture cli.simulate cli.program
+    cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program
     cli __main__
 """
 """

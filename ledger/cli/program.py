@@ -15,6 +15,7 @@ import typer
 
 from ledger.cli import (
     asking,
+    bench,
     consuming,
     demo,
     holding,
@@ -86,6 +87,7 @@ app.add_typer(consuming.doctor_app, rich_help_panel=_CHECK)
 app.command("trial-balance", rich_help_panel=_CHECK)(asking.trial_balance)
 app.command("verify", rich_help_panel=_CHECK)(upkeep.verify)
 app.command("rebuild", rich_help_panel=_CHECK)(upkeep.rebuild)
+app.command("bench", rich_help_panel=_CHECK)(bench.bench)
 
 
 @app.callback(invoke_without_command=True)
