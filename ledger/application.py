@@ -199,8 +199,8 @@ class Ledger(Operations):
         Make the projections of these accounts or other streams, or of all, anew from the log, while writers go on.
 
         Returns the streams that differed; each repair is on record.  `progress` is called with the number of streams
-        done so far.  All are done by as many `jobs` at once, with two connections each; can be interrupted, and goes
-        on behind the stream `after`.
+        done so far.  All are done by as many `jobs` at once, each with a connection of the pool and one beside it; can
+        be interrupted, and goes on behind the stream `after`.
 
         Raises:
             UnknownAccount: The log has no such account.

@@ -53,8 +53,9 @@ ORDER BY e.stream, e.version
 """
 
 _BLOCKS: Final = """
-SELECT pg_relation_size(c.oid) / current_setting('block_size')::bigint
-FROM pg_class AS c WHERE c.oid = '{schema}.transactions'::regclass
+SELECT coalesce((
+    SELECT pg_relation_size(t.tableoid) / current_setting('block_size')::bigint
+    FROM {schema}.transactions AS t LIMIT 1), 0)
 """
 
 _INCOMPLETE: Final = """

@@ -96,8 +96,8 @@ def rebuild(
 ) -> int:
     """Make projections anew from the log while writers go on; exit code 1 if any had differed."""
     chosen = accounts or []
-    # Each job has two connections, and one more asks how many streams there are.
-    with opened(target.settings, pool_size=max(POOL_SIZE, 2 * jobs + 1)) as ledger:
+    # Each job has a connection of the pool, and one more asks how many streams there are.
+    with opened(target.settings, pool_size=max(POOL_SIZE, jobs + 1)) as ledger:
         total = len(chosen) or sum(line.accounts for line in ledger.trial_balance().lines)
         with progress("streams", total or None) as watch:
             differed = ledger.rebuild(*chosen, jobs=jobs, after=after, progress=watch)

@@ -398,7 +398,7 @@ def connected(address: str, schema: str) -> Iterator[Connection]:
     Raises:
         LedgerError: Whatever the database says, in the ledger's own words.
     """
-    with in_our_words(), closing(psycopg.connect(address, autocommit=True)) as driver:
+    with in_our_words(), closing(psycopg.connect(address, autocommit=True, prepare_threshold=None)) as driver:
         check_encoding(driver)
         yield Connection(driver, schema)
 

@@ -19,7 +19,7 @@ import psycopg
 
 from ledger.core.errors import CorruptLog, Interrupted, LedgerError
 from ledger.storage import repair
-from ledger.storage.database import Connection, Database
+from ledger.storage.database import Connection, Database, address_of, connected
 from ledger.storage.parts import Part, parts
 from ledger.storage.repair import REBUILD_STREAMS_MAX, Sums
 
@@ -152,8 +152,9 @@ class _Work:
         if self._stopped.is_set():
             raise _Stopped
         with (
-            self._database.connection() as reader,
             self._database.connection() as writer,
+            # Not of the pool, which may have no second one: it is read from while the writer works.
+            connected(address_of(writer), writer.schema) as reader,
             self._heard(reader, writer),
             reader.transaction(read_only=True, unbounded=True),
         ):
