@@ -1,5 +1,5 @@
 """
-What order costs: `python -m benchmarks messages [--quick] [--memory]`.
+What order costs: `python -m benchmarks messages [--memory]`.
 
 The same commands from the same messages in batches of a thousand, by plain `handle` and through the inbox: as
 they were sent, shuffled, and with copies.  Counted is every message that is delivered, a copy as well.
@@ -9,13 +9,14 @@ With `--memory` it is one consumer in a process of its own, and what it keeps in
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from itertools import count, islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,9 +25,9 @@ from typing import Any, Final, NamedTuple
 from rich.console import Console
 from sqlalchemy import URL
 
-from benchmarks.noise import listen
-from benchmarks.report import Ratio, Run, keep, results, show
-from benchmarks.server import conditions, server, settle, text
+from benchmarks.processes import Ready, Tally, apart
+from benchmarks.rounds import Benchmark, Effort, Measured, Ratio, Ratios, Turn
+from benchmarks.server import text
 from ledger import Command, Deposit, Done, Ledger, OpenAccount, Strict, Withdraw
 from ledger.order.disturb import DEPOSIT, WORLD, account_name, banking, duplication, random_for, shuffled
 from ledger.order.message import Message
@@ -59,60 +60,47 @@ class Sample(NamedTuple):
     megabytes: float
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Measure, print, and keep it as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks messages", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one short round: shows that it runs, not how fast")
-    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds (default: 5)")
-    parser.add_argument("--memory", action="store_true", help="memory of a consumer instead of speed")
-    parser.add_argument("--messages", type=int, help="default: 20,000 in each run; with --memory 1,000,000")
-    parser.add_argument("--output", type=Path, help="where the JSON goes (default: benchmarks/results/)")
-    asked = parser.parse_args(arguments)
-    console = Console()
-    size = asked.messages or (2_000 if asked.quick else 1_000_000 if asked.memory else 20_000)
-    with server() as url:
-        if asked.memory:
-            found = _memory(url, size) | {"conditions": conditions(url)}
-        else:
-            runs = _measure(url, 1 if asked.quick else asked.rounds, size, console)
-            found = results(runs, RATIOS, "messages") | {"messages": size, "conditions": conditions(url)}
-    if asked.memory:
-        _show_memory(found, console)
-    else:
-        show(found, "messages", console)
-    keep(found, asked.output, console)
-
-
-def _measure(url: URL, rounds: int, size: int, console: Console) -> list[Run]:
+@contextmanager
+def prepared(url: URL, effort: Effort) -> Iterator[Benchmark]:
+    """Open the accounts that messages are about."""
+    size = effort.messages or (2_000 if effort.quick else 20_000)
     accounts = size // (2 * PAIRS)
     with Ledger.connect(text(url)) as ledger:
-        prepare(ledger, accounts)
-        turns: Mapping[str, Callable[[], float]] = {
-            PLAIN: lambda: _rate(_messages(accounts), lambda source, each: _handle(ledger, source, each)),
-            ORDERED: lambda: _rate(_messages(accounts), lambda source, each: _receive(ledger, source, each)),
-            SHUFFLED: lambda: _rate(
-                _messages(accounts, _shuffled), lambda source, each: _receive(ledger, source, each)
-            ),
-            DUPLICATED: lambda: _rate(
-                _messages(accounts, _duplicated), lambda source, each: _receive(ledger, source, each)
-            ),
-        }
-        # Nobody's first run counts: connections are opened in it, and statements prepared.
-        for turn in turns.values():
-            turn()
-        runs = []
-        for number in range(1, rounds + 1):
-            for name, turn in turns.items():
-                if console.is_terminal:
-                    console.print(f"round {number} of {rounds}: {name}", style="dim")
-                settle(url)
-                noise = listen()
-                runs.append(Run(number, name, turn(), noise))
+        opened(ledger, accounts)
+    turns: dict[str, Turn] = {
+        PLAIN: partial(_turn, _handled, text(url), accounts),
+        ORDERED: partial(_turn, _received, text(url), accounts),
+        SHUFFLED: partial(_turn, _received_shuffled, text(url), accounts),
+        DUPLICATED: partial(_turn, _received_twice, text(url), accounts),
+    }
+    yield Benchmark("messages", turns, RATIOS, [Ratios("The inbox beside plain commands")])
+    with Ledger.connect(text(url)) as ledger:
         assert ledger.trial_balance().balanced
-    return runs
 
 
-def prepare(ledger: Ledger, accounts: int) -> None:
+def memory(url: URL, effort: Effort) -> dict[str, Any]:
+    """Let a process of its own take in so many shuffled messages, some twice, and tell its memory now and then."""
+    size = effort.messages or (2_000 if effort.quick else 1_000_000)
+    with ProcessPoolExecutor(1, get_context("spawn")) as workers:
+        samples, seconds = workers.submit(_consume, text(url), size).result()
+    return {
+        "messages": samples[-1].messages,
+        "seconds": seconds,
+        "samples": [sample._asdict() for sample in samples],
+        "megabytes_peak": max(sample.megabytes for sample in samples),
+    }
+
+
+def show_memory(found: Mapping[str, Any], console: Console) -> None:
+    """Print it."""
+    for sample in found["samples"]:
+        console.print(f"{sample['messages']:>10,} messages  {sample['megabytes']:7.1f} MB")
+    console.print(
+        f"peak {found['megabytes_peak']:.1f} MB, {found['messages'] / found['seconds']:,.0f} messages a second"
+    )
+
+
+def opened(ledger: Ledger, accounts: int) -> None:
     """Open the accounts of a workload."""
     ledger.migrate()
     ledger.open_account(WORLD, asset="USD", type="equity")
@@ -123,13 +111,29 @@ def prepare(ledger: Ledger, accounts: int) -> None:
         )
 
 
-def _messages(
-    accounts: int, disturb: Callable[[Iterable[Message]], Iterator[Message]] = iter
-) -> tuple[str, list[Message]]:
-    """Messages of a new source, as they arrive: their accounts are the same each time, their streams begin anew."""
-    source = f"source-{next(_numbers)}"
-    sent = banking(accounts, random_for(1, "banking"), pairs=PAIRS, source=source)
-    return source, list(disturb(sent))
+def _turn(work: Callable[..., Tally], url: str, accounts: int, _: int) -> Measured:
+    """Take in messages of a new source: their accounts are the same each time, their streams begin anew."""
+    return apart(work, (url, f"source-{next(_numbers)}", accounts))
+
+
+def _handled(ready: Ready, url: str, source: str, accounts: int) -> Tally:
+    return _taken_in(ready, url, source, list(_sent(source, accounts)), _handle)
+
+
+def _received(ready: Ready, url: str, source: str, accounts: int) -> Tally:
+    return _taken_in(ready, url, source, list(_sent(source, accounts)), _receive)
+
+
+def _received_shuffled(ready: Ready, url: str, source: str, accounts: int) -> Tally:
+    return _taken_in(ready, url, source, list(_shuffled(_sent(source, accounts))), _receive)
+
+
+def _received_twice(ready: Ready, url: str, source: str, accounts: int) -> Tally:
+    return _taken_in(ready, url, source, list(_duplicated(_sent(source, accounts))), _receive)
+
+
+def _sent(source: str, accounts: int) -> Iterator[Message]:
+    return banking(accounts, random_for(1, "banking"), pairs=PAIRS, source=source)
 
 
 def _shuffled(sent: Iterable[Message]) -> Iterator[Message]:
@@ -140,18 +144,24 @@ def _duplicated(sent: Iterable[Message]) -> Iterator[Message]:
     return duplication(sent, random_for(1, "duplication"), rate=COPIES)
 
 
-def _rate(arriving: tuple[str, list[Message]], take_in: Callable[[str, Sequence[Message]], None]) -> float:
-    """Take messages in, batch by batch; how many a second."""
-    source, messages = arriving
-    # What was measured before is no garbage that this run's collections should have to look through.
-    gc.collect()
-    gc.freeze()
-    start = time.perf_counter()
-    for place in range(0, len(messages), BATCH):
-        take_in(source, messages[place : place + BATCH])
-    rate = len(messages) / (time.perf_counter() - start)
-    gc.unfreeze()
-    return rate
+def _taken_in(
+    ready: Ready,
+    url: str,
+    source: str,
+    messages: Sequence[Message],
+    take_in: Callable[[Ledger, str, Sequence[Message]], None],
+) -> Tally:
+    """Take messages in, batch by batch; what opens the connection and prepares its statements is not counted."""
+    with Ledger.connect(url) as ledger:
+        take_in(ledger, f"{source}-first", list(_sent(f"{source}-first", 5)))
+        # What was made before is no garbage that collections should have to look through.
+        gc.collect()
+        gc.freeze()
+        ready()
+        start = time.perf_counter()
+        for place in range(0, len(messages), BATCH):
+            take_in(ledger, source, messages[place : place + BATCH])
+        return Tally(len(messages), time.perf_counter() - start, [])
 
 
 def _handle(ledger: Ledger, source: str, messages: Sequence[Message]) -> None:
@@ -172,23 +182,11 @@ def _receive(ledger: Ledger, source: str, messages: Sequence[Message]) -> None:
     assert not received.failed
 
 
-def _memory(url: URL, size: int) -> dict[str, Any]:
-    """Let a process of its own take in so many shuffled messages, some twice, and tell its memory now and then."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as workers:
-        samples, seconds = workers.submit(_consume, text(url), size).result()
-    return {
-        "messages": samples[-1].messages,
-        "seconds": seconds,
-        "samples": [sample._asdict() for sample in samples],
-        "megabytes_peak": max(sample.megabytes for sample in samples),
-    }
-
-
 def _consume(url: str, size: int) -> tuple[list[Sample], float]:
     accounts = size // (2 * PAIRS)
     samples: list[Sample] = []
     with Ledger.connect(url) as ledger:
-        prepare(ledger, accounts)
+        opened(ledger, accounts)
         sent = banking(accounts, random_for(1, "banking"), pairs=PAIRS)
         arriving = _shuffled(_duplicated(sent))
         passed, every, start = 0, max(BATCH, size // SAMPLES), time.perf_counter()
@@ -206,11 +204,3 @@ def _megabytes() -> float:
     """What this process keeps in memory now."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def _show_memory(found: Mapping[str, Any], console: Console) -> None:
-    for sample in found["samples"]:
-        console.print(f"{sample['messages']:>10,} messages  {sample['megabytes']:7.1f} MB")
-    console.print(
-        f"peak {found['megabytes_peak']:.1f} MB, {found['messages'] / found['seconds']:,.0f} messages a second"
-    )

@@ -4,61 +4,53 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
 from benchmarks.noise import Noise
+from benchmarks.rounds import Benchmark, Measured, Ratio, Run
 
 
-class Run(NamedTuple):
-    """One figure of one round, and the machine right before it."""
+def results(runs: Sequence[Run], benchmark: Benchmark) -> dict[str, Any]:
+    """
+    Sum up all rounds.
 
-    round: int
-    name: str
-    per_second: float
-    noise: Noise
-
-
-class Ratio(NamedTuple):
-    """What is said, of whom, against the best of whom, and what is aimed at."""
-
-    name: str
-    of: str
-    against: Sequence[str]
-    target: float | None
-
-
-def results(runs: Sequence[Run], ratios: Sequence[Ratio], unit: str) -> dict[str, Any]:
-    """Sum up all rounds; `unit` is what was counted."""
-    rates: dict[str, list[float]] = {}
+    Raises:
+        KeyError: A contestant that a ratio names was not measured.
+    """
+    by_name: dict[str, list[Measured]] = {}
     for run in runs:
-        rates.setdefault(run.name, []).append(run.per_second)
-    related = []
-    for name, left, right, target in ratios:
-        best = [max(of_round) for of_round in zip(*(rates[contestant] for contestant in right), strict=True)]
-        by_round = [ours / theirs for ours, theirs in zip(rates[left], best, strict=True)]
-        related.append({"name": name, **spread(by_round), "target": target})
+        by_name.setdefault(run.name, []).append(run.measured)
     noise = zip(*(run.noise for run in runs), strict=True)
     return {
+        "counted": benchmark.counted,
         "rounds": max(run.round for run in runs),
-        f"{unit}_per_second": {name: spread(values) for name, values in rates.items()},
-        "ratios": related,
+        "figures": {name: _figures(measured) for name, measured in by_name.items()},
+        "ratios": [_related(ratio, by_name) for ratio in benchmark.ratios],
         "noise": {field: spread(values) for field, values in zip(Noise._fields, noise, strict=True)},
         "runs": [
-            {
-                "round": run.round,
-                "name": run.name,
-                f"{unit}_per_second": run.per_second,
-                "noise": run.noise._asdict(),
-            }
+            {"round": run.round, "name": run.name, **run.measured._asdict(), "noise": run.noise._asdict()}
             for run in runs
         ],
     }
+
+
+def _figures(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
+    columns = zip(Measured._fields, zip(*measured, strict=True), strict=True)
+    return {field: spread(values) for field, values in columns if None not in values}
+
+
+def _related(ratio: Ratio, by_name: Mapping[str, Sequence[Measured]]) -> dict[str, Any]:
+    theirs = zip(*(by_name[name] for name in ratio.against), strict=True)
+    best = [max(measured.per_second for measured in of_round) for of_round in theirs]
+    ours = [measured.per_second for measured in by_name[ratio.of]]
+    found = spread([mine / other for mine, other in zip(ours, best, strict=True)])
+    met = None if ratio.target is None else found["median"] >= ratio.target
+    return {**ratio._asdict(), **found, "met": met}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -66,26 +58,31 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
-def show(found: Mapping[str, Any], unit: str, console: Console) -> None:
+def show(found: Mapping[str, Any], console: Console) -> None:
     """Print what was summed up."""
-    rates = Table(f"{unit} a second", *_right("median", "min", "max"))
-    for name, rate in found[f"{unit}_per_second"].items():
-        rates.add_row(name, *_cells(rate, ",.0f"))
-    ratios = Table("ratio, round by round", *_right("median", "min", "max", "target"))
+    figures = Table(f"{found['counted']} a second", *_right("median", "min", "max", "p50 ms", "p99 ms", "peak MB"))
+    for name, figure in found["figures"].items():
+        others = [
+            _median(figure, "p50_ms", ".2f"),
+            _median(figure, "p99_ms", ".2f"),
+            _median(figure, "megabytes", ".0f"),
+        ]
+        figures.add_row(name, *_cells(figure["per_second"], ",.0f"), *others)
+    ratios = Table("ratio, round by round", *_right("median", "min", "max", "target"), "")
     for ratio in found["ratios"]:
         target = "" if ratio["target"] is None else f"≥ {ratio['target']:g}"
-        ratios.add_row(ratio["name"], *_cells(ratio, ".2f"), target)
+        said = {None: "", True: "[green]met[/]", False: "[red]missed[/]"}[ratio["met"]]
+        ratios.add_row(ratio["name"], *_cells(ratio, ".2f"), target, said)
     noise = Table("the machine before each run", *_right("median", "min", "max"))
     for field, shape in zip(Noise._fields, (",.0f", ".2f", ".1%"), strict=True):
         noise.add_row(field.replace("_", " "), *_cells(found["noise"][field], shape))
-    for table in (rates, ratios, noise):
+    for table in (figures, ratios, noise):
         console.print(table)
     console.print("on " + ", ".join(f"{name} {value}" for name, value in found["conditions"].items()))
 
 
-def keep(found: Mapping[str, Any], output: Path | None, console: Console) -> None:
-    """Write results as JSON, where they are asked for or among the others."""
-    output = output or Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"  # noqa: TID251
+def keep(found: Mapping[str, Any], output: Path, console: Console) -> None:
+    """Write results as JSON."""
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     console.print(f"kept in {output}")
@@ -97,3 +94,7 @@ def _right(*headings: str) -> list[Column]:
 
 def _cells(figures: Mapping[str, float], shape: str) -> list[str]:
     return [format(figures[column], shape) for column in ("median", "min", "max")]
+
+
+def _median(figure: Mapping[str, Mapping[str, float]], field: str, shape: str) -> str:
+    return format(figure[field]["median"], shape) if field in figure else ""

@@ -31,20 +31,36 @@ _PACKAGES: Final = ("ledger", "psycopg", "sqlalchemy", "eventsourcing")
 
 
 @contextmanager
-def server() -> Iterator[URL]:
-    """A database of our own on the server of LEDGER_BENCH_DATABASE_URL, or on the embedded one."""
-    named = os.environ.get("LEDGER_BENCH_DATABASE_URL")
+def server(named: str | None = None) -> Iterator[URL]:
+    """The server that is named, here or by LEDGER_BENCH_DATABASE_URL; else an embedded one of our own."""
+    named = named or os.environ.get("LEDGER_BENCH_DATABASE_URL")
+    if named:
+        yield make_url(named).set(drivername="postgresql")
+        return
     folder = Path(tempfile.mkdtemp(prefix="ledger-bench-"))
-    url = make_url(named or embedded.start(folder / "data")).set(drivername="postgresql")
-    name = f"ledger_bench_{os.getpid()}"
-    execute(url, f"CREATE DATABASE {name}")
+    try:
+        yield make_url(embedded.start(folder / "data")).set(drivername="postgresql")
+    finally:
+        embedded.stop(folder / "data")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def database(url: URL, name: str, template: str | None = None) -> Iterator[URL]:
+    """A database of our own on a server, dropped afterwards."""
+    name = f"ledger_bench_{name}_{os.getpid()}"
+    execute(url, f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
     try:
         yield url.set(database=name)
     finally:
         execute(url, f"DROP DATABASE {name} WITH (FORCE)")
-        if not named:
-            embedded.stop(folder / "data")
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def cloned(url: URL, name: str) -> Iterator[URL]:
+    """Another database that begins as this one is, which nobody is connected to."""
+    with database(url.set(database="postgres"), name, url.database) as clone:
+        yield clone
 
 
 def text(url: URL) -> str:

@@ -1,5 +1,5 @@
 """
-What a broker in between costs: `python -m benchmarks kafka [--quick] [--bootstrap HOST:PORT]`.
+What a broker in between costs: `python -m benchmarks kafka [--bootstrap HOST:PORT]`.
 
 The same messages from a topic to committed balances, from a file as `ledger ingest` reads it, and the topic alone, read
 by the same client and thrown away.  Counted from the first message that is in to the last: joining a group and reading
@@ -10,29 +10,25 @@ Without `--bootstrap` the topic is on librdkafka's mock of a cluster, in this pr
 
 from __future__ import annotations
 
-import argparse
 import gc
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count, islice
-from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final
 
 import confluent_kafka
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
-from rich.console import Console
 from sqlalchemy import URL
 
-from benchmarks.messages import PAIRS, prepare
-from benchmarks.noise import listen
-from benchmarks.report import Ratio, Run, keep, results, show
-from benchmarks.server import conditions, server, settle, text
+from benchmarks.messages import PAIRS, opened
+from benchmarks.rounds import Benchmark, Effort, Measured, Ratio, Ratios, Turn
+from benchmarks.server import text
 from ledger import Ledger, Strict
 from ledger.inbox import TOGETHER_MAX
 from ledger.intake import Intake
@@ -73,49 +69,24 @@ class Clock:
         return (last - first) / (ended - began)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Measure, print, and keep it as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks kafka", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one short round: shows that it runs, not how fast")
-    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds (default: 5)")
-    parser.add_argument("--messages", type=int, help="in each run (default: 20,000)")
-    parser.add_argument("--bootstrap", help="a Kafka (default: a mock in this process)")
-    parser.add_argument("--output", type=Path, help="where the JSON goes (default: benchmarks/results/)")
-    asked = parser.parse_args(arguments)
-    console = Console()
+@contextmanager
+def prepared(url: URL, effort: Effort) -> Iterator[Benchmark]:
+    """Open the accounts that messages are about, and find the brokers."""
     # What librdkafka says while it connects is no result.
     logging.getLogger("ledger.kafka").addHandler(logging.NullHandler())
-    size = asked.messages or (4_000 if asked.quick else 20_000)
-    with server() as url, _brokers(asked.bootstrap) as bootstrap:
-        runs = _measure(url, bootstrap, 1 if asked.quick else asked.rounds, size, console)
-        found = results(runs, RATIOS, "messages") | {"messages": size, "conditions": conditions(url)}
-    found["broker"] = asked.bootstrap or "mock in this process"
-    show(found, "messages", console)
-    keep(found, asked.output, console)
-
-
-def _measure(url: URL, bootstrap: str, rounds: int, size: int, console: Console) -> list[Run]:
-    accounts = size // (2 * PAIRS)
-    with Ledger.connect(text(url)) as ledger:
-        prepare(ledger, accounts)
-        turns: Mapping[str, Callable[[], float]] = {
-            FILE: lambda: _from_file(ledger, *_messages(accounts)),
-            TOPIC: lambda: _from_topic(ledger, bootstrap, *_messages(accounts)),
-            ALONE: lambda: _alone(bootstrap, *_messages(accounts)),
+    accounts = (effort.messages or (4_000 if effort.quick else 20_000)) // (2 * PAIRS)
+    with _brokers(effort.bootstrap) as bootstrap, Ledger.connect(text(url)) as ledger:
+        opened(ledger, accounts)
+        turns: dict[str, Turn] = {
+            FILE: lambda _: Measured(_from_file(ledger, *_messages(accounts))),
+            TOPIC: lambda _: Measured(_from_topic(ledger, bootstrap, *_messages(accounts))),
+            ALONE: lambda _: Measured(_alone(bootstrap, *_messages(accounts))),
         }
         # Nobody's first run counts: connections are opened in it, and statements prepared.
         for turn in turns.values():
-            turn()
-        runs = []
-        for number in range(1, rounds + 1):
-            for name, turn in turns.items():
-                if console.is_terminal:
-                    console.print(f"round {number} of {rounds}: {name}", style="dim")
-                settle(url)
-                noise = listen()
-                runs.append(Run(number, name, turn(), noise))
+            turn(0)
+        yield Benchmark("messages", turns, RATIOS, [Ratios("A topic beside a file")])
         assert ledger.trial_balance().balanced
-    return runs
 
 
 def _messages(accounts: int) -> tuple[str, list[Message]]:

@@ -1,8 +1,10 @@
 """An event-sourced, double-entry ledger on PostgreSQL, in which messages out of order cannot corrupt a balance."""
 
 from ledger.application import Guest, Ledger
-from ledger.audit.verify import Finding, Report
+from ledger.asynchronous import AsyncLedger
+from ledger.audit.report import Finding, Report
 from ledger.batch import Done
+from ledger.batcher import Batcher
 from ledger.core.book import Balance, Terms
 from ledger.core.commands import (
     AccountType,
@@ -39,17 +41,20 @@ from ledger.core.errors import (
     AssetExists,
     AssetMismatch,
     AtomicBatchRejected,
+    BatcherClosed,
     BrokerUnavailable,
     ConcurrencyError,
     ConnectionLost,
     CorruptLog,
     DatabaseUnavailable,
+    DeadlineExceeded,
     ExceedsRest,
     GuardRefused,
     HoldNotDue,
     HoldNotOpen,
     IdempotencyConflict,
     InsufficientFunds,
+    Interrupted,
     InvalidAmount,
     InvalidCommand,
     InvalidStateMachine,
@@ -62,6 +67,7 @@ from ledger.core.errors import (
     Rejected,
     SchemaMismatch,
     StreamExists,
+    StripedAccount,
     TransitionRefused,
     UnbalancedTransaction,
     UndecodableMessage,
@@ -84,7 +90,7 @@ from ledger.order.monitor import OrderMonitor
 from ledger.receiving import Received, Retry, Unordered
 from ledger.storage.database import Timeouts
 from ledger.storage.migrations import Migrated
-from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance, TrialLine
+from ledger.storage.queries import AccountLine, HoldLine, Page, StreamState, TransactionDetail, TrialBalance, TrialLine
 from ledger.storage.tables import include_object, include_object_for
 
 __all__ = [
@@ -96,8 +102,11 @@ __all__ = [
     "Advance",
     "AssetExists",
     "AssetMismatch",
+    "AsyncLedger",
     "AtomicBatchRejected",
     "Balance",
+    "Batcher",
+    "BatcherClosed",
     "Begin",
     "BrokerUnavailable",
     "Capture",
@@ -110,6 +119,7 @@ __all__ = [
     "Context",
     "CorruptLog",
     "DatabaseUnavailable",
+    "DeadlineExceeded",
     "DefineAsset",
     "Deposit",
     "Direction",
@@ -128,6 +138,7 @@ __all__ = [
     "IdempotencyConflict",
     "Inbox",
     "InsufficientFunds",
+    "Interrupted",
     "InvalidAmount",
     "InvalidCommand",
     "InvalidStateMachine",
@@ -142,6 +153,7 @@ __all__ = [
     "OnGap",
     "OpenAccount",
     "OrderMonitor",
+    "Page",
     "PeriodIsClosed",
     "PeriodNotOver",
     "Post",
@@ -159,6 +171,7 @@ __all__ = [
     "StreamExists",
     "StreamState",
     "Strict",
+    "StripedAccount",
     "Terms",
     "Timeouts",
     "Transaction",

@@ -16,13 +16,16 @@ import sqlalchemy.orm
 from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy.exc import InvalidRequestError
 
-from ledger.audit.verify import Report, verify
+from ledger.audit.report import Report
+from ledger.audit.verify import verify
 from ledger.batch import Done, Outcome
+from ledger.batcher import Batcher
 from ledger.core.commands import (
     Command,
     ExpireHold,
 )
-from ledger.core.errors import ConcurrencyError, CorruptLog, InvalidCommand, UnsupportedConnection
+from ledger.core.errors import ConcurrencyError, InvalidCommand, UnsupportedConnection
+from ledger.core.events import account_of
 from ledger.core.fields import INTEGER_MAX, TEXT, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.inbox import Inbox
@@ -32,9 +35,13 @@ from ledger.order.cursor import Strict
 from ledger.order.message import check_source
 from ledger.receiving import Handler, Receiver, Retry, Unordered
 from ledger.storage import embedded, migrations, offsets, projector, queries, repair
-from ledger.storage.database import Connection, Database, Timeouts, check_encoding, engine_for, in_our_words
+from ledger.storage.database import Connection, Database, Timeouts, check_encoding, engine_for
+from ledger.storage.explained import in_our_words
 from ledger.storage.offsets import Offset, Place
+from ledger.storage.parts import check_jobs
+from ledger.storage.rebuild import rebuild_all, rebuild_some
 from ledger.storage.tables import DEFAULT_SCHEMA
+from ledger.stripes import Draw, Stripes
 from ledger.writer import Writer, handle_as_guest
 
 Lender: TypeAlias = psycopg.Connection[Any] | sqlalchemy.Connection | sqlalchemy.orm.Session
@@ -68,7 +75,8 @@ class Ledger(Operations):
         self._database = Database(engine, schema, timeouts)
         self._id: str | None = None
         self._machines = {**shipped_machines(), **{machine.name: machine for machine in machines}}
-        self._writer = Writer(self._database, self._ledger_id, self._machines)
+        self._stripes = Stripes()
+        self._writer = Writer(self._database, self._ledger_id, self._machines, self._stripes)
 
     @classmethod
     def connect(
@@ -95,10 +103,12 @@ class Ledger(Operations):
         *,
         schema: str = DEFAULT_SCHEMA,
         timeouts: Timeouts | None = None,
+        pool_size: int = 10,
         machines: Iterable[StateMachine] = (),
     ) -> Self:
         """Use a PostgreSQL of our own with its data in `folder`; it stops when its last user ends."""
-        return cls.connect(embedded.start(Path(folder)), schema=schema, timeouts=timeouts, machines=machines)
+        url = embedded.start(Path(folder))
+        return cls.connect(url, schema=schema, timeouts=timeouts, pool_size=pool_size, machines=machines)
 
     @property
     def engine(self) -> sqlalchemy.Engine:
@@ -125,14 +135,17 @@ class Ledger(Operations):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def migrate(self) -> migrations.Migrated:
+    def migrate(self, *, partitions: int | None = None) -> migrations.Migrated:
         """
         Bring the database to the schema that this release needs.
 
+        `partitions`, from 1 to 1,024, divides the log of a new ledger by its streams.
+
         Raises:
             SchemaMismatch: It is newer than this release.
+            InvalidCommand: There is a log already, and it is not in so many partitions.
         """
-        return migrations.migrate(self._database)
+        return migrations.migrate(self._database, partitions)
 
     def create_roles(self, prefix: str = "ledger") -> tuple[str, str, str]:
         """Create the roles PREFIX_owner, PREFIX_app and PREFIX_audit with their grants; needs CREATEROLE."""
@@ -142,6 +155,19 @@ class Ledger(Operations):
         self, commands: Sequence[Command], *, scope: str = "", atomic: bool = False, dry_run: bool = False
     ) -> list[Outcome]:
         return self._writer.handle(commands, scope=scope, atomic=atomic, dry_run=dry_run)
+
+    def batcher(
+        self, *, max_batch: int = 1_000, max_wait: float = 0.0, max_queue: int = 10_000, lanes: int = 2
+    ) -> Batcher:
+        """
+        Give many callers one transaction: group commit.
+
+        `submit(command)` returns a future, from any thread.  Commands that arrive while a batch is on its way form the
+        next one, of at most `max_batch`; a batch waits up to `max_wait` seconds for more.  At most `max_queue`
+        commands wait; who submits another waits for room.  As many batches are on their way at once as there are
+        `lanes`, each on accounts of its own.
+        """
+        return Batcher(self._writer, max_batch=max_batch, max_wait=max_wait, max_queue=max_queue, lanes=lanes)
 
     def expire_holds(self, *, progress: Callable[[int], None] | None = None) -> int:
         """
@@ -162,54 +188,59 @@ class Ledger(Operations):
         return expired
 
     def rebuild(
-        self, *accounts: str, progress: Callable[[int], None] | None = None, noticed_by: str = "rebuild"
+        self,
+        *accounts: str,
+        jobs: int = 1,
+        after: str = "",
+        progress: Callable[[int], None] | None = None,
+        noticed_by: str = "rebuild",
     ) -> list[str]:
         """
         Make the projections of these accounts or other streams, or of all, anew from the log, while writers go on.
 
-        Returns the streams that differed; each repair is on record.  Can be interrupted and run again.
-        `progress` is called with the number of streams done so far.
+        Returns the streams that differed; each repair is on record.  `progress` is called with the number of streams
+        done so far.  All are done by as many `jobs` at once, each with a connection of the pool and one beside it; can
+        be interrupted, and goes on behind the stream `after`.
 
         Raises:
             UnknownAccount: The log has no such account.
             CorruptLog: The log of an account contradicts itself; all others were rebuilt.
+            Interrupted: By the user; its `after` is where to go on.
         """
-        mended: list[str] = []
-        corrupt: list[CorruptLog] = []
-        done = 0
-        for account in accounts:
-            checked(TEXT, "account", account)
+        _check_selection(accounts, jobs, after)
+        if not accounts:
+            return rebuild_all(self._database, noticed_by, jobs, after, progress)
         with self._database.connection() as connection:
-            named = sorted(set(accounts))
-            size = repair.REBUILD_STREAMS_MAX
-            pages: Iterable[Sequence[str]] = repair.all_streams(connection, size)
-            if named:
-                pages = [named[at : at + size] for at in range(0, len(named), size)]
-            for page in pages:
-                mended += _rebuilt(connection, page, noticed_by, corrupt)
-                done += len(page)
-                if progress is not None:
-                    progress(done)
-        if corrupt:
-            raise _together(corrupt)
-        for account in set(accounts) - set(mended):
+            streams = repair.with_stripes(connection, accounts)
+        mended = rebuild_some(self._database, streams, noticed_by, progress)
+        for account in set(map(account_of, accounts)) - set(map(account_of, mended)):
             self.history(account, limit=1)
         return mended
 
-    def verify(self, *accounts: str, progress: Callable[[int], None] | None = None) -> Report:
+    def verify(
+        self, *accounts: str, jobs: int = 1, after: str = "", progress: Callable[[int], None] | None = None
+    ) -> Report:
         """
         Re-derive everything, or these accounts, from the log and compare; changes nothing.
 
-        Returns a report: `.ok`, `.checked`, `.findings`.  Memory stays flat.
+        Returns a report: `.ok`, `.checked`, `.findings`.  Memory stays flat.  `progress` is called with the number of
+        events checked so far.
+
+        Everything is verified by as many `jobs` at once, which are processes of Python: a program that asks for more
+        than one begins with `if __name__ == "__main__":`.  They connect as the ledger's own connections do, whatever
+        engine made these, and see one snapshot.  The report is the same for any number of them.
+
+        Behind the stream `after` an interrupted verification goes on: streams up to there, and the sums over all
+        accounts, are left out.
 
         Raises:
             UnknownAccount: Neither the log nor a projection knows one of `accounts`.
+            Interrupted: By the user; its `after` is where to go on.
         """
-        for account in accounts:
-            checked(TEXT, "account", account)
+        _check_selection(accounts, jobs, after)
         ledger_id = self._ledger_id()
         with self._database.connection() as connection:
-            return verify(connection, ledger_id, accounts, progress)
+            return verify(connection, ledger_id, accounts, progress, jobs, after)
 
     def inbox(
         self,
@@ -234,7 +265,8 @@ class Ledger(Operations):
             raise InvalidCommand("unordered", f"name the types in a list: [{unordered!r}]")
         check_source(source)
         kept = keep is None or keep > timedelta(0)
-        receiver = Receiver(source, policy, frozenset(unordered), retry or Retry(), handlers, self._machines, kept)
+        retries, machines, stripes = retry or Retry(), self._machines, self._stripes
+        receiver = Receiver(source, policy, frozenset(unordered), retries, handlers, machines, stripes, kept)
         return Inbox(receiver, keep, self._database, self._ledger_id)
 
     def consumer_offsets(self, group: str) -> list[Offset]:
@@ -278,7 +310,7 @@ class Ledger(Operations):
         if isinstance(accounts, str):
             raise InvalidCommand("accounts", f"name them in a list: [{accounts!r}]")
         names = sorted({checked(TEXT, "accounts", account) for account in accounts})
-        yield Guest(connection, self._database.schema, names, self._machines)
+        yield Guest(connection, self._database.schema, names, self._machines, Draw(self._stripes))
 
     def _ledger_id(self) -> str:
         if self._id is None:
@@ -288,23 +320,24 @@ class Ledger(Operations):
     def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
         return self._database.ask(question)
 
-    def _mend(self, accounts: Sequence[str]) -> None:
-        self.rebuild(*accounts, noticed_by="read")
+    def _mend(self, streams: Sequence[str]) -> None:
+        self.rebuild(*streams, noticed_by="read")
 
 
 class Guest(Operations):
     """The ledger inside a caller's transaction; made by `Ledger.join`."""
 
     def __init__(
-        self, lender: Lender, schema: str, accounts: Sequence[str], machines: Mapping[str, StateMachine]
+        self, lender: Lender, schema: str, accounts: Sequence[str], machines: Mapping[str, StateMachine], draw: Draw
     ) -> None:
         self._lender = lender
         self._schema = schema
         self._machines = machines
+        self._draw = draw
+        draw.choose({*accounts})
+        locks = projector.lock(sorted(draw.streams(accounts)))
         with self._connection() as connection:
-            results = connection.send(
-                [(queries.LEDGER_ID, ()), ("SHOW transaction_isolation", ()), projector.lock(accounts)]
-            )
+            results = connection.send([(queries.LEDGER_ID, ()), ("SHOW transaction_isolation", ()), locks])
         self._id = str(results[0][0][0])
         self._read_committed = results[1][0][0] in ("read committed", "read uncommitted")
 
@@ -318,6 +351,7 @@ class Guest(Operations):
                 self._id,
                 self._read_committed,
                 self._machines,
+                self._draw,
                 scope=scope,
                 atomic=atomic,
                 dry_run=dry_run,
@@ -327,9 +361,9 @@ class Guest(Operations):
         with self._connection() as connection:
             return question(connection)
 
-    def _mend(self, accounts: Sequence[str]) -> None:
+    def _mend(self, streams: Sequence[str]) -> None:
         with self._connection() as connection:
-            repair.rebuild(connection, accounts, noticed_by="read")
+            repair.rebuild(connection, streams, noticed_by="read")
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
@@ -345,23 +379,14 @@ class Guest(Operations):
             raise
 
 
-def _rebuilt(connection: Connection, page: Sequence[str], noticed_by: str, corrupt: list[CorruptLog]) -> list[str]:
-    """Rebuild streams together; where one of them contradicts itself, each by itself, and note those that do."""
-    try:
-        with connection.transaction(unbounded=True):
-            return repair.rebuild(connection, page, noticed_by)
-    except CorruptLog as error:
-        if len(page) == 1:
-            corrupt.append(error)
-            return []
-    return [name for stream in page for name in _rebuilt(connection, [stream], noticed_by, corrupt)]
-
-
-def _together(corrupt: Sequence[CorruptLog]) -> CorruptLog:
-    first = corrupt[0]
-    others = ", ".join(error.stream for error in corrupt[1:10])
-    also = f"; so do {len(corrupt) - 1} others: {others}" if others else ""
-    return CorruptLog(first.stream, first.version, first.problem + also)
+def _check_selection(accounts: Sequence[str], jobs: int, after: str) -> None:
+    check_jobs(jobs)
+    for account in accounts:
+        checked(TEXT, "account", account)
+    if after:
+        checked(TEXT, "after", after)
+        if accounts:
+            raise InvalidCommand("after", "it goes with all streams, not with accounts that are named")
 
 
 def _lent(connection: object, schema: str) -> Connection:

@@ -36,17 +36,20 @@ from ledger.core.events import (
     LEDGER_STREAM,
     Recorded,
     Transaction,
+    stripes_of,
 )
 from ledger.core.lifecycle import StateMachine
-from ledger.storage import projector, store
+from ledger.storage import projector, repair, store
 from ledger.storage.database import Connection, Row, Statement
+from ledger.stripes import Draw
 
 
 class Done(NamedTuple):
     """
     What a command did.  A replayed one was done earlier: this is the original answer.
 
-    `versions` and `balances` say where each stream and account stood right after the transaction.
+    `versions` and `balances` say where each stream and account stood right after the transaction.  Of an account
+    with stripes it says which of its streams that was, and no balance: nobody had looked at the others.
     """
 
     transaction: Transaction
@@ -71,7 +74,7 @@ class Done(NamedTuple):
         return {
             event.stream: Balance.from_numbers(event.stream, terms, event.numbers, event.version)
             for event, terms in zip(self.events, self.terms, strict=True)
-            if terms is not None and event.numbers is not None
+            if terms is not None and event.numbers is not None and terms.streams == 1
         }
 
 
@@ -98,19 +101,30 @@ class Overtaken(Exception):
     """Somebody else made what commands of the batch take up, after it was looked for: look again."""
 
 
+class Spread(Exception):
+    """An account has other streams than was thought; now it is known which: read again."""
+
+
 @dataclass(slots=True)
 class Batch:
     """Commands on their way, with the ids that their transactions have in every attempt."""
 
-    commands: list[Command]
-    scope: str
-    atomic: bool
-    dry_run: bool
     machines: Mapping[str, StateMachine]
+    draw: Draw
+    atomic: bool = False
+    dry_run: bool = False
+    commands: list[Command] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
+    scopes: list[str] = field(default_factory=list)
     known_ids: list[str] = field(default_factory=list)
     accounts: set[str] = field(default_factory=set)
-    """What is locked: all accounts, and streams of the caller's own, that the commands touch."""
+    """All accounts, and streams of the caller's own, that the commands name."""
+
+    spans: dict[str, int] = field(default_factory=dict)
+    """Account → how many streams it has, as far as that is known; of those that are needed in all of them."""
+
+    taken_up: set[str] = field(default_factory=set)
+    """The streams of the transactions that commands take up again."""
 
     assets: set[str] = field(default_factory=set)
     references: list[str] = field(default_factory=list)
@@ -132,28 +146,37 @@ class Batch:
 
     @property
     def locks(self) -> list[str]:
-        """What is locked, in the order of locking."""
-        return sorted(self.accounts)
+        """The streams that are locked, in the order of locking."""
+        streams = self.draw.streams(self.accounts) | self.taken_up
+        for account, count in self.spans.items():
+            streams.update(stripes_of(account, count))
+        return sorted(streams)
 
     @property
     def streams(self) -> list[str]:
         """All streams that may be written."""
         # The ledger's own is not locked: an account may need a currency defined, and hardly ever does.
-        return sorted({*self.accounts, LEDGER_STREAM}) if self.assets or self.closing else self.locks
+        return sorted({*self.locks, LEDGER_STREAM}) if self.assets or self.closing else self.locks
 
     @property
     def plain(self) -> bool:
         """Whether it can be decided on what is read in one statement, before anything is locked."""
         return len(self.commands) == 1 and not (self.references or self.backdated or self.closing)
 
-    def touched(self, command: Command) -> Iterable[str]:
-        """The accounts that a command is about."""
-        original = None if command.refers_to is None else self.originals.get(command.refers_to)
-        return command.accounts if original is None else (*command.accounts, *original[0].streams)
+    def touched(self, command: Command) -> set[str]:
+        """The streams that a command is about."""
+        touched = self.draw.streams([*command.accounts])
+        if command.refers_to in self.originals:
+            touched.update(self.originals[command.refers_to][0].streams)
+        if command.rules_on is not None:
+            touched.update(stripes_of(command.rules_on, self.spans[command.rules_on]))
+        return touched
 
-    def add(self, command: Command, transaction_id: str) -> None:
+    def add(self, command: Command, transaction_id: str, scope: str) -> None:
         """Take a command in."""
+        self.commands.append(command)
         self.ids.append(transaction_id)
+        self.scopes.append(scope)
         self.accounts.update(command.accounts)
         if command.idempotency_key is not None:
             self.known_ids.append(transaction_id)
@@ -161,6 +184,8 @@ class Batch:
             self.backdated = True
         if command.refers_to is not None:
             self.references.append(command.refers_to)
+        if command.rules_on is not None:
+            self.spans.setdefault(command.rules_on, 1)
         if isinstance(command, DefineAsset | OpenAccount):
             self.assets.add(command.asset)
         elif isinstance(command, ClosePeriod):
@@ -178,18 +203,22 @@ class Batch:
 
     def sweep(self, holds: Sequence[str], ledger_id: str) -> Batch:
         """A batch that expires these holds, and locks all that this one locks as well, to keep the order of locking."""
-        sweep = Batch(expiries_of(holds), self.scope, False, self.dry_run, self.machines)
+        sweep = Batch(self.machines, self.draw, dry_run=self.dry_run)
         sweep.accounts |= self.accounts
+        sweep.spans |= self.spans
+        sweep.taken_up |= self.taken_up
         sweep.backdated = self.backdated
-        return prepare(sweep.commands, ledger_id, sweep)
+        return prepare(expiries_of(holds), "", ledger_id, sweep)
 
     def expire_first(self, holds: Sequence[str]) -> None:
         """Put the expiry of these holds in front."""
-        ids, self.ids = self.ids, []
+        commands, ids, scopes = self.commands, self.ids, self.scopes
+        self.commands, self.ids, self.scopes = [], [], []
         for hold in holds:
-            self.add(ExpireHold(hold=hold), _fresh_id())
-        self.commands[:0] = expiries_of(holds)
+            self.add(ExpireHold(hold=hold), _fresh_id(), "")
+        self.commands += commands
         self.ids += ids
+        self.scopes += scopes
         self.expiries += len(holds)
 
 
@@ -283,12 +312,23 @@ def _uuid_text(octets: bytearray, version: int) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def prepare(commands: Sequence[Command], ledger_id: str, batch: Batch) -> Batch:
+def id_of(command: Command, scope: str, ledger_id: str) -> str:
+    """The id that a command's transaction has, however often it is tried."""
+    key = command.idempotency_key
+    return _fresh_id() if key is None else keyed_id(ledger_id, scope, key)
+
+
+def prepare(commands: Sequence[Command], scope: str, ledger_id: str, batch: Batch) -> Batch:
+    """
+    Take commands into a batch.
+
+    Raises:
+        InvalidCommand: There are too many.
+    """
     if len(commands) > BATCH_MAX:
         raise InvalidCommand("commands", f"{len(commands)} at once; at most {BATCH_MAX} are taken")
     for command in commands:
-        key = command.idempotency_key
-        batch.add(command, _fresh_id() if key is None else keyed_id(ledger_id, batch.scope, key))
+        batch.add(command, id_of(command, scope, ledger_id), scope)
     return batch
 
 
@@ -304,7 +344,7 @@ def take_up(connection: Connection, batch: Batch) -> None:
     found = store.recorded_transactions(connection, missing)
     for transaction, events in zip(found, store.events_of(connection, found), strict=True):
         batch.originals[transaction.transaction_id] = (transaction, events)
-        batch.accounts.update([stream for stream in transaction.streams if stream != LEDGER_STREAM])
+        batch.taken_up.update([stream for stream in transaction.streams if stream != LEDGER_STREAM])
 
 
 def load(connection: Connection, batch: Batch, opening: list[Statement], ledger_id: str) -> Work:
@@ -312,12 +352,12 @@ def load(connection: Connection, batch: Batch, opening: list[Statement], ledger_
     Read everything that the batch may be decided on, in one round trip, after `opening`.
 
     Raises:
-        Drifted, Due, Overtaken: Something has to be done before, and then all to be read again.
+        Drifted, Due, Overtaken, Spread: Something has to be done before, and then all to be read again.
     """
     known_ids = batch.ids if batch.in_doubt else batch.known_ids
     locks, expiring = store.text_array(batch.locks), store.plain_array(batch.expiring)
     heads = (_LOAD, (store.plain_array(known_ids), locks, expiring, store.text_array(batch.streams)))
-    book = Book(ledger_id, machines=batch.machines)
+    book = Book(ledger_id, machines=batch.machines, chosen=batch.draw.chosen)
     for name, (transaction, events) in batch.originals.items():
         remember(book, name, transaction.kind, map(event_from, events), None)
     further = list(_further(batch))
@@ -327,8 +367,9 @@ def load(connection: Connection, batch: Batch, opening: list[Statement], ledger_
     for (_, take), found in zip(further, others, strict=True):
         drifted += take(book, found)
     drifted += _holds_missing(batch, book)
-    if drifted:
+    if drifted := drifted or _stripes_missing(connection, batch, book):
         raise Drifted(drifted)
+    _check_spread(batch, book)
     if due and not batch.sweeps:
         raise Due(due)
     earlier = _recalled(connection, known) if known else {}
@@ -386,6 +427,35 @@ def _take_period(book: Book, rows: list[Row]) -> list[str]:
 def _take_trial_balance(book: Book, rows: list[Row]) -> list[str]:
     book.trial_balance = tuple(rows)
     return []
+
+
+def _stripes_missing(connection: Connection, batch: Batch, book: Book) -> list[str]:
+    """Stripes that are in the log and not among the projected ones; of others that are nowhere no more is heard."""
+    chosen = {stream: account for account, stream in batch.draw.chosen.items() if account in batch.accounts}
+    missing = [stream for stream, account in chosen.items() if stream != account and stream not in book.streams]
+    if not missing:
+        return []
+    drifted = repair.out_of_step(connection, missing)
+    for stream in missing:
+        if stream not in drifted:
+            batch.draw.give_up(chosen[stream])
+    if not drifted:
+        raise Spread
+    return drifted
+
+
+def _check_spread(batch: Batch, book: Book) -> None:
+    """Learn among how many streams accounts are spread, and whether all were read where all are needed."""
+    batch.draw.learn([stream for stream in book.streams.values() if stream.terms and stream.terms.streams > 1])
+    heads = {account: book.streams[account] for account in batch.spans if account in book.streams}
+    wider = {
+        account: head.terms.streams
+        for account, head in heads.items()
+        if head.terms is not None and head.terms.streams > batch.spans[account]
+    }
+    if wider:
+        batch.spans.update(wider)
+        raise Spread
 
 
 def _holds_missing(batch: Batch, book: Book) -> list[str]:

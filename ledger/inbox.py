@@ -26,8 +26,9 @@ from ledger.order.cursor import Range, Status, Tally
 from ledger.order.message import Message
 from ledger.receiving import Received, Receiver, Refused, TransactionEnded, Unordered, said, settle
 from ledger.storage import dead_letters, inbox_queries, mailbox, projector
-from ledger.storage.database import RETRYABLE, Connection, Database, Statement
+from ledger.storage.database import Connection, Database, Statement
 from ledger.storage.dead_letters import DeadLetter, LetterDecision
+from ledger.storage.explained import RETRYABLE
 from ledger.storage.inbox_queries import Completeness, Gap, Kept, Stats
 from ledger.storage.mailbox import Settled
 from ledger.writer import ATTEMPTS_MAX

@@ -39,7 +39,7 @@ from ledger.core.commands import (
     build,
 )
 from ledger.core.errors import ConcurrencyError, DatabaseUnavailable, Rejected, UnknownMachine
-from ledger.core.events import Recorded, Transaction
+from ledger.core.events import Transaction
 from ledger.core.fields import TEXT, Metadata, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.core.money import Money
@@ -101,7 +101,7 @@ class Operations:
         """
         raise NotImplementedError
 
-    def _mend(self, accounts: Sequence[str]) -> None:
+    def _mend(self, streams: Sequence[str]) -> None:
         raise NotImplementedError
 
     # Commands
@@ -118,16 +118,19 @@ class Operations:
         type: AccountType | str,
         min_balance: Money | Decimal | int | str | None = None,
         max_balance: Money | Decimal | int | str | None = None,
+        stripes: int = 1,
         **context: Unpack[Context],
     ) -> Done:
         """
         Open an account of one asset.
 
         Limits are of the available balance in the normal direction, in whole units of the asset; None
-        means unlimited.
+        means unlimited.  An account without limits may have up to 256 `stripes`, so that transactions which touch
+        it do not wait for each other.
         """
+        asked = {"account": account, "asset": asset, "account_type": type, "stripes": stripes}
         limits = {"min_balance": min_balance, "max_balance": max_balance}
-        return self._one(build(OpenAccount, account=account, asset=asset, account_type=type, **limits, **context))
+        return self._one(build(OpenAccount, **asked, **limits, **context))
 
     def post(self, entries: Sequence[Entry], **context: Unpack[Context]) -> Done:
         """Post a transaction of 2 to 200 entries that balances per asset."""
@@ -208,12 +211,18 @@ class Operations:
         *,
         min_balance: Money | str | None = None,
         max_balance: Money | str | None = None,
+        stripes: int | None = None,
         reason: str | None = None,
         **context: Unpack[Context],
     ) -> Done:
-        """Change an account's limits, `"unlimited"` included, or all of its `metadata`; the rest stays as it is."""
+        """
+        Change an account's limits, `"unlimited"` included, all of its `metadata`, or its stripes.
+
+        What is left out stays as it is; so do streams that are there already, when `stripes` are fewer.
+        """
+        asked = {"account": account, "stripes": stripes, "reason": reason}
         limits = {"min_balance": min_balance, "max_balance": max_balance}
-        return self._one(build(ChangeAccount, account=account, reason=reason, **limits, **context))
+        return self._one(build(ChangeAccount, **asked, **limits, **context))
 
     def close_period(self, until: datetime, *, reason: str | None = None, **context: Unpack[Context]) -> Done:
         """
@@ -243,10 +252,12 @@ class Operations:
         """
         The balance of an account, now or right after one of its versions.
 
-        A projection that was changed behind the ledger's back is rebuilt first.
+        A projection that was changed behind the ledger's back is rebuilt first.  The version of an account with
+        stripes is how many events all of them have, and names no moment that could be asked for.
 
         Raises:
             UnknownAccount: There is no such account.
+            StripedAccount: It was asked for at a version, and has stripes.
         """
         checked(TEXT, "account", account)
         if version is not None:
@@ -254,17 +265,24 @@ class Operations:
         return self._ask(lambda connection: queries.balance(connection, account, version))
 
     def history(
-        self, account: str, *, after_version: int = 0, before_version: int | None = None, limit: int = 100
-    ) -> list[Recorded]:
+        self, account: str, *, after_version: int | str = 0, before_version: int | str | None = None, limit: int = 100
+    ) -> queries.Page:
         """
         The events of an account, or of another stream (`#payment/p-1`, `$ledger`): a page of at most `limit`.
 
         Forward from `after_version`, oldest first; or, with `before_version`, backward from there, newest
-        first.  The last event's version leads to the next page.
+        first.  The last event's version leads to the next page, and so does the page's `next`.
+
+        Of an account with stripes it leads nowhere, and only `next` does: the version that was reached in each
+        stripe, so that what is written between two pages is on one of them, and once.  Events come in the order of
+        `recorded_at`, stripe and version.
+
+        Raises:
+            StripedAccount: The account has stripes, and is asked for from a version of one.
         """
         checked(TEXT, "account", account)
-        checked(NUMBER, "after_version", after_version)
-        checked(NUMBER, "before_version", 0 if before_version is None else before_version)
+        for name, place in (("after_version", after_version), ("before_version", before_version or 0)):
+            _ = checked(TEXT, name, place) if isinstance(place, str) else checked(NUMBER, name, place)
         checked(NUMBER, "limit", limit)
         return self._ask(lambda connection: queries.history(connection, account, after_version, before_version, limit))
 
@@ -338,16 +356,16 @@ class Operations:
             try:
                 return self._answer(question)
             except queries.Drift as drift:
-                self._mend_if_allowed(drift.accounts)
+                self._mend_if_allowed(drift.streams)
         raise ConcurrencyError("Projections drift as fast as they are rebuilt. Run `ledger verify`.")
 
-    def _mend_if_allowed(self, accounts: Sequence[str]) -> None:
+    def _mend_if_allowed(self, streams: Sequence[str]) -> None:
         try:
-            self._mend(accounts)
+            self._mend(streams)
         except DatabaseUnavailable as error:
             if error.sqlstate not in _MAY_NOT_WRITE:
                 raise
-            named = " ".join(accounts[:_NAMED_MAX])
+            named = " ".join(streams[:_NAMED_MAX])
             raise DatabaseUnavailable(
                 f"The projection has drifted from the log ({named}), and who may only read cannot mend it.",
                 f"Somebody who may write has to run `ledger rebuild {named}`.",

@@ -30,8 +30,10 @@ from ledger.order.cursor import Cursor, Decision, Status, Strict, Tally
 from ledger.order.message import Json, Message
 from ledger.order.sequencer import RUN_MAX, decide, decide_unordered, lookup
 from ledger.storage import dead_letters, mailbox
-from ledger.storage.database import RETRYABLE, Connection, Statement
+from ledger.storage.database import Connection, Statement
+from ledger.storage.explained import RETRYABLE
 from ledger.storage.mailbox import Settled, Standing
+from ledger.stripes import Draw, Stripes
 from ledger.writer import handle_as_guest
 
 COMMAND_PREFIX: Final = "ledger."
@@ -144,6 +146,7 @@ class Receiver:
     """None where somebody else has them: then a type that is not the ledger's own is left to them."""
 
     machines: Mapping[str, StateMachine]
+    stripes: Stripes
     keep: bool
     ended: set[bytes] = field(default_factory=set)
     """Messages whose handler ended the transaction: the next time they fail without being tried."""
@@ -325,10 +328,11 @@ class Receiver:
         """
         carried: list[Run] = []
         waiting: list[tuple[Run, int, Command]] = []
+        draw = Draw(self.stripes)
 
         def flush() -> None:
-            commands = [command for _, _, command in waiting]
-            for (run, place, _), outcome in zip(waiting, self._handle(connection, ledger_id, commands), strict=True):
+            outcomes = self._handle(connection, ledger_id, [command for _, _, command in waiting], draw)
+            for (run, place, _), outcome in zip(waiting, outcomes, strict=True):
                 run.done[place] = (run.done[place][0], outcome)
             waiting.clear()
 
@@ -342,7 +346,7 @@ class Receiver:
                 outcome: Result = None
                 try:
                     if handler is not None or singly:
-                        outcome = self._alone(connection, ledger_id, message, handler)
+                        outcome = self._alone(connection, ledger_id, message, handler, draw)
                     else:
                         waiting.append((run, len(run.done), self._command_of(message, ledger_id)))
                 except TransactionEnded:
@@ -357,10 +361,13 @@ class Receiver:
         flush()
         return carried
 
-    def _alone(self, connection: Connection, ledger_id: str, message: Message, handler: Handler | None) -> Result:
+    def _alone(
+        self, connection: Connection, ledger_id: str, message: Message, handler: Handler | None, draw: Draw
+    ) -> Result:
         if handler is None:
             commands = [self._command_of(message, ledger_id)]
-            outcomes: list[Outcome] = _in_savepoint(connection, partial(self._handle, connection, ledger_id, commands))
+            work = partial(self._handle, connection, ledger_id, commands, draw)
+            outcomes: list[Outcome] = _in_savepoint(connection, work)
             return outcomes[0]
         if message.digest in self.ended:
             self.ended.discard(message.digest)
@@ -376,8 +383,9 @@ class Receiver:
             raise
         return result
 
-    def _handle(self, connection: Connection, ledger_id: str, commands: Sequence[Command]) -> list[Outcome]:
-        return handle_as_guest(connection, commands, ledger_id, True, self.machines, scope=self._scope, brief=True)
+    def _handle(self, connection: Connection, ledger_id: str, commands: Sequence[Command], draw: Draw) -> list[Outcome]:
+        scope = self._scope
+        return handle_as_guest(connection, commands, ledger_id, True, self.machines, draw, scope=scope, brief=True)
 
     def _command_of(self, message: Message, ledger_id: str) -> Command:
         return command_of(message, partial(keyed_id, ledger_id, self._scope), ordered=self.is_ordered(message))

@@ -22,7 +22,8 @@ from ledger.core.money import Money
 from ledger.order.cursor import Strict, Tally
 from ledger.order.disturb import ASSET, WORLD, Cause, account_name, banking, disturbed, movement_of, random_for, wrong
 from ledger.order.message import Message
-from ledger.storage.database import in_our_words, quoted_name
+from ledger.storage.database import quoted_name
+from ledger.storage.explained import in_our_words
 
 SOURCE: Final = "bank"
 TOGETHER: Final = 1_000

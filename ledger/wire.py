@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
-from ledger.audit.verify import Finding, Report
+from ledger.audit.report import Finding, Report
 from ledger.batch import Done
 from ledger.core.book import Balance, Terms
 from ledger.core.canonical import utc_text
 from ledger.core.errors import LedgerError
-from ledger.core.events import Recorded, Transaction
+from ledger.core.events import Recorded, Transaction, account_of
 from ledger.core.lifecycle import StateMachine
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance
@@ -63,9 +63,9 @@ def done_json(done: Done) -> Json:
 
 
 def states_of(done: Done) -> dict[str, str]:
-    """Stream → the state that the command led it to; of those whose state it was about."""
+    """Account or stream → the state that the command led it to; of those whose state it was about."""
     return {
-        event.stream: json.loads(event.payload)[_STATE_AFTER[event.type]]
+        account_of(event.stream): json.loads(event.payload)[_STATE_AFTER[event.type]]
         for event in done.events
         if event.type in _STATE_AFTER
     }
@@ -94,6 +94,8 @@ def terms_json(terms: Terms) -> Json:
         "max_balance": limits[1],
         "state": terms.state,
         "metadata": json.loads(terms.metadata),
+        "stripes": terms.stripes,
+        "streams": terms.streams,
     }
 
 
@@ -103,7 +105,11 @@ def account_json(line: AccountLine) -> Json:
 
 
 def event_json(event: Recorded, terms: Terms | None) -> Json:
-    """A recorded event; `terms` are those of its account, and None for a stream of ours."""
+    """
+    A recorded event; `terms` are those of its account, and None for a stream of ours.
+
+    One of an account with stripes comes without a balance: it knows that of its stripe.
+    """
     plain: Json = {
         "stream": event.stream,
         "version": event.version,
@@ -121,7 +127,7 @@ def event_json(event: Recorded, terms: Terms | None) -> Json:
     }
     if terms is not None and event.amount is not None:
         plain["amount"] = str(terms.money(event.amount))
-    if terms is not None and event.numbers is not None:
+    if terms is not None and event.numbers is not None and terms.streams == 1:
         plain["balance"] = balance_json(Balance.from_numbers(event.stream, terms, event.numbers, event.version))
     return plain
 

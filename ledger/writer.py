@@ -21,7 +21,21 @@ import psycopg
 import psycopg.errors
 from pydantic import TypeAdapter
 
-from ledger.batch import Batch, Done, Drifted, Due, Outcome, Overtaken, Work, expiries_of, load, prepare, take_up
+from ledger.batch import (
+    Batch,
+    Done,
+    Drifted,
+    Due,
+    Outcome,
+    Overtaken,
+    Spread,
+    Work,
+    expiries_of,
+    id_of,
+    load,
+    prepare,
+    take_up,
+)
 from ledger.core import chain
 from ledger.core.book import Book, remember
 from ledger.core.canonical import canonical_json
@@ -50,7 +64,9 @@ from ledger.core.events import (
 from ledger.core.fields import Scope, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.storage import projector, repair, store
-from ledger.storage.database import GUARD_CLASS, RETRYABLE, Connection, Database, Statement
+from ledger.storage.database import Connection, Database, Statement
+from ledger.storage.explained import GUARD_CLASS, RETRYABLE
+from ledger.stripes import Draw, Stripes
 
 ATTEMPTS_MAX: Final = 12
 """How often one call decides again, or reaches for a lost server, before it gives up."""
@@ -108,10 +124,17 @@ _WRITE: Final = f"WITH {projector.HELD}, {store.APPENDED}, {projector.MOVED} {pr
 class Writer:
     """Handles commands on one ledger's database, in transactions of its own."""
 
-    def __init__(self, database: Database, ledger_id: Callable[[], str], machines: Mapping[str, StateMachine]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        ledger_id: Callable[[], str],
+        machines: Mapping[str, StateMachine],
+        stripes: Stripes,
+    ) -> None:
         self._database = database
         self._ledger_id = ledger_id
         self._machines = machines
+        self._stripes = stripes
 
     def handle(
         self, commands: Sequence[Command], *, scope: str = "", atomic: bool = False, dry_run: bool = False
@@ -126,10 +149,22 @@ class Writer:
             ConnectionLost: The server went away and did not come back: the outcome is unknown.
             CorruptLog, DatabaseUnavailable, InvalidCommand, SchemaMismatch: Nothing was written.
         """
-        _check(commands, scope)
+        check(commands, scope)
         if not commands:
             return []
-        batch = prepare(commands, self._ledger_id(), Batch([*commands], scope, atomic, dry_run, self._machines))
+        batch = Batch(self._machines, Draw(self._stripes), atomic, dry_run)
+        return self.carry_out(prepare(commands, scope, self._ledger_id(), batch))
+
+    def prepared(self, asked: Iterable[tuple[Command, str, str | None]]) -> Batch:
+        """A batch of commands of different scopes, with ids for those that have none yet."""
+        batch, ledger_id = Batch(self._machines, Draw(self._stripes)), self._ledger_id()
+        for command, scope, transaction_id in asked:
+            batch.add(command, transaction_id or id_of(command, scope, ledger_id), scope)
+        return batch
+
+    def carry_out(self, batch: Batch) -> list[Outcome]:
+        """Carry out a batch that has been prepared; answers and raises as `handle` does."""
+        batch.draw.choose(batch.accounts)
         locked = not batch.plain
         lost: ConnectionLost | None = None
         problem = _LOST
@@ -145,13 +180,13 @@ class Writer:
                 if lost is None:
                     raise
             except Due as due:
-                if dry_run:
+                if batch.dry_run:
                     batch.expire_first(due.holds)
                 else:
                     # For good, whatever becomes of the commands: one that is refused must not bring them back.
                     self.handle(expiries_of(due.holds))
                 locked, problem = True, _STILL_DUE
-            except (Overtaken, _Moved):
+            except (Overtaken, Spread, _Moved):
                 locked, problem = True, _LOST
         raise lost or ConcurrencyError(problem)
 
@@ -172,7 +207,7 @@ class Writer:
             work = load(connection, batch, opening, self._ledger_id())
             _write(connection, batch, work, frame, locked)
             return work.outcomes[batch.expiries :]
-        except (Due, Overtaken):
+        except (Due, Overtaken, Spread):
             connection.rollback()
             raise
         except Drifted as drift:
@@ -204,6 +239,7 @@ def handle_as_guest(
     ledger_id: str,
     read_committed: bool,
     machines: Mapping[str, StateMachine],
+    draw: Draw,
     *,
     scope: str = "",
     atomic: bool = False,
@@ -213,6 +249,7 @@ def handle_as_guest(
     """
     Carry out commands inside the caller's transaction, which alone decides whether they last.
 
+    All that it writes to an account with stripes goes to the one that `draw` holds for it.
     A `brief` transaction ends right after; any other may go on for long.
 
     A conflict is undone to a savepoint and decided again where the isolation level lets a statement see
@@ -221,14 +258,11 @@ def handle_as_guest(
     Raises:
         ConcurrencyError: The caller's whole transaction has to be run again.
     """
-    _check(commands, scope)
+    check(commands, scope)
     if not commands:
         return []
-    batch = prepare(commands, ledger_id, Batch([*commands], scope, atomic, dry_run, machines))
-    if batch.closing and not read_committed:
-        raise InvalidCommand("close_period", "it has to see what others wrote: use READ COMMITTED")
-    # Nobody may close the time in which a long transaction posted before it lasts.
-    batch.backdated |= not brief
+    batch = prepare(commands, scope, ledger_id, Batch(machines, draw, atomic, dry_run))
+    _settle_in(batch, read_committed, brief)
     return _carry_out_as_guest(connection, batch, ledger_id, read_committed)
 
 
@@ -250,7 +284,7 @@ def _carry_out_as_guest(connection: Connection, batch: Batch, ledger_id: str, re
                 batch.expire_first(due.holds)
             else:
                 _carry_out_as_guest(connection, batch.sweep(due.holds, ledger_id), ledger_id, read_committed)
-        except Overtaken:
+        except (Overtaken, Spread):
             connection.undo(undo)
         except Drifted as drift:
             connection.undo(undo)
@@ -273,7 +307,21 @@ def _mend_as_guest(connection: Connection, batch: Batch, error: psycopg.Error, r
         repair.rebuild(connection, streams, noticed_by="write")
 
 
-def _check(commands: Sequence[Command], scope: str) -> None:
+def _settle_in(batch: Batch, read_committed: bool, brief: bool) -> None:
+    batch.draw.choose(batch.accounts)
+    if batch.closing and not read_committed:
+        raise InvalidCommand("close_period", "it has to see what others wrote: use READ COMMITTED")
+    # Nobody may close the time in which a long transaction posted before it lasts.
+    batch.backdated |= not brief
+
+
+def check(commands: Sequence[Command], scope: str) -> None:
+    """
+    Check what a caller hands over.
+
+    Raises:
+        InvalidCommand: One is no command of ours, or the scope is none.
+    """
     if isinstance(commands, str) or not isinstance(commands, Sequence):
         raise InvalidCommand("commands", f"{commands!r:.80} is no list of commands: [Transfer(…), …]")
     if scope != "":
@@ -345,14 +393,14 @@ def _decide_all(batch: Batch, work: Work) -> Iterator[_Part]:
     What happened comes in parts; the last one comes in any case, with nothing in it if need be.
     """
     part = _Part([], [], [])
-    for command, transaction_id in zip(batch.commands, batch.ids, strict=True):
+    for command, transaction_id, scope in zip(batch.commands, batch.ids, batch.scopes, strict=True):
         if len(part.transactions) == _PART_COMMANDS:
             yield part
             part = _Part([], [], [])
         done = work.earlier.get(transaction_id)
         try:
             if done is not None:
-                _check_same(command, done.transaction, batch.scope)
+                _check_same(command, done.transaction, scope)
                 replayed = done.transaction.idempotency_key is not None
                 work.outcomes.append(done._replace(replayed=replayed))
                 continue
@@ -360,7 +408,7 @@ def _decide_all(batch: Batch, work: Work) -> Iterator[_Part]:
         except Rejected as rejection:
             work.outcomes.append(rejection)
             continue
-        done = _record(command, transaction_id, decided, work.book, batch, work.now)
+        done = _record(command, transaction_id, scope, decided, work.book, batch.dry_run, work.now)
         work.earlier[transaction_id] = done
         work.outcomes.append(done)
         part.transactions.append(done.transaction)
@@ -380,7 +428,13 @@ def _check_same(command: Command, transaction: Transaction, scope: str) -> None:
 
 
 def _record(
-    command: Command, transaction_id: str, events: Sequence[Event], book: Book, batch: Batch, now: datetime
+    command: Command,
+    transaction_id: str,
+    scope: str,
+    events: Sequence[Event],
+    book: Book,
+    dry_run: bool,
+    now: datetime,
 ) -> Done:
     """Give the events their transaction, versions, time and hashes; the book moves on."""
     latest = now
@@ -392,7 +446,7 @@ def _record(
     transaction = chain.sealed(
         transaction_id,
         command.type,
-        batch.scope,
+        scope,
         command.idempotency_key,
         command.request(),
         sum([isinstance(event, Movement) for event in events]),
@@ -407,7 +461,7 @@ def _record(
         canonical_json(command.metadata) if command.metadata and command.describes_transaction else None,
     )
     recorded = chain.link(transaction, events, places, book.ledger_id)
-    return Done(transaction, recorded, [stream.terms for stream, _, _ in places], dry_run=batch.dry_run)
+    return Done(transaction, recorded, [stream.terms for stream, _, _ in places], dry_run=dry_run)
 
 
 def _reject_together(work: Work) -> None:

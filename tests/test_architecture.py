@@ -21,20 +21,23 @@ FLOW: Final = """
     core.errors core.iso4217 core.money         | what may go wrong, and what is counted
     core.canonical core.lifecycle               | one text for each value; what may follow what
     core.fields core.commands                   | what may be asked             → validated
-    core.events core.book core.decide           | what it makes happen          → decided
+    core.events core.book core.turnover         | what it makes happen          → decided
+    core.decide
     core.codec core.chain                       | what is hashed
     order.message order.decoders order.monitor  | what arrives, and in which order
     order.cursor order.sequencer order.disturb
-    storage.tables storage.database             | where it is kept
-    storage.embedded storage.migrations
+    storage.tables storage.explained storage.database   | where it is kept
+    storage.embedded storage.partitions storage.migrations storage.parts
     storage.store                               | what is kept                  → appended
-    storage.projector storage.repair            | what it adds up to            → projected
+    storage.projector storage.repair storage.rebuild    | what it adds up to    → projected
     storage.dead_letters storage.mailbox storage.offsets
     storage.queries storage.inbox_queries       | what is answered              → queried
-    batch writer                                | the only write path
-    audit.verify                                | re-derive, never trust
+    stripes batch writer                        | the only write path
+    batcher                                     | many callers, one transaction
+    audit.jobs audit.texts audit.report audit.lawful audit.verify | re-derive, never trust
     receiving inbox intake                      | messages, once and in order
     lifecycle operations application            | the one public object
+    asynchronous                                | … awaited
     ledger                                      | the public names
     simulation                                  | the incident, at any scale
     testing settings wire                       | what surrounds it
@@ -45,7 +48,7 @@ FLOW: Final = """
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.upkeep
-    cli.incident cli.demo cli.picture cli.simulate cli.program
+    cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program
     cli __main__
 """
 """

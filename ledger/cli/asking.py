@@ -16,8 +16,8 @@ from ledger.cli.output import answer, console, fitting, moment, print_json, row,
 from ledger.core.book import Balance, Terms
 from ledger.core.commands import Direction
 from ledger.core.errors import InvalidCommand
-from ledger.core.events import Numbers, Recorded, Transaction
-from ledger.storage.queries import TransactionDetail
+from ledger.core.events import Numbers, Recorded, Transaction, account_of
+from ledger.storage.queries import Page, TransactionDetail
 from ledger.wire import (
     account_json,
     balance_json,
@@ -57,27 +57,28 @@ def history(
         typer.Argument(help="Its id; or a stream, such as '#payment/p-1'.", metavar="ACCOUNT", show_default=False),
     ],
     target: Target,
-    after: Annotated[int, typer.Option(help="Forward from this version, oldest first.", metavar="VERSION")] = 0,
+    after: Annotated[str, typer.Option(help="Forward from this version, oldest first.", metavar="VERSION")] = "0",
     before: Annotated[
-        int | None, typer.Option(help="Backward from this version, newest first.", metavar="VERSION")
+        str | None, typer.Option(help="Backward from this version, newest first.", metavar="VERSION")
     ] = None,
     limit: Limit = 100,
 ) -> int:
     """Show the events of an account, or of another stream: of a state machine, or of the ledger itself ($ledger)."""
-    if after and before is not None:
+    if after != "0" and before is not None:
         raise InvalidCommand("history", "--after and --before go in opposite directions; give one of them")
     with opened(target.settings) as ledger:
-        events = ledger.history(account, after_version=after, before_version=before, limit=limit)
+        before_version = None if before is None else _version(before)
+        events = ledger.history(account, after_version=_version(after), before_version=before_version, limit=limit)
         terms = None if account.startswith(_OURS) else ledger.account(account).terms
     about = {"stream": account} if terms is None else {"account": account, **terms_json(terms)}
     if target.as_json:
-        print_json({**about, "events": [event_json(event, terms) for event in events]})
+        print_json({**about, "events": [event_json(event, terms) for event in events], "next": events.next})
         return 0
     if terms is None:
         _show_stream(account, events)
     else:
         _show_history(account, terms, events)
-    _lead_on(account, events, full=len(events) == limit)
+    _lead_on(account, events, terms, full=len(events) == limit)
     return 0
 
 
@@ -104,7 +105,9 @@ def transaction(
             answer(target.as_json, plain, _listed(found))
             return 0
         detail = ledger.transaction(_id_behind(ledger, transaction_id))
-        terms = {event.stream: ledger.account(event.stream).terms for event in detail.events if event.numbers}
+        of_accounts = [event.stream for event in detail.events if event.numbers]
+        known = {account: ledger.account(account).terms for account in {*map(account_of, of_accounts)}}
+        terms = {stream: known[account_of(stream)] for stream in of_accounts}
     if target.as_json:
         print_json(detail_json(detail, terms))
     else:
@@ -169,6 +172,14 @@ _OURS: Final = ("#", "$")
 """How streams begin that are no accounts."""
 
 
+def _version(text: str) -> int | str:
+    """A version, or where a page says that the next one begins."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
 def _show_stream(stream: str, events: list[Recorded]) -> None:
     shown = [
         {
@@ -182,7 +193,7 @@ def _show_stream(stream: str, events: list[Recorded]) -> None:
     console().print(fitting(shown, (*few, "transaction"), few, right=("version",)))
 
 
-def _show_history(account: str, terms: Terms, events: list[Recorded]) -> None:
+def _show_history(account: str, terms: Terms, events: Page) -> None:
     console().print(
         f"[bold]{escape(account)}[/]  {terms.asset}, {terms.account_type.value}: grows by {terms.normal.value}s"
         f"{_limits(terms)}{'' if terms.state == 'open' else f', [yellow]{terms.state}[/]'}"
@@ -192,20 +203,28 @@ def _show_history(account: str, terms: Terms, events: list[Recorded]) -> None:
         debited, credited = _sides(event, terms)
         after = Balance.from_numbers(account, terms, event.numbers or Numbers(), event.version)
         shown.append({
-            "version": event.version, "recorded (UTC)": moment(event.recorded_at), "event": _name(event),
-            "debit": debited, "credit": credited, "balance": after.posted, "available": after.available,
-            "transaction": event.transaction_id,
+            "stream": event.stream, "version": event.version, "recorded (UTC)": moment(event.recorded_at),
+            "event": _name(event), "debit": debited, "credit": credited,
+            "balance": after.posted, "available": after.available, "transaction": event.transaction_id,
         })  # fmt: skip
-    few = ("version", "event", "debit", "credit", "balance")
-    some = ("version", "recorded (UTC)", "event", "debit", "credit", "balance")
+    few: tuple[str, ...] = ("version", "event", "debit", "credit", "balance")
+    some: tuple[str, ...] = ("version", "recorded (UTC)", "event", "debit", "credit", "balance")
     # What is available is worth a column only where holds make it differ.
     more = (*some, "available") if any(each["balance"] != each["available"] for each in shown) else some
+    if terms.streams > 1:
+        # An event knows the balance of its own stripe, and nobody asked for that.
+        few, some = ("stream", *few[:-1]), ("stream", *some[:-1])
+        more = some
     made = fitting(shown, (*more, "transaction"), more, some, few, right=("version", "debit", "credit", *_AMOUNTS))
     console().print(made)
 
 
-def _lead_on(stream: str, events: list[Recorded], *, full: bool) -> None:
+def _lead_on(stream: str, events: Page, terms: Terms | None, *, full: bool) -> None:
     out = console()
+    if terms is not None and terms.streams > 1:
+        if full:
+            out.print(f"[dim]there may be more: --after or --before {events.next}[/]", soft_wrap=True)
+        return
     if events:
         last = events[-1].version
         quoted = escape(f"'{stream}#{last}'" if stream.startswith(_OURS) else f"{stream}#{last}")
@@ -217,6 +236,7 @@ def _lead_on(stream: str, events: list[Recorded], *, full: bool) -> None:
 _NAMES: Final = {
     "account_opened": "opened",
     "account_terms_changed": "changed",
+    "stripes_changed": "striped",
     "entry_posted": "",
     "hold_placed": "held",
     "hold_captured": "captured",
@@ -283,12 +303,13 @@ def _show_detail(detail: TransactionDetail, terms: dict[str, Terms]) -> None:
         held = terms.get(event.stream)
         cells: list[object] = [event.stream, event.version, _name(event)]
         if held is not None and event.numbers is not None:
-            cells += [*_sides(event, held), Balance.from_numbers(event.stream, held, event.numbers, 0).posted]
+            after = Balance.from_numbers(event.stream, held, event.numbers, 0).posted
+            cells += [*_sides(event, held), after if held.streams == 1 else ""]
         row(made, *cells)
     out.print(made)
 
 
-_ASKED: Final = ("hold", "expires_at", "until", "min_balance", "max_balance", "final", "force", "reason")
+_ASKED: Final = ("hold", "expires_at", "until", "min_balance", "max_balance", "stripes", "final", "force", "reason")
 """What a request may say that its events do not show."""
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.rule import Rule
 from rich.table import Table
 
-from ledger.audit.verify import Report
+from ledger.audit.report import Report
 from ledger.cli.incident import ARRIVED, DELIVERED, REPLAYED, RIGHT, SENT, Incident, Refusal, Repair, Step
 from ledger.cli.options import Target, command, opened
 from ledger.cli.output import console, print_json, row, table

@@ -20,13 +20,13 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from ledger.application import Ledger
-from ledger.audit.verify import Report
+from ledger.audit.report import Report
 from ledger.batch import Done
 from ledger.core.book import Balance
 from ledger.core.commands import Deposit, Withdraw, build
 from ledger.core.errors import Rejected, VersionConflict
 from ledger.core.money import Money
-from ledger.storage.database import in_our_words
+from ledger.storage.explained import in_our_words
 
 DAY: Final = datetime(2022, 1, 1, tzinfo=UTC)
 """When the incident takes place; messages count milliseconds from here."""

@@ -14,16 +14,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import wraps
-from typing import Annotated, Any, TypeAlias, get_type_hints
+from typing import Annotated, Any, Final, TypeAlias, get_type_hints
 
 import typer
 
 from ledger.application import Ledger
-from ledger.core.errors import InvalidCommand
+from ledger.cli.output import complain
+from ledger.core.errors import Interrupted, InvalidCommand
 from ledger.core.lifecycle import StateMachine
 from ledger.lifecycle import load
 from ledger.settings import Settings
 from ledger.storage.database import Timeouts
+
+POOL_SIZE: Final = 10
 
 _WHERE = "Where"
 _CONTEXT = "With it"
@@ -71,6 +74,7 @@ def opened(
     migrate_embedded: bool = True,
     machines: Iterable[StateMachine] = (),
     timeouts: Timeouts | None = None,
+    pool_size: int = POOL_SIZE,
 ) -> Iterator[Ledger]:
     """
     The ledger to work on.
@@ -79,11 +83,15 @@ def opened(
     """
     if settings.database_url is not None:
         url = settings.database_url
-        with Ledger.connect(url, schema=settings.schema, machines=machines, timeouts=timeouts) as ledger:
+        with Ledger.connect(
+            url, schema=settings.schema, machines=machines, timeouts=timeouts, pool_size=pool_size
+        ) as ledger:
             yield ledger
         return
     folder = settings.data_folder()
-    with Ledger.embedded(folder, schema=settings.schema, machines=machines, timeouts=timeouts) as ledger:
+    with Ledger.embedded(
+        folder, schema=settings.schema, machines=machines, timeouts=timeouts, pool_size=pool_size
+    ) as ledger:
         if migrate_embedded:
             ledger.migrate()
         yield ledger
@@ -234,10 +242,16 @@ def command(function: Callable[..., int]) -> Callable[..., int]:
         except BrokenPipeError:
             # Caught before typer sees it, which would exit as if the command had been refused.
             raise typer.Exit(READER_GONE) from None
+        except Interrupted as interrupted:
+            # Before typer as well, which would end without a word.
+            complain(f"interrupted; go on with --after {interrupted.after}" if interrupted.after else "interrupted")
+            raise typer.Exit(INTERRUPTED) from None
 
     run.__signature__ = inspect.Signature(shown, return_annotation=int)  # type: ignore[attr-defined]
     return run
 
+
+INTERRUPTED: Final = 130
 
 READER_GONE = 141
 """The exit code of a program whose reader went away, as a shell reports it: 128 + SIGPIPE."""

@@ -15,6 +15,7 @@ import typer
 
 from ledger.cli import (
     asking,
+    bench,
     consuming,
     demo,
     holding,
@@ -26,13 +27,12 @@ from ledger.cli import (
     upkeep,
     writing,
 )
-from ledger.cli.options import READER_GONE, Target
+from ledger.cli.options import INTERRUPTED, READER_GONE, Target
 from ledger.cli.output import complain, print_error
 from ledger.core.errors import CorruptLog, InvalidAmount, InvalidCommand, LedgerError, Rejected
 
 BAD_NEWS: Final = 1
 COULD_NOT: Final = 2
-INTERRUPTED: Final = 130
 
 app = typer.Typer(
     name="ledger",
@@ -87,6 +87,7 @@ app.add_typer(consuming.doctor_app, rich_help_panel=_CHECK)
 app.command("trial-balance", rich_help_panel=_CHECK)(asking.trial_balance)
 app.command("verify", rich_help_panel=_CHECK)(upkeep.verify)
 app.command("rebuild", rich_help_panel=_CHECK)(upkeep.rebuild)
+app.command("bench", rich_help_panel=_CHECK)(bench.bench)
 
 
 @app.callback(invoke_without_command=True)
@@ -139,6 +140,8 @@ def _run(arguments: list[str]) -> int:
         return int(app(arguments, prog_name="ledger", standalone_mode=False) or 0)
     except LedgerError as error:
         print_error(error, as_json=as_json)
+        for note in getattr(error, "__notes__", ()):
+            complain(note)
         return exit_code(error)
     except typer.TyperException as usage:
         _explain_usage(usage, as_json)

@@ -49,9 +49,12 @@ def change_account(
     target: Target,
     min_balance: NewLimit = None,
     max_balance: NewLimit = None,
+    stripes: Annotated[
+        int | None, typer.Option(help="Streams among which transactions choose from now on; those there are stay.")
+    ] = None,
     reason: Reason = None,
 ) -> int:
-    """Change an account's limits, or with --metadata all of what describes it; the rest stays as it is."""
+    """Change an account's limits, its stripes, or with --metadata all of what describes it; the rest stays as it is."""
     values = context.values()
     if context.metadata is None:
         # None given is none changed; an empty one would take all of it away.
@@ -61,7 +64,7 @@ def change_account(
             name: _with_asset(ledger, account, limit)
             for name, limit in {"min_balance": min_balance, "max_balance": max_balance}.items()
         }
-        wanted = build(ChangeAccount, account=account, reason=reason, **limits, **values)
+        wanted = build(ChangeAccount, account=account, stripes=stripes, reason=reason, **limits, **values)
         return carry_out_on(ledger, wanted, context, target)
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeAlias
 
 import typer
 from rich.markup import escape
 
 from ledger.application import Ledger
-from ledger.audit.verify import Report
-from ledger.cli.options import Target, command, opened
+from ledger.audit.report import Report
+from ledger.cli.options import POOL_SIZE, Target, command, opened
 from ledger.cli.output import answer, print_error, progress
 from ledger.core.errors import InvalidCommand, UnknownAccount
 from ledger.wire import migrated_json, report_json
 
 _FINDINGS_SHOWN: Final = 20
+
+Jobs: TypeAlias = Annotated[int, typer.Option(help="How many do it at once.", metavar="N")]
+After: TypeAlias = Annotated[
+    str, typer.Option(help="Go on behind this stream, as an interrupted run says.", metavar="STREAM")
+]
 
 
 @command
@@ -24,12 +29,16 @@ def migrate(
         bool, typer.Option("--roles", help="Also create PREFIX_owner, PREFIX_app and PREFIX_audit; needs CREATEROLE.")
     ] = False,
     role_prefix: Annotated[str | None, typer.Option(help="Begin their names with this.", metavar="PREFIX")] = None,
+    partitions: Annotated[
+        int | None,
+        typer.Option(help="Divide the log of a new ledger by its streams: from 1 to 1024.", metavar="N"),
+    ] = None,
 ) -> int:
     """Bring the database to this release's schema."""
     if role_prefix is not None and not roles:
         raise InvalidCommand("--role-prefix", "it goes with --roles")
     with opened(target.settings, migrate_embedded=False) as ledger:
-        migrated = ledger.migrate()
+        migrated = ledger.migrate(partitions=partitions)
         made = ledger.create_roles(role_prefix or "ledger") if roles else ()
     if migrated.applied:
         begun = "new" if migrated.found is None else f"was at {migrated.found}"
@@ -51,6 +60,8 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Rebuild the projections that differ, and verify again.")
     ] = False,
+    jobs: Jobs = 1,
+    after: After = "",
 ) -> int:
     """
     Re-derive everything from the log and compare.
@@ -60,7 +71,7 @@ def verify(
     chosen = account or []
     with opened(target.settings) as ledger:
         try:
-            report = _verified(ledger, chosen)
+            report = _verified(ledger, chosen, jobs, after)
         except UnknownAccount as error:
             # Nothing was checked, which is neither sound nor bad news.
             print_error(error, as_json=target.as_json)
@@ -68,10 +79,10 @@ def verify(
         plain = report_json(report)
         said = [*_counts(report), *_findings(report)]
         if repair and not report.ok:
-            rebuilt, after = _repair(ledger, report, chosen)
-            plain |= {"rebuilt": rebuilt, "after": report_json(after)}
+            rebuilt, again = _repair(ledger, report, chosen, jobs)
+            plain |= {"rebuilt": rebuilt, "after": report_json(again)}
             said.append(f"rebuilt: {escape(', '.join(rebuilt)) or 'nothing, no projection alone is at fault'}")
-            said += [f"verified again: {line}" for line in _findings(after)]
+            said += [f"verified again: {line}" for line in _findings(again)]
     answer(target.as_json, plain, *said)
     return 0 if report.ok else 1
 
@@ -80,13 +91,16 @@ def verify(
 def rebuild(
     target: Target,
     accounts: Annotated[list[str] | None, typer.Argument(help="These only.", metavar="[ACCOUNT]...")] = None,
+    jobs: Jobs = 1,
+    after: After = "",
 ) -> int:
     """Make projections anew from the log while writers go on; exit code 1 if any had differed."""
     chosen = accounts or []
-    with opened(target.settings) as ledger:
+    # Each job has a connection of the pool, and one more asks how many streams there are.
+    with opened(target.settings, pool_size=max(POOL_SIZE, jobs + 1)) as ledger:
         total = len(chosen) or sum(line.accounts for line in ledger.trial_balance().lines)
         with progress("streams", total or None) as watch:
-            differed = ledger.rebuild(*chosen, progress=watch)
+            differed = ledger.rebuild(*chosen, jobs=jobs, after=after, progress=watch)
     if differed:
         said = [
             f"[red]differed from the log and rebuilt:[/] {len(differed)}",
@@ -98,12 +112,12 @@ def rebuild(
     return 1 if differed else 0
 
 
-def _verified(ledger: Ledger, accounts: list[str]) -> Report:
+def _verified(ledger: Ledger, accounts: list[str], jobs: int, after: str = "") -> Report:
     with progress("events", None) as watch:
-        return ledger.verify(*accounts, progress=watch)
+        return ledger.verify(*accounts, jobs=jobs, after=after, progress=watch)
 
 
-def _repair(ledger: Ledger, report: Report, chosen: list[str]) -> tuple[list[str], Report]:
+def _repair(ledger: Ledger, report: Report, chosen: list[str], jobs: int) -> tuple[list[str], Report]:
     """Rebuild what differs while its log is sound, and look again."""
     broken_logs = {finding.stream for finding in report.findings if finding.kind == "log"}
     found = [finding for finding in report.findings if finding.kind == "projection"]
@@ -114,7 +128,7 @@ def _repair(ledger: Ledger, report: Report, chosen: list[str]) -> tuple[list[str
         rebuilt = ledger.rebuild(noticed_by="verify")
     elif found:
         rebuilt = ledger.rebuild(*sorted({finding.stream for finding in found}), noticed_by="verify")
-    return rebuilt, _verified(ledger, chosen)
+    return rebuilt, _verified(ledger, chosen, jobs)
 
 
 def _counts(report: Report) -> list[str]:

@@ -59,10 +59,14 @@ def open_account(
     target: Target,
     min_balance: Limit = None,
     max_balance: Limit = None,
+    stripes: Annotated[
+        int, typer.Option(help="Streams among which transactions choose, so that they do not wait for each other.")
+    ] = 1,
 ) -> int:
     """Open an account; --metadata describes it."""
+    asked = {"account": account, "asset": asset, "account_type": type, "stripes": stripes}
     limits = {"min_balance": min_balance, "max_balance": max_balance}
-    opening = build(OpenAccount, account=account, asset=asset, account_type=type, **limits, **context.values())
+    opening = build(OpenAccount, **asked, **limits, **context.values())
     return carry_out(opening, context, target)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, assert_never
@@ -31,6 +31,9 @@ from ledger.core.events import (
     OfHold,
     PeriodClosed,
     StateAdvanced,
+    StripesChanged,
+    account_of,
+    stripes_of,
 )
 from ledger.core.lifecycle import StateMachine
 from ledger.core.money import Money
@@ -39,7 +42,11 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Terms(NamedTuple):
-    """What an account is; limits are minor units in its normal direction, and `state` is open, frozen or closed."""
+    """
+    What an account is; limits are minor units in its normal direction, and `state` is open, frozen or closed.
+
+    It has so many `streams`, and new transactions choose among the first of them, its `stripes`.
+    """
 
     account_type: AccountType
     normal: Direction
@@ -49,6 +56,8 @@ class Terms(NamedTuple):
     max_balance: int | None
     state: str
     metadata: str
+    stripes: int = 1
+    streams: int = 1
 
     def money(self, minor: int) -> Money:
         """Minor units of the account's asset."""
@@ -107,6 +116,11 @@ class Stream:
     state: str | None = None
 
     @property
+    def account(self) -> str:
+        """The account that it is a stream of."""
+        return account_of(self.stream)
+
+    @property
     def balance(self) -> Balance:
         """The account's balance; raises UnknownAccount where there is none."""
         if self.terms is None:
@@ -155,7 +169,8 @@ class Book:
     """
     Everything `decide` may look at: what the commands of a batch name, and what they refer to.
 
-    `holds` has the legs of each hold by account.  `trial_balance` is there where a period is to be closed.
+    `holds` has the legs of each hold by stream.  `chosen` names the stream that stands for an account with stripes,
+    if it is not the first.  `trial_balance` is there where a period is to be closed.
     """
 
     ledger_id: str
@@ -166,6 +181,15 @@ class Book:
     closed_until: datetime | None = None
     trial_balance: tuple[tuple[str, str, str, str], ...] = ()
     machines: Mapping[str, StateMachine] = field(default_factory=dict)
+    chosen: Mapping[str, str] = field(default_factory=dict)
+
+    def of_account(self, account: str) -> Stream:
+        """The head of the stream in which new entries of an account go."""
+        return self.stream(self.chosen.get(account, account) if self.chosen else account)
+
+    def all_of_account(self, account: str, count: int) -> list[Stream]:
+        """The heads of the first `count` streams of an account."""
+        return [self.stream(name) for name in stripes_of(account, count)]
 
     def stream(self, stream: str) -> Stream:
         """The stream's head; a stream that does not exist yet stands at version 0."""
@@ -207,14 +231,9 @@ def evolve(book: Book, event: Event) -> Stream:
             _evolve_hold(book, event)
         case AccountOpened():
             stream.terms = terms_of(event)
-        case AccountStateChanged() if stream.terms is not None:
-            stream.terms = stream.terms._replace(state=event.state)
-        case AccountTermsChanged() if stream.terms is not None:
-            stream.terms = stream.terms._replace(
-                min_balance=event.min_balance, max_balance=event.max_balance, metadata=canonical_json(event.metadata)
-            )
-        case AccountStateChanged() | AccountTermsChanged():
-            pass  # Of an account that was never opened: `verify` finds the opening missing.
+        case AccountStateChanged() | AccountTermsChanged() | StripesChanged():
+            # Of an account that was never opened it changes nothing: `verify` finds the opening missing.
+            stream.terms = None if stream.terms is None else _changed(stream.terms, event)
         case AssetDefined():
             book.assets[event.asset] = event.scale
         case PeriodClosed():
@@ -224,6 +243,19 @@ def evolve(book: Book, event: Event) -> Stream:
         case _:
             assert_never(event)
     return stream
+
+
+def _changed(terms: Terms, event: AccountStateChanged | AccountTermsChanged | StripesChanged) -> Terms:
+    match event:
+        case AccountStateChanged():
+            return terms._replace(state=event.state)
+        case AccountTermsChanged():
+            metadata = canonical_json(event.metadata)
+            return terms._replace(min_balance=event.min_balance, max_balance=event.max_balance, metadata=metadata)
+        case StripesChanged():
+            return terms._replace(stripes=event.stripes, streams=event.streams)
+        case _:
+            assert_never(event)
 
 
 def _evolve_hold(book: Book, event: OfHold) -> None:
@@ -260,6 +292,19 @@ def replay(book: Book, events: Iterable[Event]) -> Book:
     for event in events:
         evolve(book, event)
     return book
+
+
+def together(account: str, streams: Sequence[Stream]) -> Stream:
+    """All streams of an account as if they were one, whose version counts the events of all."""
+    if len(streams) == 1:
+        return streams[0]
+    return Stream(
+        account,
+        sum(stream.version for stream in streams),
+        Numbers(*map(sum, zip(*(stream.numbers for stream in streams), strict=True))),
+        recorded_at=max(stream.recorded_at for stream in streams),
+        terms=streams[0].terms,
+    )
 
 
 def with_movement(numbers: Numbers, event: Movement) -> Numbers:

@@ -42,6 +42,7 @@ from ledger.core.events import (
     PeriodClosed,
     Recorded,
     StateAdvanced,
+    StripesChanged,
 )
 
 EVENT_FORMAT: Final = "ledger/event/1"
@@ -52,6 +53,7 @@ ASSET_DEFINED: Final = "asset_defined"
 ACCOUNT_OPENED: Final = "account_opened"
 ACCOUNT_STATE_CHANGED: Final = "account_state_changed"
 ACCOUNT_TERMS_CHANGED: Final = "account_terms_changed"
+STRIPES_CHANGED: Final = "stripes_changed"
 ENTRY_POSTED: Final = "entry_posted"
 HOLD_PLACED: Final = "hold_placed"
 HOLD_CAPTURED: Final = "hold_captured"
@@ -72,7 +74,7 @@ def payload_of(event: Event) -> tuple[str, str]:
     return kind, canonical_json(payload)
 
 
-def _payload(event: Event) -> tuple[str, dict[str, object]]:  # noqa: C901, PLR0911  (a table of one line an event)
+def _payload(event: Event) -> tuple[str, dict[str, object]]:  # noqa: C901, PLR0911, PLR0912  (a table)
     match event:
         case EntryPosted():
             return ENTRY_POSTED, {"entry": event.entry}
@@ -96,6 +98,8 @@ def _payload(event: Event) -> tuple[str, dict[str, object]]:  # noqa: C901, PLR0
             return ACCOUNT_STATE_CHANGED, {"reason": event.reason, "state": event.state}
         case AccountTermsChanged():
             return ACCOUNT_TERMS_CHANGED, {"reason": event.reason, **_limits(event)}
+        case StripesChanged():
+            return STRIPES_CHANGED, {"reason": event.reason, "streams": event.streams, "stripes": event.stripes}
         case AssetDefined():
             return ASSET_DEFINED, {"asset": event.asset, "scale": event.scale}
         case PeriodClosed():
@@ -151,7 +155,7 @@ def event_from(recorded: Recorded) -> Event:
     return event
 
 
-def _decode(recorded: Recorded, payload: dict[str, Any]) -> Event:  # noqa: C901, PLR0911  (a table of one line an event)
+def _decode(recorded: Recorded, payload: dict[str, Any]) -> Event:  # noqa: C901, PLR0911, PLR0912  (a table)
     match recorded.type:
         case "entry_posted":
             return EntryPosted(*_moved(recorded, payload))
@@ -183,6 +187,9 @@ def _decode(recorded: Recorded, payload: dict[str, Any]) -> Event:  # noqa: C901
                 metadata=_metadata(payload["metadata"]),
                 reason=_reason(payload),
             )
+        case "stripes_changed":
+            stripes, streams = (int(str(payload[name])) for name in ("stripes", "streams"))
+            return StripesChanged(recorded.stream, stripes, streams, _reason(payload))
         case "asset_defined":
             return AssetDefined(asset=str(payload["asset"]), scale=int(str(payload["scale"])))
         case "period_closed":
@@ -243,25 +250,73 @@ def event_record(
     """
     entry = ""
     if not (amount is None and asset is None and direction is None):
-        entry = f'"amount":"{amount}","asset":"{asset}","direction":"{direction}",'
+        entry = entry_part(amount, asset, direction)
     pending = posted = ""
     if numbers is not None:
         debits, credits, pending_debits, pending_credits = numbers
-        pending = f'"pending_credits":"{pending_credits}","pending_debits":"{pending_debits}",'
-        posted = f'"posted_credits":"{credits}","posted_debits":"{debits}",'
-    record = (
-        f'{{{entry}"effective_at":"{utc_text(effective_at)}","format":"{EVENT_FORMAT}",'
-        f'"header_sha256":"{header_hash}","payload_sha256":"{_payload_hash(payload)}",{pending}{posted}'
-        f'"prev":"{prev_hash.hex()}","recorded_at":"{utc_text(recorded_at)}","schema":{schema},'
-        f'"stream":"{stream}","transaction_id":"{transaction_id}","type":"{kind}","version":{version}}}'
+        pending = pending_part(pending_debits, pending_credits)
+        posted = posted_part(debits, credits)
+    record = record_text(
+        header_hash,
+        stream,
+        version,
+        transaction_id,
+        kind,
+        payload_hash(payload),
+        schema,
+        entry + f'"effective_at":"{utc_text(effective_at)}"',
+        pending + posted,
+        utc_text(recorded_at),
+        prev_hash.hex(),
     ).encode()
     if len(record) > RECORD_BYTES_MAX:
         raise CorruptLog(stream, version, f"its record is larger than {RECORD_BYTES_MAX} bytes")
     return record
 
 
+def record_text(
+    header_hash: str,
+    stream: str,
+    version: object,
+    transaction_id: str,
+    kind: str,
+    payload_sha256: str,
+    schema: object,
+    entry_and_effect: str,
+    numbers: str,
+    recorded_at: str,
+    prev: str,
+) -> str:
+    """
+    The one form of a record, from parts that are texts already: hashes in hex, times as `utc_text` has them.
+
+    Whoever reads a row as text can hash it without reading it into values first.
+    """
+    return (
+        f'{{{entry_and_effect},"format":"{EVENT_FORMAT}",'
+        f'"header_sha256":"{header_hash}","payload_sha256":"{payload_sha256}",{numbers}'
+        f'"prev":"{prev}","recorded_at":"{recorded_at}","schema":{schema},'
+        f'"stream":"{stream}","transaction_id":"{transaction_id}","type":"{kind}","version":{version}}}'
+    )
+
+
+def entry_part(amount: object, asset: str | None, direction: str | None) -> str:
+    """The part of a record that says what it moves."""
+    return f'"amount":"{amount}","asset":"{asset}","direction":"{direction}",'
+
+
+def pending_part(debits: object, credits: object) -> str:
+    """The part of a record that says what is pending after it."""
+    return f'"pending_credits":"{credits}","pending_debits":"{debits}",'
+
+
+def posted_part(debits: object, credits: object) -> str:
+    """The part of a record that says what is posted after it."""
+    return f'"posted_credits":"{credits}","posted_debits":"{debits}",'
+
+
 @lru_cache(maxsize=1024)
-def _payload_hash(payload: str) -> str:
+def payload_hash(payload: str) -> str:
     """SHA-256 of the exact stored text, in hex.  Cached: most payloads are one of a few."""
     return sha256(payload.encode()).hexdigest()
 
@@ -284,14 +339,48 @@ def transaction_header(
     metadata: str | None,
 ) -> bytes:
     """The bytes that a transaction's header hash covers: all of its fields."""
-    announced = ",".join([f'["{stream}",{version}]' for stream, version in zip(streams, versions, strict=True)])
+    return header_text(
+        transaction_id,
+        kind,
+        scope,
+        idempotency_key,
+        request,
+        entry_count,
+        ",".join([f'["{stream}",{version}]' for stream, version in zip(streams, versions, strict=True)]),
+        reference,
+        utc_text(effective_at),
+        utc_text(recorded_at),
+        actor,
+        correlation_id,
+        causation_id,
+        metadata,
+    ).encode()
+
+
+def header_text(
+    transaction_id: str,
+    kind: str,
+    scope: str,
+    idempotency_key: str | None,
+    request: str,
+    entry_count: object,
+    announced: str,
+    reference: str | None,
+    effective_at: str,
+    recorded_at: str,
+    actor: str | None,
+    correlation_id: str | None,
+    causation_id: str | None,
+    metadata: str | None,
+) -> str:
+    """The one form of a header, from texts; `announced` are its events as JSON, times are as `utc_text` has them."""
     return (
         f'{{"actor":{_text(actor)},"causation_id":{_text(causation_id)},"correlation_id":{_text(correlation_id)},'
-        f'"effective_at":"{utc_text(effective_at)}","entry_count":{entry_count},"events":[{announced}],'
+        f'"effective_at":"{effective_at}","entry_count":{entry_count},"events":[{announced}],'
         f'"format":"{TRANSACTION_FORMAT}","idempotency_key":{_text(idempotency_key)},"kind":"{kind}",'
-        f'"metadata":{metadata or "{}"},"recorded_at":"{utc_text(recorded_at)}","reference":{_text(reference)},'
+        f'"metadata":{metadata or "{}"},"recorded_at":"{recorded_at}","reference":{_text(reference)},'
         f'"request":{request},"scope":{_text(scope)},"transaction_id":"{transaction_id}"}}'
-    ).encode()
+    )
 
 
 def head_checksum(
@@ -315,8 +404,10 @@ def head_checksum(
 @lru_cache(maxsize=65_536)
 def terms_text(terms: tuple[object, ...]) -> str:
     """The part of a checksum's text that says what an account was opened as."""
-    account_type, _, asset, scale, lowest, highest, state, metadata = terms
-    return f"|{account_type}|{asset}|{scale}|{_plain(lowest)}|{_plain(highest)}|{state}|{metadata}"
+    account_type, _, asset, scale, lowest, highest, state, metadata, stripes, streams = terms
+    # The checksums of accounts that never had stripes are those of the releases before there were any.
+    striped = "" if (stripes, streams) == (1, 1) else f"|{stripes}|{streams}"
+    return f"|{account_type}|{asset}|{scale}|{_plain(lowest)}|{_plain(highest)}|{state}|{metadata}{striped}"
 
 
 def leg_checksum(leg: tuple[object, ...]) -> bytes:

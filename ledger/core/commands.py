@@ -40,6 +40,7 @@ from ledger.core.money import SCALE_MAX, Money
 
 ENTRIES_MAX: Final = 200
 BATCH_MAX: Final = 10_000
+STRIPES_MAX: Final = 256
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -147,6 +148,11 @@ class _Command(Frozen):
         """The transaction that it takes up again: a hold, or what is to be reversed."""
         return None
 
+    @property
+    def rules_on(self) -> str | None:
+        """The account of which it says what holds in each of its streams."""
+        return None
+
 
 class DefineAsset(_Command):
     """Define something that can be counted: a code and its decimal places, once and for ever."""
@@ -174,12 +180,16 @@ def _limits_agree(lowest: object, highest: object) -> None:
         raise ValueError("max_balance is below min_balance")
 
 
+Stripes = Annotated[int, Field(strict=True, ge=1, le=STRIPES_MAX)]
+
+
 class OpenAccount(_Command):
     """
     Open an account of one asset.
 
     `min_balance` and `max_balance` bound the available balance in the account's normal direction; None
-    means unlimited.  `metadata` describes the account.
+    means unlimited.  With more than one of `stripes`, among which transactions choose so that their writers do not
+    meet, there are no limits.  `metadata` describes the account.
     """
 
     describes_transaction: ClassVar[bool] = False
@@ -189,9 +199,12 @@ class OpenAccount(_Command):
     account_type: AccountType
     min_balance: Limit = None
     max_balance: Limit = None
+    stripes: Stripes = 1
 
     @model_validator(mode="after")
     def _limits_agree(self) -> OpenAccount:
+        if self.stripes > 1 and not (self.min_balance is None and self.max_balance is None):
+            raise ValueError("an account with stripes has no limits: none of its stripes knows what is in the others")
         for limit in (self.min_balance, self.max_balance):
             if limit is not None and limit.asset != self.asset:
                 raise ValueError(f"a limit is written in the account's asset, {self.asset}, not {limit.asset}")
@@ -201,6 +214,10 @@ class OpenAccount(_Command):
     @property
     def accounts(self) -> Iterable[str]:
         return (self.account, *self.expected_versions)
+
+    @property
+    def rules_on(self) -> str | None:
+        return self.account
 
 
 class Post(_Command):
@@ -352,6 +369,10 @@ class _OfAccount(_Command):
     def accounts(self) -> Iterable[str]:
         return (self.account, *self.expected_versions)
 
+    @property
+    def rules_on(self) -> str | None:
+        return self.account
+
 
 class Freeze(_OfAccount):
     """Refuse entries on an account from here on; reversals, releases and expiries go on."""
@@ -378,9 +399,10 @@ NewLimit = Annotated[Money | Literal["unlimited"] | None, Field(union_mode="left
 
 class ChangeAccount(_OfAccount):
     """
-    Change an account's limits or its metadata; what is left out stays as it is.
+    Change an account's limits, its metadata or its stripes; what is left out stays as it is.
 
-    `"unlimited"` takes a limit away; `metadata` replaces all of what was there.
+    `"unlimited"` takes a limit away; `metadata` replaces all of what was there.  `stripes` is among how many streams
+    transactions choose from here on; those that are there already stay, and count.
     """
 
     describes_transaction: ClassVar[bool] = False
@@ -388,11 +410,17 @@ class ChangeAccount(_OfAccount):
     min_balance: NewLimit = None
     max_balance: NewLimit = None
     metadata: Metadata | None = None  # type: ignore[assignment]  # None: it stays.
+    stripes: Stripes | None = None
+
+    @property
+    def changes_terms(self) -> bool:
+        """Whether limits or metadata change."""
+        return not (self.min_balance is None and self.max_balance is None and self.metadata is None)
 
     @model_validator(mode="after")
     def _something_changes(self) -> ChangeAccount:
-        if self.min_balance is None and self.max_balance is None and self.metadata is None:
-            raise ValueError("nothing changes: give min_balance, max_balance or metadata")
+        if not self.changes_terms and self.stripes is None:
+            raise ValueError("nothing changes: give min_balance, max_balance, metadata or stripes")
         _limits_agree(self.min_balance, self.max_balance)
         return self
 

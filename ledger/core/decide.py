@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
-from ledger.core.book import Book, Leg, Original, Stream, Terms, in_normal_direction
+from ledger.core.book import Book, Leg, Original, Stream, Terms, in_normal_direction, together
 from ledger.core.canonical import utc_text
 from ledger.core.commands import (
     Advance,
@@ -19,7 +19,6 @@ from ledger.core.commands import (
     Command,
     DefineAsset,
     Deposit,
-    Direction,
     ExpireHold,
     Freeze,
     Hold,
@@ -41,13 +40,12 @@ from ledger.core.errors import (
     HoldNotDue,
     HoldNotOpen,
     IdempotencyConflict,
-    InsufficientFunds,
     InvalidAmount,
-    LimitExceeded,
     NotReversible,
     PeriodIsClosed,
     PeriodNotOver,
     StreamExists,
+    StripedAccount,
     TransitionRefused,
     UnbalancedTransaction,
     UnknownAccount,
@@ -70,16 +68,14 @@ from ledger.core.events import (
     HoldReleased,
     PeriodClosed,
     StateAdvanced,
+    StripesChanged,
+    account_of,
+    stripes_of,
 )
 from ledger.core.iso4217 import CURRENCIES
 from ledger.core.lifecycle import ACCOUNT, HOLD, StateMachine
-from ledger.core.money import DIGITS_MAX, MINOR_MAX, Money
-
-DEBIT: Final = Direction.DEBIT
-CREDIT: Final = Direction.CREDIT
-
-Side: TypeAlias = tuple[str, Direction, Money]
-"""An amount on one side of an account."""
+from ledger.core.money import Money
+from ledger.core.turnover import CREDIT, DEBIT, Side, Turnover, turnovers_of
 
 SETTLING: Final = timedelta(minutes=10)
 """How long after its end a period can be closed: longer than any write of ours may last."""
@@ -140,17 +136,19 @@ def _open_account(command: OpenAccount, book: Book, _: Occasion) -> Sequence[Eve
     if book.stream(command.account).version:
         raise AccountExists(command.account)
     _check_expected_versions(command, book)
-    events.append(
-        AccountOpened(
-            account=command.account,
-            account_type=command.account_type,
-            asset=command.asset,
-            scale=scale,
-            min_balance=None if command.min_balance is None else command.min_balance.at_scale(scale).minor,
-            max_balance=None if command.max_balance is None else command.max_balance.at_scale(scale).minor,
-            metadata=command.metadata,
-        )
+    opened = AccountOpened(
+        account=command.account,
+        account_type=command.account_type,
+        asset=command.asset,
+        scale=scale,
+        min_balance=None if command.min_balance is None else command.min_balance.at_scale(scale).minor,
+        max_balance=None if command.max_balance is None else command.max_balance.at_scale(scale).minor,
+        metadata=command.metadata,
     )
+    if command.stripes == 1:
+        return [*events, opened]
+    for stream in stripes_of(command.account, command.stripes):
+        events += opened._replace(account=stream), StripesChanged(stream, command.stripes, command.stripes, None)
     return events
 
 
@@ -175,7 +173,7 @@ def _withdraw(command: Withdraw, book: Book, occasion: Occasion) -> Sequence[Eve
 
 def _raising_sides(command: Deposit | Withdraw, book: Book) -> tuple[str, str]:
     """Which of the two accounts to debit and which to credit, so that `account` grows."""
-    terms, _ = _terms_of([book.stream(command.account), book.stream(command.against)])
+    terms, _ = _terms_of([book.of_account(command.account), book.of_account(command.against)])
     return (command.account, command.against) if terms.normal is DEBIT else (command.against, command.account)
 
 
@@ -188,7 +186,7 @@ def _two_entries(
 
 def _entries(command: Command, legs: Sequence[Side], book: Book, occasion: Occasion) -> Sequence[EntryPosted]:
     """Check a set of entries as a whole, one rule after the other: balances are judged by what all of them do."""
-    streams = [book.stream(account) for account, _, _ in legs]
+    streams = [book.of_account(account) for account, _, _ in legs]
     terms = _terms_of(streams)
     _check_period(command.effective_at, book)
     kind = "hold" if type(command) is Hold else "post"
@@ -197,7 +195,7 @@ def _entries(command: Command, legs: Sequence[Side], book: Book, occasion: Occas
         _check_expected_versions(command, book)
     if isinstance(command, Hold):
         _check_time_left(occasion.transaction_id, command.expires_at, occasion)
-    amounts, turnovers = _turnovers(legs, streams, terms)
+    amounts, turnovers = turnovers_of(legs, streams, terms)
     for turnover in turnovers:
         turnover.check_digits(kind)
     for (account, _, money), its in zip(legs, terms, strict=True):
@@ -207,12 +205,14 @@ def _entries(command: Command, legs: Sequence[Side], book: Book, occasion: Occas
         _check_balanced(command, amounts, terms)
     _check_limits(turnovers)
     return [
-        EntryPosted(account, direction, its.asset, amount, entry)
-        for entry, ((account, direction, _), its, amount) in enumerate(zip(legs, terms, amounts, strict=True))
+        EntryPosted(stream.stream, direction, its.asset, amount, entry)
+        for entry, ((_, direction, _), stream, its, amount) in enumerate(
+            zip(legs, streams, terms, amounts, strict=True)
+        )
     ]
 
 
-def _check_limits(turnovers: Sequence[_Turnover]) -> None:
+def _check_limits(turnovers: Sequence[Turnover]) -> None:
     for turnover in turnovers:
         turnover.check_minimum()
     for turnover in turnovers:
@@ -229,7 +229,7 @@ def _capture(command: Capture, book: Book, occasion: Occasion) -> Sequence[Event
     legs = _open_legs(command, book, "capture", occasion)
     amount = _part_of_hold(command, legs[0], book)
     for leg in legs:
-        turnover = _Turnover(book.streams[leg.account], _known_terms(book, leg.account))
+        turnover = Turnover(book.streams[leg.account], _known_terms(book, leg.account))
         turnover.debits, turnover.credits = (amount, 0) if leg.direction is DEBIT else (0, amount)
         turnover.check_digits("capture")
     _check_rest(command.hold, legs[0].left, amount, _known_terms(book, legs[0].account))
@@ -297,7 +297,7 @@ def _part_of_hold(command: Capture | Release, leg: Leg, book: Book) -> int:
     if command.amount is None:
         return leg.left
     if command.amount.asset != leg.asset:
-        raise AssetMismatch(leg.account, leg.asset, command.amount.asset)
+        raise AssetMismatch(account_of(leg.account), leg.asset, command.amount.asset)
     return command.amount.at_scale(_known_terms(book, leg.account).scale).minor
 
 
@@ -325,7 +325,7 @@ def _reverse(command: Reverse, book: Book, _occasion: Occasion) -> Sequence[Even
         (entry.account, CREDIT if entry.direction is DEBIT else DEBIT, its.money(parts[number]))
         for (number, entry), its in zip(original.entries.items(), terms, strict=True)
     ]
-    _, turnovers = _turnovers(legs, streams, terms)
+    _, turnovers = turnovers_of(legs, streams, terms)
     for turnover in turnovers:
         turnover.check_digits("reverse")
     if not command.force:
@@ -355,7 +355,7 @@ def _parts_of(command: Reverse, original: Original, terms: Terms) -> dict[int, i
     if assets != {command.amount.asset}:
         if len(assets) > 1:
             raise InvalidAmount(str(command.amount), "a transaction of several assets is reversed as a whole")
-        raise AssetMismatch(original.entries[0].account, terms.asset, command.amount.asset)
+        raise AssetMismatch(account_of(original.entries[0].account), terms.asset, command.amount.asset)
     amount = command.amount.at_scale(terms.scale).minor
     parts = {}
     for number, entry in original.entries.items():
@@ -368,18 +368,26 @@ def _parts_of(command: Reverse, original: Original, terms: Terms) -> dict[int, i
 
 
 def _change_state(command: Freeze | Unfreeze, book: Book, _: Occasion) -> Sequence[Event]:
-    return [AccountStateChanged(command.account, _state_after(command, book, command.type), command.reason)]
+    return _in_state(command, _state_after(command, book, command.type), book)
+
+
+def _in_state(command: Freeze | Unfreeze | CloseAccount, state: str, book: Book) -> Sequence[Event]:
+    """The change to another state, in every stream of the account: whoever writes to one of them sees it there."""
+    streams = stripes_of(command.account, _known_terms(book, command.account).streams)
+    return [AccountStateChanged(stream, state, command.reason) for stream in streams]
 
 
 def _close_account(command: CloseAccount, book: Book, _: Occasion) -> Sequence[Event]:
     state = _state_after(command, book, "close")
     terms = _known_terms(book, command.account)
-    numbers = book.streams[command.account].numbers
+    streams = book.all_of_account(command.account, terms.streams)
+    numbers = together(command.account, streams).numbers
     posted_in, posted_out, pending_in, pending_out = in_normal_direction(terms.normal, numbers)
+    # Each side of a hold is in the stream in which it was placed: none of them is negative, so that all are zero.
     if posted_in != posted_out or pending_in or pending_out:
         balance, held = terms.money(posted_in - posted_out), terms.money(pending_in + pending_out)
         raise AccountNotEmpty(command.account, str(balance), str(held))
-    return [AccountStateChanged(command.account, state, command.reason)]
+    return _in_state(command, state, book)
 
 
 def _state_after(command: Freeze | Unfreeze | CloseAccount, book: Book, event: str) -> str:
@@ -395,13 +403,40 @@ def _change_account(command: ChangeAccount, book: Book, _: Occasion) -> Sequence
     stream = book.stream(command.account)
     (terms,) = _terms_of([stream])
     _check_states([stream], [terms], "change")
+    streams = max(terms.streams, command.stripes or 1)
+    if streams > 1:
+        _check_unlimited(command, terms)
     _check_expected_versions(command, book)
     lowest = _new_limit(command.account, command.min_balance, terms.min_balance, terms)
     highest = _new_limit(command.account, command.max_balance, terms.max_balance, terms)
     if lowest is not None and highest is not None and highest < lowest:
         raise InvalidAmount(str(terms.money(highest)), f"max_balance would be below min_balance, {terms.money(lowest)}")
     metadata = json.loads(terms.metadata) if command.metadata is None else command.metadata
-    return [AccountTermsChanged(command.account, lowest, highest, metadata, command.reason)]
+    events: list[Event] = []
+    if command.changes_terms:
+        changed = AccountTermsChanged(command.account, lowest, highest, metadata, command.reason)
+        events += [changed._replace(account=name) for name in stripes_of(command.account, terms.streams)]
+    if command.stripes is not None:
+        opened = AccountOpened(command.account, terms.account_type, terms.asset, terms.scale, lowest, highest, metadata)
+        for name in stripes_of(command.account, streams)[terms.streams :]:
+            events.append(opened._replace(account=name))
+            if terms.state != "open":
+                events.append(AccountStateChanged(name, terms.state, command.reason))
+        changes = StripesChanged(command.account, command.stripes, streams, command.reason)
+        events += [changes._replace(account=name) for name in stripes_of(command.account, streams)]
+    return events
+
+
+def _check_unlimited(command: ChangeAccount, terms: Terms) -> None:
+    """What is in one stream says nothing of the others, so that none of them can judge a limit."""
+    for limit, until_now in ((command.min_balance, terms.min_balance), (command.max_balance, terms.max_balance)):
+        if isinstance(limit, Money) or (limit is None and until_now is not None):
+            problem = "limits and stripes do not go together; take its limits away first"
+            if terms.streams > 1:
+                problem = (
+                    f"its {terms.streams} streams stay, and none knows what is in the others; it can have no limits"
+                )
+            raise StripedAccount(command.account, problem)
 
 
 def _new_limit(account: str, limit: Money | str | None, until_now: int | None, terms: Terms) -> int | None:
@@ -457,35 +492,12 @@ def _machine(command: Begin | Advance, book: Book) -> StateMachine:
     return machine
 
 
-def _turnovers(
-    legs: Sequence[Side], streams: Sequence[Stream], terms: Sequence[Terms]
-) -> tuple[list[int], list[_Turnover]]:
-    """The amounts in their accounts' precision, and what they add up to for each account."""
-    amounts = []
-    turnovers: dict[str, _Turnover] = {}
-    for (account, direction, money), stream, its in zip(legs, streams, terms, strict=True):
-        amount = money.minor
-        # An amount of another asset is refused by a later rule; it is no turnover of this account.
-        if money.asset == its.asset:
-            if money.scale != its.scale:
-                amount = money.at_scale(its.scale).minor
-            turnover = turnovers.get(account)
-            if turnover is None:
-                turnover = turnovers[account] = _Turnover(stream, its)
-            if direction is DEBIT:
-                turnover.debits += amount
-            else:
-                turnover.credits += amount
-        amounts.append(amount)
-    return amounts, list(turnovers.values())
-
-
 def _terms_of(streams: Sequence[Stream]) -> list[Terms]:
     """The terms of accounts that all exist."""
     terms = []
     for stream in streams:
         if stream.terms is None:
-            raise UnknownAccount(stream.stream)
+            raise UnknownAccount(stream.account)
         terms.append(stream.terms)
     return terms
 
@@ -494,7 +506,7 @@ def _check_states(streams: Sequence[Stream], terms: Sequence[Terms], event: str)
     """All of the accounts are in a state that allows `event`."""
     for stream, its in zip(streams, terms, strict=True):
         if its.state != "open" and event not in ACCOUNT.allowed(its.state):
-            raise AccountNotOpen(stream.stream, its.state)
+            raise AccountNotOpen(stream.account, its.state)
 
 
 def _known_terms(book: Book, account: str) -> Terms:
@@ -504,6 +516,10 @@ def _known_terms(book: Book, account: str) -> Terms:
 
 
 def _check_expected_versions(command: Command, book: Book) -> None:
+    for account in command.expected_versions:
+        terms = book.of_account(account).terms
+        if terms is not None and terms.streams > 1:
+            raise StripedAccount(account, "its stripes have a version each, and it has none to expect")
     for account, expected in command.expected_versions.items():
         actual = book.stream(account).version
         if actual != expected:
@@ -519,61 +535,6 @@ def _check_balanced(command: Post, amounts: Sequence[int], terms: Sequence[Terms
         if debits != credits:
             scale = scales[asset]
             raise UnbalancedTransaction(asset, str(Money(debits, asset, scale)), str(Money(credits, asset, scale)))
-
-
-class _Turnover:
-    """What a transaction would add to one account, in minor units, and the rules about it."""
-
-    __slots__ = ("credits", "debits", "stream", "terms")
-
-    def __init__(self, stream: Stream, terms: Terms) -> None:
-        self.stream = stream
-        self.terms = terms
-        self.debits = 0
-        self.credits = 0
-
-    @property
-    def change(self) -> int:
-        """By how much the balance would grow, in the account's normal direction."""
-        return self.credits - self.debits if self.terms.normal is CREDIT else self.debits - self.credits
-
-    def check_digits(self, event: str) -> None:
-        """No total of the account may have more digits than the database has room for."""
-        numbers = self.stream.numbers
-        debits, credits = numbers[2:] if event == "hold" else numbers[:2]
-        if max(debits + self.debits, credits + self.credits) > MINOR_MAX:
-            amount = self.terms.money(max(self.debits, self.credits))
-            problem = f"the turnover of {self.stream.stream} would have more than {DIGITS_MAX} digits"
-            raise InvalidAmount(str(amount), problem)
-
-    # A limit stands in the way of moving towards it only: an account that is beyond it may always come back.
-
-    def check_minimum(self) -> None:
-        """Nothing may be taken out beyond what is available."""
-        minimum = self.terms.min_balance
-        if minimum is None or self.change >= 0:
-            return
-        posted_in, posted_out, _, pending_out = in_normal_direction(self.terms.normal, self.stream.numbers)
-        free = posted_in - posted_out - pending_out - minimum
-        if free + self.change < 0:
-            raise InsufficientFunds(
-                self.stream.stream,
-                available=str(self.terms.money(free)),
-                required=str(self.terms.money(-self.change)),
-                minimum=str(self.terms.money(minimum)),
-            )
-
-    def check_maximum(self) -> None:
-        """Money that is held for coming in counts as if it had come: a capture can then never break the limit."""
-        maximum = self.terms.max_balance
-        if maximum is None or self.change <= 0:
-            return
-        posted_in, posted_out, pending_in, _ = in_normal_direction(self.terms.normal, self.stream.numbers)
-        balance = posted_in - posted_out + pending_in + self.change
-        if balance > maximum:
-            raise LimitExceeded(
-                self.stream.stream, balance=str(self.terms.money(balance)), maximum=str(self.terms.money(maximum))
-            )
 
 
 _RULES: Final[dict[type, Callable[..., Sequence[Event]]]] = {

@@ -5,7 +5,7 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     ├── Rejected              a rule said no; sending the same again changes nothing
     │   └── IdempotencyConflict, UnknownAsset, AssetExists, AccountExists, UnknownAccount,
     │       UnknownTransaction, UnknownMachine, UnknownStream, StreamExists, PeriodIsClosed, PeriodNotOver,
-    │       AccountNotOpen, TransitionRefused, VersionConflict, HoldNotOpen, HoldNotDue,
+    │       AccountNotOpen, TransitionRefused, StripedAccount, VersionConflict, HoldNotOpen, HoldNotDue,
     │       NotReversible, InvalidAmount, AssetMismatch, UnbalancedTransaction, ExceedsRest,
     │       AccountNotEmpty, InsufficientFunds, LimitExceeded, AtomicBatchRejected
     ├── InvalidCommand        the request itself is malformed
@@ -17,6 +17,8 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     ├── DatabaseUnavailable   the database could not be asked: the message says what to do
     │   ├── ConnectionLost    … or went away before it answered: the outcome is unknown
     │   └── GuardRefused      … or a guard in it refuses what the rules allow: verify
+    ├── DeadlineExceeded      a batcher did not get to it in time: nothing was written
+    ├── BatcherClosed         … or takes no more
     ├── BrokerUnavailable     a message broker could not be asked, or refuses
     └── UnsupportedConnection a connection that a guest cannot work on
 
@@ -47,6 +49,7 @@ class Reason(StrEnum):
     PERIOD_NOT_OVER = "period_not_over"
     ACCOUNT_NOT_OPEN = "account_not_open"
     TRANSITION_REFUSED = "transition_refused"
+    STRIPED_ACCOUNT = "striped_account"
     VERSION_CONFLICT = "version_conflict"
     HOLD_NOT_OPEN = "hold_not_open"
     HOLD_NOT_DUE = "hold_not_due"
@@ -203,6 +206,14 @@ class TransitionRefused(Rejected, reason=Reason.TRANSITION_REFUSED):
         subject = f"{self.machine} {self.stream}".rstrip()
         allowed = ", ".join(self.allowed) or "nothing"
         return f"{subject} is {self.state}: {self.event} is refused; allowed: {allowed}."
+
+
+@dataclass(eq=False)
+class StripedAccount(Rejected, reason=Reason.STRIPED_ACCOUNT):
+    """Account {account}: {problem}."""
+
+    account: str
+    problem: str
 
 
 @dataclass(eq=False)
@@ -411,6 +422,26 @@ class GuardRefused(DatabaseUnavailable):
 
 
 @dataclass(eq=False)
+class DeadlineExceeded(LedgerError):
+    """The command waited {where} for longer than {seconds:g} seconds. Nothing was written; send it again."""
+
+    code: ClassVar[str] = "deadline_exceeded"
+    retryable: ClassVar[bool] = True
+
+    where: str
+    seconds: float
+
+
+@dataclass(eq=False)
+class BatcherClosed(LedgerError):
+    """The batcher takes no more commands: {why}. Nothing was written; make another one."""
+
+    code: ClassVar[str] = "batcher_closed"
+
+    why: str
+
+
+@dataclass(eq=False)
 class BrokerUnavailable(LedgerError):
     """{problem} {advice}"""
 
@@ -429,3 +460,11 @@ class UnsupportedConnection(LedgerError, TypeError):
 
     given: str
     advice: str
+
+
+class Interrupted(KeyboardInterrupt):
+    """A rebuild or a verification was interrupted; it goes on where it stood if it is given this `after`."""
+
+    def __init__(self, after: str) -> None:
+        super().__init__(f"interrupted; go on with after={after!r}" if after else "interrupted")
+        self.after = after

@@ -1,4 +1,8 @@
-"""What happened: frozen facts, the transaction that they belong to, and the recorded envelope."""
+"""
+What happened: frozen facts, the transaction that they belong to, and the recorded envelope.
+
+The `account` of a fact is the stream that it happened to: the account itself, or one of its stripes.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,23 @@ from ledger.core.commands import AccountType, Direction
 
 LEDGER_STREAM: Final = "$ledger"
 """The stream of ledger-wide facts.  No account id contains `$`."""
+
+
+def stripe_of(account: str, number: int) -> str:
+    """A stream of an account: the first one has the account's own name, and then come `account#01`, `account#02` …"""
+    return f"{account}#{number:02}" if number else account
+
+
+def stripes_of(account: str, count: int) -> list[str]:
+    """The first `count` streams of an account."""
+    return [stripe_of(account, number) for number in range(count)]
+
+
+def account_of(stream: str) -> str:
+    """The account that a stream is of; a stream of something else is called what it is called."""
+    # No account id contains `#`; a stream that begins with it is one of the caller's own.
+    mark = stream.find("#", 1)
+    return stream if mark < 0 or stream[0] == "#" else stream[:mark]
 
 
 class AssetDefined(NamedTuple):
@@ -46,6 +67,19 @@ class AccountTermsChanged(NamedTuple):
     min_balance: int | None
     max_balance: int | None
     metadata: Mapping[str, str | int | bool]
+    reason: str | None
+
+
+class StripesChanged(NamedTuple):
+    """
+    New transactions choose among the first `stripes` streams of an account from here on.
+
+    `streams` is how many it has altogether.  That number never falls: what is in them stays there.
+    """
+
+    account: str
+    stripes: int
+    streams: int
     reason: str | None
 
 
@@ -134,7 +168,14 @@ Movement: TypeAlias = EntryPosted | HoldPlaced | HoldCaptured | HoldReleased | H
 OfHold: TypeAlias = HoldPlaced | HoldCaptured | HoldReleased | HoldExpired
 
 Event: TypeAlias = (
-    AssetDefined | AccountOpened | AccountStateChanged | AccountTermsChanged | Movement | PeriodClosed | StateAdvanced
+    AssetDefined
+    | AccountOpened
+    | AccountStateChanged
+    | AccountTermsChanged
+    | StripesChanged
+    | Movement
+    | PeriodClosed
+    | StateAdvanced
 )
 
 

@@ -1,5 +1,5 @@
 """
-Connections and transactions: the pool, a thin connection, and SQLSTATE → errors.
+Connections and transactions: the pool, and a thin connection.
 
 All SQL of the ledger goes through `Connection`, whose driver is always psycopg 3: on the ledger's own
 pool, or on the one connection that an application lends to a guest.
@@ -8,46 +8,41 @@ pool, or on the one connection that an application lends to a guest.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg
+import psycopg.conninfo
 import psycopg.errors
+import psycopg.postgres
 import sqlalchemy
 from psycopg.abc import PQGen
 from psycopg.pq import ExecStatus, Format, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from psycopg.types.string import TextLoader
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from ledger.core.errors import (
-    ConcurrencyError,
     ConnectionLost,
-    DatabaseUnavailable,
-    GuardRefused,
     InvalidCommand,
-    LedgerError,
-    SchemaMismatch,
     UnsupportedConnection,
 )
+from ledger.storage.explained import in_our_words, lost
 from ledger.storage.tables import DEFAULT_SCHEMA
 
 Row: TypeAlias = tuple[Any, ...]
+TextRow: TypeAlias = tuple[Any, ...]
+"""A row of texts, and of None for NULL."""
 Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any]
 Statement: TypeAlias = tuple[str, Sequence[Any]]
 
-RETRYABLE: Final = frozenset({"40001", "40P01"})
-"""Serialization failure and deadlock: the whole transaction is run again."""
-
 ASK_MAX: Final = 3
 """How often a question is asked when its connection is lost."""
-
-GUARD_CLASS: Final = "LD"
-"""The SQLSTATE class of the ledger's own triggers."""
 
 
 _SECONDS_MAX: Final = 2_000_000
@@ -85,6 +80,7 @@ class Timeouts:
 
 
 Answer = TypeVar("Answer")
+AnyCursor = TypeVar("AnyCursor", "psycopg.Cursor[Row]", "psycopg.ServerCursor[Row]")
 
 
 class Connection:
@@ -105,6 +101,7 @@ class Connection:
         """
         self.driver = driver
         self.own_session = own_session
+        self.schema = schema
         self._schema = schema.replace("%", "%%")
         self._set = [] if timeouts is None else _set_local(timeouts)
 
@@ -150,6 +147,42 @@ class Connection:
             cursor.execute(self.sql(sql), parameters, binary=True)
             yield cursor
 
+    @contextmanager
+    def text_stream(self, sql: str, parameters: Parameters) -> Iterator[Iterator[TextRow]]:
+        """
+        Rows as `texts`, of a statement that several workers of the server may share.
+
+        There is no cursor of the server, which would keep them out; the connection does nothing else meanwhile.
+        """
+        cursor = self._text_cursor(psycopg.Cursor(self.driver, row_factory=tuple_row))
+        rows = cursor.stream(self.sql(sql), parameters)
+        assert isinstance(rows, Generator)
+        # Closed by whoever leaves early: the driver then cancels the statement.
+        with closing(rows):
+            yield rows
+
+    @contextmanager
+    def texts(self, sql: str, parameters: Parameters, page_rows: int) -> Iterator[Iterator[TextRow]]:
+        """
+        Rows as `stream`, with each value as the text that the server makes of it, in UTC; for whole tables.
+
+        Nothing is made of them on the way, which takes longer than anything else with a row that is only hashed.
+        """
+        self.query("SET LOCAL cursor_tuple_fraction = 1")
+        server_cursor = psycopg.ServerCursor(self.driver, "ledger", row_factory=tuple_row)
+        with self._text_cursor(server_cursor) as cursor:
+            cursor.execute(self.sql(sql), parameters)
+            # Page by page, and not row by row through the driver's own iterator.
+            yield chain.from_iterable(iter(partial(cursor.fetchmany, page_rows), []))
+
+    def _text_cursor(self, cursor: AnyCursor) -> AnyCursor:
+        """Let a cursor leave all values as they come."""
+        for setting in ("datestyle = 'ISO'", "timezone = 'UTC'", "bytea_output = 'hex'"):
+            self.query(f"SET LOCAL {setting}")
+        for kind in _TEXTS:
+            cursor.adapters.register_loader(kind, TextLoader)
+        return cursor
+
     def begin(self, mode: str = "READ COMMITTED") -> list[Statement]:
         """
         The statements that open a transaction, to be sent along with the first of it.
@@ -193,13 +226,20 @@ class Connection:
             raise psycopg.errors.error_from_result(result)
 
     @contextmanager
-    def transaction(self, *, read_only: bool = False, unbounded: bool = False) -> Iterator[None]:
+    def transaction(
+        self, *, read_only: bool = False, unbounded: bool = False, snapshot: str | None = None
+    ) -> Iterator[None]:
         """
         A transaction of our own; in a read-only one all statements see the same snapshot.
 
-        In an `unbounded` one a statement may take as long as the log is long.
+        In an `unbounded` one a statement may take as long as the log is long.  `snapshot` is what another, which is
+        still open, has exported: a read-only one sees exactly what that sees.
         """
         opening = self.begin("REPEATABLE READ, READ ONLY") if read_only else self.begin()
+        if snapshot is not None:
+            # Before any query, and first of all.
+            quoted = snapshot.replace("'", "''")
+            opening.insert(1, (f"SET TRANSACTION SNAPSHOT '{quoted}'", ()))
         if unbounded:
             opening.append(("SET LOCAL statement_timeout = 0", ()))
             if read_only:
@@ -223,6 +263,12 @@ class Connection:
         cursor = psycopg.Cursor(self.driver, row_factory=tuple_row)
         cursor.format = Format.BINARY
         return cursor
+
+
+_TEXTS: Final = (
+    *("bytea", "int2", "int8", "json", "numeric", "text", "timestamptz", "uuid"),
+    psycopg.postgres.types["text"].array_oid,
+)
 
 
 class _Pipeline(psycopg.Pipeline):
@@ -313,7 +359,7 @@ class Database:
                     # The rest of the pool went to the same server: what is idle there is as dead.
                     self.engine.dispose()
                     if isinstance(error, psycopg.Error):
-                        raise _lost(error) from error
+                        raise lost(error) from error
                     raise
 
     def ask(self, question: Callable[[Connection], Answer]) -> Answer:
@@ -330,6 +376,31 @@ class Database:
     def close(self) -> None:
         """Close the pool."""
         self.engine.dispose()
+
+
+def address_of(connection: Connection) -> str:
+    """
+    How another process connects to the same server as the same user, whatever engine made this connection.
+
+    It holds the password.
+    """
+    info = connection.driver.info
+    own = info.get_parameters() | {"host": info.host, "port": str(info.port)}
+    own.pop("hostaddr", None)
+    return psycopg.conninfo.make_conninfo(**own, **({"password": info.password} if info.password else {}))
+
+
+@contextmanager
+def connected(address: str, schema: str) -> Iterator[Connection]:
+    """
+    A connection of its own, outside of any pool, to an address and a quoted schema.
+
+    Raises:
+        LedgerError: Whatever the database says, in the ledger's own words.
+    """
+    with in_our_words(), closing(psycopg.connect(address, autocommit=True, prepare_threshold=None)) as driver:
+        check_encoding(driver)
+        yield Connection(driver, schema)
 
 
 def _check_schema(schema: str) -> None:
@@ -448,79 +519,3 @@ def _set_local(timeouts: Timeouts) -> list[str]:
         f"SET LOCAL lock_timeout = {round(timeouts.lock_seconds * 1000)}",
         f"SET LOCAL idle_in_transaction_session_timeout = {round(timeouts.idle_seconds * 1000)}",
     ]
-
-
-@contextmanager
-def in_our_words() -> Iterator[None]:
-    """Turn what the driver raises into the ledger's errors; those that the write path handles pass through it first."""
-    try:
-        yield
-    except PoolTimeout as error:
-        raise DatabaseUnavailable(
-            "All pooled connections are in use.", "Use fewer threads, or a larger pool_size."
-        ) from error
-    except DBAPIError as error:
-        if not isinstance(error.orig, psycopg.Error):
-            raise
-        raise explained(error.orig) from error
-    except psycopg.Error as error:
-        raise explained(error) from error
-    except UnicodeEncodeError as error:
-        raise InvalidCommand("text", f"{error.object[:80]!r} cannot be stored: {error.reason}") from error
-
-
-def _lost(error: psycopg.Error) -> ConnectionLost:
-    said = (error.diag.message_primary or str(error).strip().split("\n")[0]).rstrip(".")
-    return ConnectionLost(
-        f"The connection to PostgreSQL was lost ({said}); a change that was under way may or may not have taken place.",
-        "Send it again with the same idempotency key: it happens once.",
-        error.sqlstate,
-    )
-
-
-def explained(error: psycopg.Error) -> LedgerError:
-    """What went wrong and what to do about it, by SQLSTATE; texts are never matched."""
-    state = error.sqlstate
-    said = (error.diag.message_primary or str(error).strip().split("\n")[0]).rstrip(".")
-    if state in RETRYABLE:
-        return ConcurrencyError(f"The database gave up on a race ({said}). Run the whole transaction again.")
-    if state == "55P03":
-        return ConcurrencyError(f"Another transaction held a lock for too long ({said}). Try again.")
-    if state in ("42P01", "3F000", "42703", "42883"):
-        return SchemaMismatch(f"The ledger's tables are not there ({said}). Run `ledger migrate`.")
-    for prefix, problem, advice in _ADVICE:
-        if state is not None and state.startswith(prefix):
-            kind = GuardRefused if prefix == GUARD_CLASS else DatabaseUnavailable
-            return kind(f"{problem} ({said}).", advice, state)
-    if state is None:
-        problem = f"Cannot reach PostgreSQL ({said})." if isinstance(error, psycopg.OperationalError) else f"{said}."
-        return DatabaseUnavailable(problem, _UNREACHED)
-    return DatabaseUnavailable(f"PostgreSQL refused: {said} (SQLSTATE {state}).", "Nothing was written.", state)
-
-
-_UNPREPARED: Final = "Nothing was written; make the connection that you lend with prepare_threshold=None."
-"""An application's own connection prepares what it sends often, and a pooler gives the next one another session."""
-
-_ADVICE: Final = (
-    ("28", "PostgreSQL does not let this user in", "Check user and password in the database URL."),
-    ("3D000", "The database does not exist", "Create it, or correct the database URL."),
-    ("25006", "The server is read-only", "Connect to the primary; nothing was written."),
-    ("25P03", "This process stood still in a transaction", "Nothing was written; try again, or raise idle_seconds."),
-    ("42501", "The database user lacks a privilege", "Grant it the role made by `ledger migrate --roles`."),
-    ("42P05", "A pooler stands in between", _UNPREPARED),
-    ("26000", "A pooler stands in between", _UNPREPARED),
-    ("57014", "The statement ran into its timeout", "Nothing was written; try again, or raise statement_seconds."),
-    ("53100", "The server's disk is full", "Nothing was written; make room and try again."),
-    ("53300", "The server has no connection to spare", "Try again, or raise max_connections."),
-    ("53", "The server is out of resources", "Nothing was written; try again later."),
-    ("57P", "The server is shutting down or restarting", "Try again in a moment."),
-    ("08", "The connection was lost", "Try again; with the same idempotency key nothing happens twice."),
-    ("58", "The server met a system error", "Nothing was written; look at the server's log."),
-    (GUARD_CLASS, "A guard of the ledger refused the change", "Run `ledger verify`; nothing was written."),
-)
-
-
-_UNREACHED: Final = (
-    "Check that the server runs, and that host, database, user and password are right; a command sent again"
-    " with the same idempotency key happens once."
-)

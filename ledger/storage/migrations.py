@@ -17,7 +17,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from ledger.core.errors import DatabaseUnavailable, InvalidCommand, SchemaMismatch
-from ledger.storage.database import Database, in_our_words
+from ledger.storage.database import Database
+from ledger.storage.explained import in_our_words
+from ledger.storage.partitions import check_existing, check_partitions, divide, partitions_of
 from ledger.storage.tables import APPEND_ONLY, VERSION_TABLE
 
 _PACKAGE: Final = Path(__file__).parent.parent
@@ -41,14 +43,17 @@ def script_location() -> Path:
     return packed if packed.is_dir() else _PACKAGE.parent / "alembic"
 
 
-def migrate(database: Database) -> Migrated:
+def migrate(database: Database, partitions: int | None = None) -> Migrated:
     """
-    Upgrade the ledger's schema to head, in one transaction.
+    Upgrade the ledger's schema to head, in one transaction; a new one with its log in `partitions`, if that is said.
 
     Raises:
         SchemaMismatch: The database is at a revision that this release does not know.
+        InvalidCommand: There is a log already, and it is not in so many partitions.
         DatabaseUnavailable: It cannot be reached or does not let us.
     """
+    if partitions is not None:
+        check_partitions(partitions)
     config = Config()
     config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
     scripts = ScriptDirectory.from_config(config)
@@ -64,12 +69,16 @@ def migrate(database: Database) -> Migrated:
                 f"The database is at revision {found}, which is newer than this release (it knows up to {head})."
                 " Install a newer release of ledger; nothing was changed."
             )
+        if partitions is not None and found is not None:
+            check_existing(connection, database.schema, partitions)
         # Where there is nothing to do nothing is asked for, of a replica or for a user who may create no schema.
         if found != head:
             config.attributes["connection"] = connection
             config.attributes["schema"] = database.schema_name
             with _unprepared(connection):
                 command.upgrade(config, "head")
+                if partitions is not None and found is None:
+                    divide(connection, database.schema, partitions)
     applied = known[: known.index(found)] if found is not None else known
     return Migrated(database.schema_name, found, tuple(reversed(applied)), head)
 
@@ -127,6 +136,9 @@ def create_roles(database: Database, prefix: str = "ledger") -> tuple[str, str, 
         unparsed = connection.execution_options(no_parameters=True)
         for statement in _grants(database.schema, owner, app, audit):
             unparsed.exec_driver_sql(statement)
+        for name in partitions_of(connection, database.schema):
+            # A partition is reached through the log alone, whose guards see whole statements.
+            unparsed.exec_driver_sql(f'REVOKE ALL ON {database.schema}.{name} FROM PUBLIC, "{app}", "{audit}"')
         for kind, name in _owned(connection, database.schema_name):
             unparsed.exec_driver_sql(f'ALTER {kind} {database.schema}.{name} OWNER TO "{owner}"')
     return owner, app, audit

@@ -28,6 +28,7 @@ from ledger.core.events import (
     Numbers,
     OfHold,
     PeriodClosed,
+    StripesChanged,
 )
 from ledger.storage.database import Row, Statement
 from ledger.storage.store import bytes_array, in_utc, plain_array, readable, text_array
@@ -59,10 +60,11 @@ held AS MATERIALIZED (
 HEAD_COLUMNS: Final = f"""
 b.stream, b.version, b.posted_debits::text, b.posted_credits::text, b.pending_debits::text, b.pending_credits::text,
 b.head_hash, {readable("b.recorded_at")}, b.checksum,
-a.account_type, a.asset, a.scale, a.min_balance::text, a.max_balance::text, a.state, a.metadata::text
+a.account_type, a.asset, a.scale, a.min_balance::text, a.max_balance::text, a.state, a.metadata::text,
+a.stripes, a.streams
 """
 
-HEAD_COLUMNS_COUNT: Final = 16
+HEAD_COLUMNS_COUNT: Final = 18
 
 # The join is on the column that both tables are placed by; a second `= ANY` beside it would be evaluated against the
 # whole array for each row.
@@ -101,19 +103,23 @@ moved AS (
 ALL_MOVED: Final = "SELECT 1 / (count(*) = %s)::integer FROM moved"
 
 INSERT_ACCOUNTS: Final = """
-INSERT INTO {schema}.accounts (account, account_type, asset, scale, min_balance, max_balance, state, metadata)
-SELECT account, account_type, asset, scale, min_balance, max_balance, state, metadata::json
+INSERT INTO {schema}.accounts (
+    account, account_type, asset, scale, min_balance, max_balance, state, metadata, stripes, streams)
+SELECT account, account_type, asset, scale, min_balance, max_balance, state, metadata::json, stripes, streams
 FROM unnest(
-    %s::text[], %s::text[], %s::text[], %s::smallint[], %s::numeric[], %s::numeric[], %s::text[], %s::text[])
-AS a (account, account_type, asset, scale, min_balance, max_balance, state, metadata)
+    %s::text[], %s::text[], %s::text[], %s::smallint[], %s::numeric[], %s::numeric[], %s::text[], %s::text[],
+    %s::smallint[], %s::smallint[])
+AS a (account, account_type, asset, scale, min_balance, max_balance, state, metadata, stripes, streams)
 """
 
 UPDATE_ACCOUNTS: Final = """
 UPDATE {schema}.accounts AS a
-SET min_balance = n.min_balance, max_balance = n.max_balance, state = n.state, metadata = n.metadata::json
+SET min_balance = n.min_balance, max_balance = n.max_balance, state = n.state, metadata = n.metadata::json,
+    stripes = n.stripes, streams = n.streams
 FROM unnest(
-    %s::text[], %s::text[], %s::text[], %s::smallint[], %s::numeric[], %s::numeric[], %s::text[], %s::text[])
-AS n (account, account_type, asset, scale, min_balance, max_balance, state, metadata)
+    %s::text[], %s::text[], %s::text[], %s::smallint[], %s::numeric[], %s::numeric[], %s::text[], %s::text[],
+    %s::smallint[], %s::smallint[])
+AS n (account, account_type, asset, scale, min_balance, max_balance, state, metadata, stripes, streams)
 WHERE a.account = n.account
 """
 
@@ -263,7 +269,7 @@ def project(before: Mapping[str, int], book: Book, facts: Sequence[Event]) -> li
     statements: list[Statement] = []
     new = [book.streams[name] for name in sorted(before) if before[name] == 0]
     opened = {fact.account for fact in facts if isinstance(fact, AccountOpened)}
-    changed = {fact.account for fact in facts if isinstance(fact, AccountStateChanged | AccountTermsChanged)} - opened
+    changed = {fact.account for fact in facts if isinstance(fact, _CHANGES)} - opened
     held = {(fact.account, fact.hold) for fact in facts if isinstance(fact, OfHold)}
     for sql, accounts in ((INSERT_ACCOUNTS, opened), (UPDATE_ACCOUNTS, changed)):
         if accounts:
@@ -274,6 +280,10 @@ def project(before: Mapping[str, int], book: Book, facts: Sequence[Event]) -> li
         statements.append((PUT_LEGS, _leg_columns([book.holds[hold][account] for account, hold in sorted(held)])))
     statements += [(CLOSE_PERIOD, (utc_text(fact.until),)) for fact in facts if isinstance(fact, PeriodClosed)]
     return statements
+
+
+_CHANGES: Final = (AccountStateChanged, AccountTermsChanged, StripesChanged)
+"""What changes the terms of an account."""
 
 
 def moved(before: Mapping[str, int], book: Book) -> list[Any]:
@@ -290,9 +300,9 @@ def moved(before: Mapping[str, int], book: Book) -> list[Any]:
 @lru_cache(maxsize=65_536)
 def _terms(columns: Row) -> tuple[Terms, str]:
     """Terms from their columns, and how a checksum has them."""
-    kind, asset, scale, lowest, highest, state, metadata = columns
+    kind, asset, scale, lowest, highest, *rest = columns
     account_type = AccountType(kind)
-    terms = Terms(account_type, account_type.normal, asset, scale, _int(lowest), _int(highest), state, metadata)
+    terms = Terms(account_type, account_type.normal, asset, scale, _int(lowest), _int(highest), *rest)
     return terms, terms_text(terms)
 
 
@@ -337,4 +347,6 @@ def _account_columns(streams: Sequence[Stream]) -> list[str]:
         plain_array("NULL" if its.max_balance is None else str(its.max_balance) for its in terms),
         text_array(its.state for its in terms),
         text_array(its.metadata for its in terms),
+        plain_array(str(its.stripes) for its in terms),
+        plain_array(str(its.streams) for its in terms),
     ]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
-from ledger.core.book import Balance, Book, Stream, Terms
+from ledger.core.book import Balance, Book, Stream, Terms, together
 from ledger.core.canonical import canonical_json, utc_text
-from ledger.core.commands import (
-    Direction,
-)
-from ledger.core.errors import InvalidCommand, UnknownAccount, UnknownStream, UnknownTransaction
-from ledger.core.events import Numbers, Recorded, Transaction
+from ledger.core.commands import STRIPES_MAX, Direction
+from ledger.core.errors import InvalidCommand, StripedAccount, UnknownAccount, UnknownStream, UnknownTransaction
+from ledger.core.events import Numbers, Recorded, Transaction, account_of, stripes_of
 from ledger.core.lifecycle import HOLD, StateMachine
 from ledger.core.money import Money
 from ledger.storage import projector, repair, store
@@ -26,14 +25,21 @@ PAGE_MAX: Final = 1_000
 
 EVENT_AT: Final = f"SELECT {EVENT_COLUMNS} FROM {{schema}}.events AS e WHERE e.stream = %s AND e.version = %s"
 
+# A page is made of one page of each stream, which the primary key finds, however long their lives are.
 HISTORY_FORWARD: Final = f"""
-SELECT {EVENT_COLUMNS} FROM {{schema}}.events AS e
-WHERE e.stream = %s AND e.version > %s ORDER BY e.version LIMIT %s
+SELECT {EVENT_COLUMNS} FROM unnest(%s::text[], %s::bigint[]) AS s (stream, version) CROSS JOIN LATERAL (
+    SELECT * FROM {{schema}}.events AS e
+    WHERE e.stream = s.stream AND e.version > s.version ORDER BY e.version LIMIT %s
+) AS e
+ORDER BY e.recorded_at, e.stream, e.version LIMIT %s
 """
 
 HISTORY_BACKWARD: Final = f"""
-SELECT {EVENT_COLUMNS} FROM {{schema}}.events AS e
-WHERE e.stream = %s AND e.version < %s ORDER BY e.version DESC LIMIT %s
+SELECT {EVENT_COLUMNS} FROM unnest(%s::text[], %s::bigint[]) AS s (stream, version) CROSS JOIN LATERAL (
+    SELECT * FROM {{schema}}.events AS e
+    WHERE e.stream = s.stream AND e.version < s.version ORDER BY e.version DESC LIMIT %s
+) AS e
+ORDER BY e.recorded_at DESC, e.stream DESC, e.version DESC LIMIT %s
 """
 
 TRANSACTIONS: Final = f"""
@@ -44,15 +50,18 @@ WHERE t.transaction_id > %s::uuid {{wanted}} ORDER BY t.transaction_id LIMIT %s
 BY_REFERENCE: Final = "AND t.reference = %s"
 BY_METADATA: Final = "AND t.metadata IS NOT NULL AND t.metadata::jsonb @> %s::jsonb"
 
+# Only the first stream of an account bears its name.
 ACCOUNTS: Final = """
-SELECT a.account FROM {schema}.accounts AS a WHERE a.account > %s {wanted} ORDER BY a.account LIMIT %s
+SELECT a.account FROM {schema}.accounts AS a
+WHERE a.account > %s AND strpos(a.account, '#') = 0 {wanted} ORDER BY a.account LIMIT %s
 """
 
 OF_ASSET: Final = "AND a.asset = %s"
 WITH_METADATA: Final = "AND a.metadata::jsonb @> %s::jsonb"
 
 TRIAL_BALANCE: Final = """
-SELECT a.asset, a.scale, a.account_type, count(*), sum(b.posted_debits)::text, sum(b.posted_credits)::text
+SELECT a.asset, a.scale, a.account_type, count(*) FILTER (WHERE strpos(a.account, '#') = 0),
+       sum(b.posted_debits)::text, sum(b.posted_credits)::text
 FROM {schema}.accounts AS a JOIN {schema}.balances AS b ON b.stream = a.account
 GROUP BY a.asset, a.scale, a.account_type ORDER BY a.asset, a.account_type
 """
@@ -63,8 +72,11 @@ WHERE t.kind = 'reverse' AND t.request ->> 'transaction_id' = %s ORDER BY t.reco
 """
 
 HOLDS: Final = f"""
-SELECT {projector.LEG_COLUMNS} FROM {{schema}}.holds AS h
-WHERE h.account = %s AND h.hold_id > %s::uuid {{wanted}} ORDER BY h.hold_id LIMIT %s
+SELECT {projector.LEG_COLUMNS} FROM unnest(%s::text[]) AS s (stream) CROSS JOIN LATERAL (
+    SELECT * FROM {{schema}}.holds AS h
+    WHERE h.account = s.stream AND h.hold_id > %s::uuid {{wanted}} ORDER BY h.hold_id LIMIT %s
+) AS h
+ORDER BY h.hold_id LIMIT %s
 """
 
 _LEFT: Final = "h.captured + h.released + h.expired < h.amount"
@@ -91,6 +103,8 @@ LEDGER_ID: Final = "SELECT ledger_id::text FROM {schema}.identity"
 
 _FIRST_ID: Final = "00000000-0000-0000-0000-000000000000"
 _FIRST_MOMENT: Final = "-infinity"
+_CURSOR: Final = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18})*")
+_CURSOR_MAX: Final = 19 * STRIPES_MAX
 
 Due: TypeAlias = tuple[str, str]
 """When a hold expires, and which."""
@@ -169,12 +183,20 @@ class TrialBalance:
         return all(net.minor == 0 for net in self.difference.values())
 
 
+class Page(list[Recorded]):
+    """Events of an account in order, and `next`, from which the next page goes on in the same direction."""
+
+    def __init__(self, events: Iterable[Recorded], next: str) -> None:
+        super().__init__(events)
+        self.next = next
+
+
 class Drift(Exception):
     """Projected rows that were not written by us; make them anew and ask again."""
 
-    def __init__(self, accounts: Sequence[str]) -> None:
-        super().__init__(accounts)
-        self.accounts = accounts
+    def __init__(self, streams: Sequence[str]) -> None:
+        super().__init__(streams)
+        self.streams = streams
 
 
 def ledger_id(connection: Connection) -> str:
@@ -184,12 +206,14 @@ def ledger_id(connection: Connection) -> str:
 
 def account(connection: Connection, name: str) -> Stream:
     """
-    The head of an account, checked against its checksum.
+    The head of an account, over all of its streams, each checked against its checksum.
 
     Raises:
         UnknownAccount: There is none.
         Drift: The projection is not what we wrote.
     """
+    if account_of(name) != name:
+        raise UnknownAccount(name)
     stream = _head(connection, name)
     if stream.terms is None:
         raise UnknownAccount(name)
@@ -197,12 +221,33 @@ def account(connection: Connection, name: str) -> Stream:
 
 
 def _head(connection: Connection, name: str) -> Stream:
-    book = Book("")
-    drifted = projector.load(book, connection.query(*projector.touch([name])))
-    stream = book.stream(name)
-    if drifted or (stream.terms is None and repair.out_of_step(connection, [name])):
+    """The head of an account, or of another stream; one that is nowhere stands at version 0."""
+    stream = _heads(connection, [name])[name]
+    if stream.terms is None and repair.out_of_step(connection, [name]):
         raise Drift([name])
     return stream
+
+
+def _heads(connection: Connection, names: Sequence[str]) -> dict[str, Stream]:
+    """
+    The heads of accounts over all of their streams, from one snapshot; one that is nowhere stands at version 0.
+
+    Raises:
+        Drift: The projection is not what we wrote.
+    """
+    book, wanted = Book(""), list[str]()
+    spans = wider = dict.fromkeys(names, 1)
+    while wider:  # They are told by the rows themselves, and never become fewer: the second time is mostly the last.
+        spans = spans | wider
+        wanted = [stream for name in names for stream in stripes_of(name, spans[name])]
+        book = Book("")
+        if drifted := projector.load(book, connection.query(*projector.touch(wanted))):
+            raise Drift(drifted)
+        terms = {name: book.streams[name].terms for name in names if name in book.streams}
+        wider = {name: its.streams for name, its in terms.items() if its is not None and its.streams > spans[name]}
+    if missing := [stream for stream in wanted if stream not in book.streams and stream not in spans]:
+        raise Drift(missing)
+    return {name: together(name, book.all_of_account(name, spans[name])) for name in names}
 
 
 def balance(connection: Connection, name: str, version: int | None = None) -> Balance:
@@ -211,6 +256,7 @@ def balance(connection: Connection, name: str, version: int | None = None) -> Ba
 
     Raises:
         UnknownAccount, Drift: As `account`.
+        StripedAccount: No version of one stream is a version of the account.
         InvalidCommand: The account has no such version.
     """
     stream = account(connection, name)
@@ -218,6 +264,8 @@ def balance(connection: Connection, name: str, version: int | None = None) -> Ba
         return stream.balance
     terms = stream.terms
     assert terms is not None
+    if terms.streams > 1:
+        raise StripedAccount(name, "its stripes have a version each; ask for its balance as it is now")
     if version == 0:
         return Balance.from_numbers(name, terms, Numbers(), 0)
     rows = connection.query(EVENT_AT, (name, version)) if 0 < version <= stream.version else []
@@ -229,23 +277,43 @@ def balance(connection: Connection, name: str, version: int | None = None) -> Ba
 
 
 def history(
-    connection: Connection, name: str, after_version: int, before_version: int | None, limit: int
-) -> list[Recorded]:
+    connection: Connection, name: str, after_version: int | str, before_version: int | str | None, limit: int
+) -> Page:
     """
     Events after a version going forward, or before one going backward; at most `limit`.
 
     Raises:
         UnknownAccount, UnknownStream, Drift: There is no such stream; the projection is not what we wrote.
+        StripedAccount: No version of one stream is a version of the account; its pages are found by their `next`.
+        InvalidCommand: That leads to no page.
     """
     _check_limit(limit)
-    if not _head(connection, name).version:
+    stream = _head(connection, account_of(name))
+    if not stream.version or account_of(name) != name:
         machine, _, subject = name.removeprefix("#").partition("/")
         raise UnknownStream(machine, subject) if name.startswith("#") else UnknownAccount(name)
     if before_version is not None:
-        rows = connection.query(HISTORY_BACKWARD, (name, before_version, limit))
+        # A stripe that is not in it was made since, and everything in it comes later.
+        sql, places = HISTORY_BACKWARD, _places(stream, "before_version", before_version, unsaid=1)
     else:
-        rows = connection.query(HISTORY_FORWARD, (name, after_version, limit))
-    return [recorded_from(row) for row in rows]
+        sql, places = HISTORY_FORWARD, _places(stream, "after_version", after_version, unsaid=0)
+    streams, versions = store.text_array(places), store.plain_array(map(str, places.values()))
+    events = [recorded_from(row) for row in connection.query(sql, (streams, versions, limit, limit))]
+    places.update({event.stream: event.version for event in events})
+    return Page(events, ".".join(map(str, places.values())))
+
+
+def _places(stream: Stream, field: str, version: int | str, unsaid: int) -> dict[str, int]:
+    """Where a page begins in each stream of an account, in order: at a version, or where another page says."""
+    streams = stripes_of(stream.stream, 1 if stream.terms is None else stream.terms.streams)
+    if isinstance(version, str):
+        if len(version) > _CURSOR_MAX or not _CURSOR.fullmatch(version):
+            raise InvalidCommand(field, f"{version[:160]!r} is neither a version nor the `next` of a page")
+        said = [int(each) for each in version.split(".")][: len(streams)]
+        return dict(zip(streams, [*said, *[unsaid] * (len(streams) - len(said))], strict=True))
+    if len(streams) > 1 and 0 < version <= stream.version:
+        raise StripedAccount(stream.stream, "its stripes have a version each; go on from the `next` of a page")
+    return dict.fromkeys(streams, version)
 
 
 def transaction(connection: Connection, transaction_id: str) -> TransactionDetail:
@@ -276,13 +344,14 @@ def holds(connection: Connection, name: str, status: str | None, after: str | No
         raise InvalidCommand("status", f"{status!r} is none; a hold is {', '.join(HOLD.states)}")
     terms = account(connection, name).terms
     assert terms is not None
+    streams = store.text_array(stripes_of(name, terms.streams))
     condition = "" if status is None else _OF_STATUS[status]
     first = _FIRST_ID if after is None else _canonical_id(after)
-    rows = connection.query(HOLDS.replace("{wanted}", condition), (name, first, limit))
-    try:
-        legs = [projector.leg_from(row) for row in rows]
-    except ValueError as error:
-        raise Drift([name]) from error
+    rows = connection.query(HOLDS.replace("{wanted}", condition), (streams, first, limit, limit))
+    book = Book("")
+    if drifted := projector.load_legs(book, rows):
+        raise Drift(drifted)
+    legs = [leg for legs in book.holds.values() for leg in legs.values()]
     money = terms.money
     return [
         HoldLine(
@@ -345,13 +414,11 @@ def accounts(
     conditions = " ".join(condition for condition, _ in wanted)
     parameters = (after, *(value for _, value in wanted), limit)
     names = [name for (name,) in connection.query(ACCOUNTS.replace("{wanted}", conditions), parameters)]
-    book = Book("")
-    if drifted := projector.load(book, connection.query(*projector.touch(names))):
-        raise Drift(drifted)
-    if missing := [name for name in names if name not in book.streams]:
+    streams = _heads(connection, names)
+    if missing := [name for name, stream in streams.items() if stream.version == 0]:
         raise Drift(missing)
-    streams = [book.stream(name) for name in names]
-    return [AccountLine(stream.stream, stream.terms, stream.balance) for stream in streams if stream.terms is not None]
+    lines = [(name, stream.terms, stream.balance) for name, stream in streams.items() if stream.terms is not None]
+    return [AccountLine(*line) for line in lines]
 
 
 def trial_balance(connection: Connection) -> TrialBalance:

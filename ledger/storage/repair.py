@@ -7,13 +7,14 @@ Self-healing is never silent: each repair is on record.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from ledger.core.errors import CorruptLog
 from ledger.core.events import LEDGER_STREAM
 from ledger.storage.database import Connection
+from ledger.storage.parts import Part
 from ledger.storage.projector import LOCK
-from ledger.storage.store import text_array
+from ledger.storage.store import plain_array, text_array
 
 REBUILD_STREAMS_MAX: Final = 1_000
 """Streams rebuilt in one transaction: how long writers may wait for a rebuild."""
@@ -26,7 +27,8 @@ sha256(convert_to(
               encode(x.head_hash, 'hex'), to_char(x.recorded_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
     || CASE WHEN x.account_type IS NULL THEN '' ELSE
            '|' || concat_ws('|', x.account_type, x.asset, x.scale, coalesce(x.min_balance::text, ''),
-                            coalesce(x.max_balance::text, ''), x.state, x.account_metadata) END,
+                            coalesce(x.max_balance::text, ''), x.state, x.account_metadata)
+           || CASE WHEN x.stripes = 1 AND x.streams = 1 THEN '' ELSE concat('|', x.stripes, '|', x.streams) END END,
     'UTF8'))
 """
 
@@ -49,18 +51,64 @@ def _pending(side: str) -> str:
     return f"coalesce(sum({change}) FILTER (WHERE direction = '{side}' AND type <> 'entry_posted'), 0)"
 
 
-# What the projections of these streams must be, from the log alone.  The sums are made anew; a difference between
-# them and what the last event says of itself means that the log cannot be trusted.
+SUM_COLUMNS: Final = (
+    "events",
+    "version",
+    "posted_debits",
+    "posted_credits",
+    "pending_debits",
+    "pending_credits",
+    "state_version",
+    "terms_version",
+    "stripes_version",
+    "holds",
+)
+"""What the events of a stream add up to, whatever happens later."""
+
+_SUMS: Final = f"""
+coalesce(sum(events), 0) AS events, coalesce(max(version), 0) AS version,
+{_posted("debit")} AS posted_debits, {_posted("credit")} AS posted_credits,
+{_pending("debit")} AS pending_debits, {_pending("credit")} AS pending_credits,
+coalesce(max(version) FILTER (WHERE type = 'account_state_changed'), 0) AS state_version,
+coalesce(max(version) FILTER (WHERE type = 'account_terms_changed'), 0) AS terms_version,
+coalesce(max(version) FILTER (WHERE type = 'stripes_changed'), 0) AS stripes_version,
+coalesce(sum(events) FILTER (WHERE type LIKE 'hold%%'), 0) AS holds
+"""
+
+# The log added up, in one pass; what has happened since is added by whoever holds the locks.  By type first: it is
+# asked once for each group, and not for each event, what its amount counts as.
+SUMMED: Final = f"""
+SELECT stream, {_SUMS}
+FROM (
+    SELECT stream, type, direction, count(*) AS events, max(version) AS version, sum(amount) AS amount
+    FROM {{schema}}.events WHERE {{in_part}} GROUP BY stream, type, direction
+) AS of_one_type
+GROUP BY stream ORDER BY stream
+"""
+
+
+def _in_all(name: str) -> str:
+    return f"greatest(s.{name}, l.{name})" if name.endswith("version") else f"s.{name} + l.{name}"
+
+
+# What the projections of these streams must be, from the log alone.  The sums are made anew, of all events or of those
+# that came after an earlier sum; a difference between them and what the last event says of itself means that the log
+# cannot be trusted.
 EXPECTED: Final = f"""
 log AS MATERIALIZED (
-    SELECT stream, count(*) AS events, max(version) AS version,
-           {_posted("debit")} AS posted_debits, {_posted("credit")} AS posted_credits,
-           {_pending("debit")} AS pending_debits, {_pending("credit")} AS pending_credits,
-           max(version) FILTER (WHERE type = 'account_state_changed') AS state_version,
-           max(version) FILTER (WHERE type = 'account_terms_changed') AS terms_version
-    FROM {{schema}}.events WHERE stream = ANY(%(streams)s::text[]) GROUP BY stream
+    SELECT s.stream, {", ".join(f"{_in_all(name)} AS {name}" for name in SUM_COLUMNS)}
+    FROM unnest(%(streams)s::text[], {", ".join(f"%({name})s::numeric[]" for name in SUM_COLUMNS)})
+        AS s (stream, {", ".join(SUM_COLUMNS)})
+    CROSS JOIN LATERAL (
+        SELECT {_SUMS} FROM (
+            SELECT e.*, 1 AS events FROM {{schema}}.events AS e
+            WHERE e.stream = s.stream AND e.version > s.version::bigint
+        ) AS later
+    ) AS l
+    WHERE s.events + l.events > 0
 ), replayed AS MATERIALIZED (
-    SELECT log.stream, log.version, log.posted_debits, log.posted_credits, log.pending_debits, log.pending_credits,
+    SELECT log.stream, log.version::bigint AS version,
+           log.posted_debits, log.posted_credits, log.pending_debits, log.pending_credits,
            head.event_hash AS head_hash, head.recorded_at,
            log.events <> log.version
                OR (log.posted_debits, log.posted_credits, log.pending_debits, log.pending_credits)
@@ -73,15 +121,31 @@ log AS MATERIALIZED (
            (coalesce(terms.payload, opened.payload) ->> 'max_balance')::numeric AS max_balance,
            CASE WHEN opened.stream IS NOT NULL THEN coalesce(state.payload ->> 'state', 'open') END AS state,
            CASE WHEN opened.stream IS NOT NULL THEN
-               (coalesce(terms.payload, opened.payload) -> 'metadata')::text END AS account_metadata
+               (coalesce(terms.payload, opened.payload) -> 'metadata')::text END AS account_metadata,
+           CASE WHEN opened.stream IS NOT NULL THEN
+               coalesce((spread.payload ->> 'stripes')::smallint, 1) END AS stripes,
+           CASE WHEN opened.stream IS NOT NULL THEN
+               coalesce((spread.payload ->> 'streams')::smallint, 1) END AS streams
     FROM log
-    JOIN {{schema}}.events AS head
-      ON head.stream = log.stream AND head.version = log.version AND head.stream = ANY(%(streams)s::text[])
-    LEFT JOIN {{schema}}.events AS opened
-      ON opened.stream = log.stream AND opened.version = 1 AND opened.type = 'account_opened'
-     AND opened.stream = ANY(%(streams)s::text[])
-    LEFT JOIN {{schema}}.events AS state ON state.stream = log.stream AND state.version = log.state_version
-    LEFT JOIN {{schema}}.events AS terms ON terms.stream = log.stream AND terms.version = log.terms_version
+    JOIN LATERAL (
+        SELECT * FROM {{schema}}.events AS e WHERE e.stream = log.stream AND e.version = log.version::bigint LIMIT 1
+    ) AS head ON true
+    LEFT JOIN LATERAL (
+        SELECT * FROM {{schema}}.events AS e
+        WHERE e.stream = log.stream AND e.version = 1 AND e.type = 'account_opened' LIMIT 1
+    ) AS opened ON true
+    LEFT JOIN LATERAL (
+        SELECT * FROM {{schema}}.events AS e
+        WHERE e.stream = log.stream AND e.version = log.state_version::bigint LIMIT 1
+    ) AS state ON log.state_version > 0
+    LEFT JOIN LATERAL (
+        SELECT * FROM {{schema}}.events AS e
+        WHERE e.stream = log.stream AND e.version = log.terms_version::bigint LIMIT 1
+    ) AS terms ON log.terms_version > 0
+    LEFT JOIN LATERAL (
+        SELECT * FROM {{schema}}.events AS e
+        WHERE e.stream = log.stream AND e.version = log.stripes_version::bigint LIMIT 1
+    ) AS spread ON log.stripes_version > 0
 ), expected AS MATERIALIZED (
     SELECT x.*, {_CHECKSUM} AS checksum FROM replayed AS x
 )
@@ -144,9 +208,11 @@ differing AS MATERIALIZED (
            IS DISTINCT FROM
            (x.version, x.posted_debits, x.posted_credits, x.pending_debits, x.pending_credits,
             x.head_hash, x.recorded_at, x.checksum)
-        OR (a.account_type, a.asset, a.scale, a.min_balance, a.max_balance, a.state, a.metadata::text)
+        OR (a.account_type, a.asset, a.scale, a.min_balance, a.max_balance, a.state, a.metadata::text,
+            a.stripes, a.streams)
            IS DISTINCT FROM
-           (x.account_type, x.asset, x.scale, x.min_balance, x.max_balance, x.state, x.account_metadata))
+           (x.account_type, x.asset, x.scale, x.min_balance, x.max_balance, x.state, x.account_metadata,
+            x.stripes, x.streams))
 )
 """
 
@@ -170,13 +236,14 @@ WITH {EXPECTED}, {DIFFERING}, mended AS (
     WHERE b.stream = d.stream AND NOT d.contradicts_itself AND b.stream = ANY(%(streams)s::text[])
 ), opened AS (
     INSERT INTO {{schema}}.accounts (
-        account, account_type, asset, scale, min_balance, max_balance, state, metadata)
-    SELECT stream, account_type, asset, scale, min_balance, max_balance, state, account_metadata::json
+        account, account_type, asset, scale, min_balance, max_balance, state, metadata, stripes, streams)
+    SELECT stream, account_type, asset, scale, min_balance, max_balance, state, account_metadata::json,
+           stripes, streams
     FROM differing WHERE account_type IS NOT NULL AND NOT contradicts_itself
     ON CONFLICT (account) DO UPDATE
     SET account_type = excluded.account_type, asset = excluded.asset, scale = excluded.scale,
         min_balance = excluded.min_balance, max_balance = excluded.max_balance, state = excluded.state,
-        metadata = excluded.metadata
+        metadata = excluded.metadata, stripes = excluded.stripes, streams = excluded.streams
 ), orphaned AS (
     DELETE FROM {{schema}}.balances
     WHERE stream IN (SELECT name FROM differing WHERE stream IS NULL) AND stream = ANY(%(streams)s::text[])
@@ -192,9 +259,25 @@ WITH {EXPECTED}, {DIFFERING}, mended AS (
     FROM differing WHERE contradicts_itself IS NOT TRUE
     RETURNING stream
 )
-SELECT name, version, contradicts_itself IS TRUE FROM differing
+SELECT 'contradicts itself', stream, version FROM expected WHERE contradicts_itself
 UNION ALL
-SELECT stream, version, true FROM expected WHERE contradicts_itself
+SELECT 'differed', name, version FROM differing
+UNION ALL
+SELECT 'has holds', stream, NULL FROM log WHERE holds > 0
+UNION
+SELECT 'has holds', account, NULL FROM {{schema}}.holds WHERE account = ANY(%(streams)s::text[])
+"""
+
+# One statement sees the log and what is projected from it as of one moment: where they agree, nothing need be locked.
+SUSPECTS: Final = f"""
+WITH {EXPECTED}, {DIFFERING}
+SELECT name FROM differing
+UNION
+SELECT stream FROM expected WHERE contradicts_itself
+UNION
+SELECT stream FROM log WHERE holds > 0
+UNION
+SELECT account FROM {{schema}}.holds WHERE account = ANY(%(streams)s::text[])
 """
 
 _REBUILD_LEGS: Final = f"""
@@ -243,13 +326,25 @@ WHERE (b.version, b.head_hash) IS DISTINCT FROM (head.version, head.event_hash)
    OR head.version IS NULL AND EXISTS (SELECT FROM {schema}.accounts AS a WHERE a.account = s.stream)
 """
 
-STREAMS: Final = """
-(SELECT stream FROM {schema}.events WHERE version = 1 AND stream > %(after)s ORDER BY stream LIMIT %(limit)s)
+_STREAMS: Final = """
+(SELECT stream FROM {schema}.events WHERE version = 1 AND {events} ORDER BY stream LIMIT %(limit)s)
 UNION
-(SELECT stream FROM {schema}.balances WHERE stream > %(after)s ORDER BY stream LIMIT %(limit)s)
+(SELECT stream FROM {schema}.balances WHERE {balances} ORDER BY stream LIMIT %(limit)s)
 UNION
-(SELECT account FROM {schema}.accounts WHERE account > %(after)s ORDER BY account LIMIT %(limit)s)
+(SELECT account FROM {schema}.accounts WHERE {accounts} ORDER BY account LIMIT %(limit)s)
 ORDER BY stream LIMIT %(limit)s
+"""
+
+
+# The streams of accounts beside the first, wherever there is a trace of them.  `$` comes right after `#`.
+STRIPES: Final = """
+SELECT found.stream FROM unnest(%s::text[]) AS a (account) CROSS JOIN LATERAL (
+    SELECT stream FROM {schema}.events WHERE version = 1 AND stream > a.account || '#' AND stream < a.account || '$'
+    UNION
+    SELECT stream FROM {schema}.balances WHERE stream > a.account || '#' AND stream < a.account || '$'
+    UNION
+    SELECT account FROM {schema}.accounts WHERE account > a.account || '#' AND account < a.account || '$'
+) AS found
 """
 
 
@@ -263,47 +358,98 @@ def only(text: str, conditions: Mapping[str, str]) -> str:
 REBUILD_LEGS: Final = only(_REBUILD_LEGS, OF_STREAMS)
 
 
+def with_stripes(connection: Connection, accounts: Iterable[str]) -> list[str]:
+    """All streams of these accounts that the log or a projection knows of, and these themselves, in order."""
+    named = set(accounts)
+    return sorted(named.union(stream for (stream,) in connection.query(STRIPES, (text_array(named),))))
+
+
 def out_of_step(connection: Connection, streams: Iterable[str]) -> list[str]:
     """The streams whose projected head is not the head of the log; one snapshot, no lock."""
     return [stream for (stream,) in connection.query(COMPARE, (text_array(streams),))]
 
 
-def rebuild(connection: Connection, streams: Sequence[str], noticed_by: str) -> list[str]:
+class Sums(NamedTuple):
+    """What the events of a stream added up to at some moment: the values of SUM_COLUMNS, as texts."""
+
+    stream: str
+    values: tuple[str, ...]
+
+
+_NOTHING: Final = ("0",) * len(SUM_COLUMNS)
+
+
+def rebuild(
+    connection: Connection, streams: Iterable[str], noticed_by: str, summed: Mapping[str, Sums] | None = None
+) -> list[str]:
     """
     Make the projections of `streams` anew from the log, within the caller's transaction.
 
     Returns the streams whose rows differed and were mended; each is reported in `projection_repairs`.  The
     rows are locked first and the log is read in a later statement, so that an append that commits in
-    between is neither missed nor undone.
+    between is neither missed nor undone.  Of streams that were `summed` before, only what came after is read.
 
     Raises:
         CorruptLog: The events of a stream do not add up; nothing may be rebuilt from them.
     """
-    names = text_array(sorted(streams))
+    ordered = sorted(streams)
+    names = text_array(ordered)
     _, missing = connection.send([(LOCK, (names,)), (INSERT_MISSING, (names,))])
     parameters = {
         "streams": names,
         "missing": text_array(stream for (stream,) in missing),
         "noticed_by": noticed_by,
+        **_sum_parameters(ordered, summed or {}),
     }
-    rows = connection.query(REBUILD, parameters)
-    for stream, version, contradicts in rows:
-        if contradicts:
+    found: dict[str, list[str]] = {"differed": [], "has holds": []}
+    for what, stream, version in connection.query(REBUILD, parameters):
+        if what == "contradicts itself":
             raise CorruptLog(stream, version, "its events do not add up to the numbers that the last one states")
-    mended = {row[0] for row in rows}
-    mended.update(name for (name,) in connection.query(REBUILD_LEGS, parameters))
-    if LEDGER_STREAM in streams:
+        found[what].append(stream)
+    mended = set(found["differed"])
+    if found["has holds"]:
+        of_holds = {"streams": text_array(found["has holds"]), "noticed_by": noticed_by}
+        mended.update(name for (name,) in connection.query(REBUILD_LEGS, of_holds))
+    if LEDGER_STREAM in ordered:
         connection.query(REBUILD_PERIOD)
     return sorted(mended)
 
 
-def all_streams(connection: Connection, page_size: int = REBUILD_STREAMS_MAX) -> Iterator[list[str]]:
-    """Every stream that the log or a projection knows of, in pages."""
-    after = ""
+def suspects(connection: Connection, streams: Sequence[str], summed: Mapping[str, Sums]) -> list[str]:
+    """
+    Those of some streams that a rebuild has to look at under their locks, in order; takes no lock itself.
+
+    All whose projections differ, those with holds, and the ledger's own.
+    """
+    parameters = {"streams": text_array(streams), **_sum_parameters(streams, summed)}
+    found = {name for (name,) in connection.query(SUSPECTS, parameters)}
+    return sorted(found | ({LEDGER_STREAM} & set(streams)))
+
+
+def _sum_parameters(streams: Sequence[str], summed: Mapping[str, Sums]) -> dict[str, str]:
+    rows = [summed[stream].values if stream in summed else _NOTHING for stream in streams]
+    columns = zip(*rows, strict=True) if rows else [()] * len(SUM_COLUMNS)
+    return {name: plain_array(column) for name, column in zip(SUM_COLUMNS, columns, strict=True)}
+
+
+def sums(connection: Connection, part: Part) -> Iterator[Sums]:
+    """What the events of each stream in a part add up to, in order; in the caller's transaction."""
+    sql = SUMMED.replace("{in_part}", part.condition("stream"))
+    with connection.text_stream(sql, part.parameters()) as rows:
+        for stream, *values in rows:
+            yield Sums(stream, tuple(values))
+
+
+def streams_of(connection: Connection, part: Part) -> Iterator[list[str]]:
+    """Every stream of a part that the log or a projection knows of, in pages."""
+    after = part.after
     while True:
-        rows = connection.query(STREAMS, {"after": after, "limit": page_size})
+        rest = part._replace(after=after)
+        conditions = {"{events}": "stream", "{balances}": "stream", "{accounts}": "account"}
+        sql = only(_STREAMS, {place: rest.condition(column) for place, column in conditions.items()})
+        rows = connection.query(sql, {**rest.parameters(), "limit": REBUILD_STREAMS_MAX})
         if rows:
             yield [stream for (stream,) in rows]
-        if len(rows) < page_size:
+        if len(rows) < REBUILD_STREAMS_MAX:
             return
         after = rows[-1][0]

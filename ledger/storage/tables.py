@@ -168,7 +168,9 @@ accounts: Final = Table(
     _minor("max_balance", nullable=True),
     _text("state"),
     Column("metadata", JSON, nullable=False),
-    comment="Projection: what each account was opened as.",
+    Column("stripes", SmallInteger, nullable=False, server_default=text("1")),
+    Column("streams", SmallInteger, nullable=False, server_default=text("1")),
+    comment="Projection: what each account is, in every one of its streams.",
 )
 Index("accounts_asset", accounts.c.asset, accounts.c.account)
 

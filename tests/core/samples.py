@@ -29,6 +29,7 @@ from ledger.core.events import (
     PeriodClosed,
     Recorded,
     StateAdvanced,
+    StripesChanged,
     Transaction,
 )
 from ledger.core.fields import INTEGER_MAX
@@ -94,6 +95,7 @@ holds_changed: st.SearchStrategy[Event] = st.one_of(
 )
 states_changed = st.builds(AccountStateChanged, account_ids, st.sampled_from(["open", "frozen", "closed"]), reasons)
 terms_changed = st.builds(AccountTermsChanged, account_ids, st.none() | minors, st.none() | minors, metadata, reasons)
+stripes_changed = st.builds(StripesChanged, account_ids, st.integers(1, 256), st.integers(1, 256), reasons)
 _lines = st.tuples(assets, st.sampled_from([each.value for each in AccountType]), positive.map(str), positive.map(str))
 periods_closed = st.builds(PeriodClosed, moments, st.lists(_lines, max_size=5).map(tuple), reasons)
 states_advanced = st.builds(
@@ -113,6 +115,7 @@ events: st.SearchStrategy[Event] = st.one_of(
     holds_changed,
     states_changed,
     terms_changed,
+    stripes_changed,
     periods_closed,
     states_advanced,
 )
@@ -174,7 +177,7 @@ def record(*facts: Event, of: Transaction | None = None, book: Book | None = Non
 def recorded_events(draw: st.DrawFn) -> tuple[Transaction, Recorded]:
     """A recorded event somewhere in the life of its stream, and its transaction."""
     event, of = draw(events), draw(transactions())
-    of_account = isinstance(event, Movement | AccountStateChanged | AccountTermsChanged)
+    of_account = isinstance(event, Movement | AccountStateChanged | AccountTermsChanged | StripesChanged)
     stream = Stream(
         stream_of(event),
         draw(versions) - 1,

@@ -27,6 +27,7 @@ from ledger.core.events import (
     HoldReleased,
     PeriodClosed,
     StateAdvanced,
+    StripesChanged,
 )
 from ledger.core.lifecycle import HOLD
 
@@ -247,6 +248,7 @@ def test_terms_and_states_are_the_last_ones_told() -> None:
             AccountTermsChanged("alice", -5, None, {"b": 1, "a": 2}, None),
             AccountStateChanged("nobody", "frozen", None),
             AccountTermsChanged("nobody", 1, 2, {}, None),
+            StripesChanged("alice", 2, 4, None),
             HoldReleased("alice", Direction.DEBIT, "USD", 0, 0, "unknown"),
             StateAdvanced("#trip/7", "trip", "begin", "", "requested", ""),
             PeriodClosed(MOMENT, (), None),
@@ -256,6 +258,7 @@ def test_terms_and_states_are_the_last_ones_told() -> None:
 
     assert terms is not None
     assert (terms.state, terms.min_balance, terms.max_balance, terms.metadata) == ("frozen", -5, None, '{"a":2,"b":1}')
+    assert (terms.stripes, terms.streams) == (2, 4)
     assert (terms.asset, terms.scale, terms.account_type) == ("USD", 2, AccountType.LIABILITY)
     assert (book.stream("nobody").terms, book.stream("nobody").version) == (None, 2)
     assert book.holds == {"unknown": {}}

@@ -56,6 +56,7 @@ from ledger.core.events import (
     HoldReleased,
     PeriodClosed,
     StateAdvanced,
+    StripesChanged,
 )
 
 HEADER_HASH = "ab" * 32
@@ -164,6 +165,7 @@ NAMES: dict[str, Event] = {
     "account_opened": AccountOpened("alice", AccountType.LIABILITY, "USD", 2, None, None, {}),
     "account_state_changed": AccountStateChanged("alice", "frozen", None),
     "account_terms_changed": AccountTermsChanged("alice", None, None, {}, None),
+    "stripes_changed": StripesChanged("alice#07", 8, 64, None),
     "entry_posted": EntryPosted("alice", Direction.CREDIT, "USD", 5, 0),
     "hold_placed": HoldPlaced("alice", Direction.CREDIT, "USD", 5, 0, TRANSACTION_ID, None),
     "hold_captured": HoldCaptured("alice", Direction.CREDIT, "USD", 5, 0, TRANSACTION_ID),
@@ -329,6 +331,9 @@ CHECKED: dict[str, Any] = {
         {"terms": CHECKED["terms"]._replace(min_balance=None, max_balance=0)},
         {"terms": CHECKED["terms"]._replace(state="frozen")},
         {"terms": CHECKED["terms"]._replace(metadata='{"a":2}')},
+        {"terms": CHECKED["terms"]._replace(stripes=2)},
+        {"terms": CHECKED["terms"]._replace(streams=2)},
+        {"terms": CHECKED["terms"]._replace(stripes=0)},
     ],
     ids=str,
 )
@@ -337,12 +342,15 @@ def test_checksum_covers_every_field(change: dict[str, Any]) -> None:
     assert head_checksum(**{**CHECKED, **change}) != head_checksum(**CHECKED)
 
 
-@given(account_ids, versions, numbers, accounts_opened)
-def test_checksum_is_a_sha256_of_plain_text(stream: str, version: int, after: Numbers, opening: AccountOpened) -> None:
-    """The checksum is the documented one: anyone can compute it, in SQL too."""
-    terms = terms_of(opening)
+@given(account_ids, versions, numbers, accounts_opened, st.sampled_from([(1, 1), (1, 2), (2, 2), (8, 64)]))
+def test_checksum_is_a_sha256_of_plain_text(
+    stream: str, version: int, after: Numbers, opening: AccountOpened, spread: tuple[int, int]
+) -> None:
+    """The checksum is the documented one: anyone can compute it, in SQL too; stripes are in it where there are any."""
+    terms = terms_of(opening)._replace(stripes=spread[0], streams=spread[1])
     limits = ["" if limit is None else str(limit) for limit in (terms.min_balance, terms.max_balance)]
     account = [terms.account_type.value, terms.asset, str(terms.scale), *limits, terms.state, terms.metadata]
+    account += map(str, spread if spread != (1, 1) else ())
     fields = [stream, str(version), *map(str, after), "07" * 32, "2026-01-02T03:04:05.123456Z", *account]
 
     checksum = head_checksum(stream, version, after, b"\7" * 32, MOMENT, terms)

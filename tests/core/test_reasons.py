@@ -9,6 +9,7 @@ import test_decide
 import test_decide_holds
 import test_decide_reversals
 import test_decide_states
+import test_decide_stripes
 from rules import Rejection
 
 from ledger import Reason
@@ -18,6 +19,7 @@ TABLES = {
     "holds": test_decide_holds.REJECTIONS,
     "reversals": test_decide_reversals.REJECTIONS,
     "states": test_decide_states.REJECTIONS,
+    "stripes": test_decide_stripes.REJECTIONS,
 }
 
 NOT_DECIDED = {

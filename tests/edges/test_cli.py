@@ -175,6 +175,7 @@ def test_commands_are_those_of_the_design() -> None:
         "capture", "release", "holds", "expire-holds", "freeze", "unfreeze", "close-account", "change-account",
         "close-period", "begin", "advance", "state", "machines", "balance", "history", "transaction", "accounts",
         "ingest", "inbox", "dead-letters", "consume", "doctor", "simulate", "trial-balance", "verify", "rebuild",
+        "bench",
     }  # fmt: skip
 
 
@@ -470,6 +471,42 @@ def test_history_shows_sides_and_running_balance(program: Program, answer: Answe
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", event["recorded_at"])
     assert re.fullmatch(r"[0-9a-f]{64}", event["event_hash"])
     assert [event["version"] for event in back["events"]] == [2, 1]
+
+
+def test_a_hot_account_is_one_account(program: Program, answer: Answer, funded: Ledger) -> None:
+    """An account with stripes is opened, changed, frozen and asked for by its name; a page leads to the next one."""
+    code, opened = answer("open", "till", "--asset", "USD", "--type", "asset", "--stripes", "3")
+    assert (code, sorted(opened["versions"]), opened["balances"]) == (0, ["till", "till#01", "till#02"], {})
+    for _ in range(4):
+        done = funded.transfer("2 USD", debit="till", credit="alice")
+    (stream,) = set(done.versions) - {"alice"}
+    _, changed = answer("change-account", "till", "--stripes", "4", "--reason", "sale")
+    _, frozen = answer("freeze", "till")
+    assert (len(changed["versions"]), len(frozen["versions"]), frozen["states"]) == (4, 4, {"till": "frozen"})
+
+    _, balance = answer("balance", "till")
+    assert (balance["posted"], balance["version"]) == ("8.00 USD", 6 + 4 + 5 + 4)
+    events: list[Any] = []
+    place = "0"
+    while page := answer("history", "till", "--after", place, "--limit", "7")[1]:
+        if not page["events"]:
+            break
+        events, place = events + page["events"], page["next"]
+    assert len(events) == balance["version"]
+    assert {event["balance"] for event in events} == {None}
+    assert (page["stripes"], page["streams"]) == (4, 4)
+    assert answer("history", "till", "--before", place)[1]["events"] != []
+    shown = program("history", "till", "--limit", "12").stdout
+    assert re.search(r"there may be more: --after or --before \d+\.\d+\.\d+\.\d+", shown)
+    assert re.search(r"^ *till#02 +1 .*opened", shown, re.MULTILINE)
+    assert max(len(line) for line in shown.splitlines()) <= 80
+    shown = program("transaction", str(done.transaction_id)).stdout
+    assert re.search(rf"^ *{stream} +\d+ +2\.00 USD *$", shown, re.MULTILINE)
+    code, said = answer("history", "till", "--after", "3")
+    assert (code, said["error"]["code"]) == (1, "striped_account")
+    assert [line["account"] for line in answer("accounts")[1]["accounts"]] == ["alice", "till", "world"]
+    assert answer("verify", "--account", "till")[1]["checked"]["streams"] == 4
+    assert answer("rebuild", "till") == (0, {"differed": []})
 
 
 def test_a_transaction_is_found_in_every_way(program: Program, answer: Answer, funded: Ledger) -> None:

@@ -32,6 +32,7 @@ from ledger.core.events import (
     Movement,
     PeriodClosed,
     StateAdvanced,
+    StripesChanged,
 )
 
 FOLDER: Final = Path(__file__).parent
@@ -99,14 +100,16 @@ EXAMPLES: Final[dict[str, tuple[Event, ...]]] = {
     "advance": (
         StateAdvanced("#payment/order-7", "payment", "authorise", "created", "authorised", "0123456789abcdef" * 4),
     ),
+    "change_account.stripes": (StripesChanged("world", 8, 64, AWKWARD),),
 }
-"""What happened, by the kind of command that caused it.  Never changed; only added to."""
+"""What happened, by the kind of command that caused it, and a name where there are several.  Only ever added to."""
 
 
 def examples() -> Iterator[tuple[Transaction, list[Recorded]]]:
     """The examples as they are recorded, one after the other, in one ledger."""
     book = Book(LEDGER_ID)
-    for number, (kind, events) in enumerate(EXAMPLES.items()):
+    for number, (name, events) in enumerate(EXAMPLES.items()):
+        kind = name.partition(".")[0]
         places = place(events, book)
         transaction = sealed(
             f"00000000-0000-5000-8000-{number:012}",
@@ -131,8 +134,8 @@ def examples() -> Iterator[tuple[Transaction, list[Recorded]]]:
 def golden_files() -> dict[str, bytes]:
     """Name → bytes of every golden file that the code of today would write."""
     files: dict[str, bytes] = {}
-    for transaction, events in examples():
-        name = f"transaction.1.{transaction.kind}"
+    for example, (transaction, events) in zip(EXAMPLES, examples(), strict=True):
+        name = f"transaction.1.{example}"
         files[f"{name}.header"] = transaction_header(*transaction[:-1])
         files[f"{name}.hash"] = transaction.header_hash.hex().encode()
         for event in events:

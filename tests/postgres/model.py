@@ -54,7 +54,11 @@ class Rejection(Exception):
 
 @dataclass(slots=True)
 class Account:
-    """What an account is, and its gross numbers after each version (the first is nothing)."""
+    """
+    What an account is, and its gross numbers after each version (the first is nothing).
+
+    What is said of it is said in each of its `streams`, so that it has as many versions more.
+    """
 
     type: str
     asset: str
@@ -62,6 +66,7 @@ class Account:
     lowest: int | None
     highest: int | None
     state: str = "open"
+    streams: int = 1
     gross: list[Gross] = field(default_factory=lambda: [(0, 0, 0, 0), (0, 0, 0, 0)])
 
     @property
@@ -91,9 +96,9 @@ class Account:
         else:
             self.gross.append((debits, credits + posted, pending_debits, pending_credits + pending))
 
-    def stay(self) -> None:
-        """One event that moves nothing."""
-        self.gross.append(self.gross[-1])
+    def stay(self, events: int) -> None:
+        """So many events that move nothing."""
+        self.gross += [self.gross[-1]] * events
 
 
 @dataclass(slots=True)
@@ -291,6 +296,9 @@ class Model:
             raise Rejection("period_closed", **facts)
 
     def check_versions(self, request: Request) -> None:
+        for name in request.get("expected_versions", {}):
+            if name in self.accounts and self.accounts[name].streams > 1:
+                raise Rejection("striped_account", account=name)
         for name, expected in request.get("expected_versions", {}).items():
             if self.version(name) != expected:
                 raise Rejection("version_conflict", account=name, expected=expected, actual=self.version(name))
@@ -356,7 +364,10 @@ def open_account(model: Model, request: Request) -> list[str]:
     if asset not in model.assets:
         model.assets[asset] = scale
         streams = [LEDGER, name]
-    model.accounts[name] = Account(request["account_type"], asset, scale, lowest, highest)
+    its = model.accounts[name] = Account(request["account_type"], asset, scale, lowest, highest)
+    its.streams = request.get("stripes", 1)
+    if its.streams > 1:
+        its.stay(2 * its.streams - 1)
     return streams
 
 
@@ -366,6 +377,11 @@ def change_account(model: Model, request: Request) -> list[str]:
     its = model.accounts[name]
     if its.state == "closed":
         raise Rejection("account_not_open", account=name, state=its.state)
+    streams = max(its.streams, request.get("stripes", 1))
+    if streams > 1:
+        for limit, until_now in ((request.get("min_balance"), its.lowest), (request.get("max_balance"), its.highest)):
+            if limit != "unlimited" and (limit, until_now) != (None, None):
+                raise Rejection("striped_account", account=name)
     model.check_versions(request)
     limits = []
     for field_name, until_now in (("min_balance", its.lowest), ("max_balance", its.highest)):
@@ -376,7 +392,11 @@ def change_account(model: Model, request: Request) -> list[str]:
     if None not in limits and limits[1] < limits[0]:  # type: ignore[operator]
         raise Rejection("invalid_amount")
     its.lowest, its.highest = limits
-    its.stay()
+    if request.keys() & {"min_balance", "max_balance", "metadata"}:
+        its.stay(its.streams)
+    if "stripes" in request:
+        its.stay((streams - its.streams) * (1 if its.state == "open" else 2) + streams)
+        its.streams = streams
     return [name]
 
 
@@ -394,7 +414,7 @@ def change_state(model: Model, request: Request) -> list[str]:
         balance, held = (printed(each, its.asset, its.scale) for each in amounts)
         raise Rejection("account_not_empty", account=name, balance=balance, held=held)
     its.state = state
-    its.stay()
+    its.stay(its.streams)
     return [name]
 
 

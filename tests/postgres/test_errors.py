@@ -408,6 +408,8 @@ def test_questions_are_asked_with_whole_numbers(funded: Ledger, number: Any) -> 
     ):
         if number is None and where in ("before_version", "version"):
             continue
+        if number == "2" and where in ("after_version", "before_version"):
+            continue  # That is the `next` of a page.
         with pytest.raises(InvalidCommand, match=f"^{where}: "):
             question()
 

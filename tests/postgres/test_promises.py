@@ -128,25 +128,31 @@ def announce(psql: Psql, places: Sequence[str], entries: int | None = None) -> U
     return transaction_id
 
 
-def append(psql: Psql, transaction_id: UUID, lines: Sequence[Line]) -> None:
-    """Insert events in one statement."""
+def append(psql: Psql, transaction_id: UUID, lines: Sequence[Line], table: str = "events") -> None:
+    """Insert events in one statement, into the log or into a part of it."""
     streams, versions, directions, amounts, assets = (list(column) for column in zip(*lines, strict=True))
     psql.execute(
-        "INSERT INTO events (stream, version, transaction_id, type, payload, schema, asset, direction, amount,"
+        f"INSERT INTO {table} (stream, version, transaction_id, type, payload, schema, asset, direction, amount,"
         " posted_debits, posted_credits, pending_debits, pending_credits, effective_at, recorded_at, prev_hash,"
         " event_hash) SELECT stream, version, %s, 'entry_posted', '{}', 1, asset, direction, amount, 0, 0, 0, 0,"
         " now(), now(), sha256(''), sha256('')"
         " FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::numeric[], %s::text[])"
-        " AS e (stream, version, direction, amount, asset)",
+        " AS e (stream, version, direction, amount, asset)".encode(),
         (transaction_id, streams, versions, directions, amounts, assets),
     )
 
 
-def attack(psql: Psql, lines: Sequence[Line], places: Sequence[str] | None = None, entries: int | None = None) -> None:
+def attack(
+    psql: Psql,
+    lines: Sequence[Line],
+    places: Sequence[str] | None = None,
+    entries: int | None = None,
+    table: str = "events",
+) -> None:
     """Announce and append, in one database transaction."""
     announced = [f"{line[0]} {line[1]}" for line in lines] if places is None else places
     with psql.transaction():
-        append(psql, announce(psql, announced, entries), lines)
+        append(psql, announce(psql, announced, entries), lines, table)
 
 
 SOUND: list[Line] = [("alice", 4, "debit", 10, "USD"), ("bob", 3, "credit", 10, "USD")]

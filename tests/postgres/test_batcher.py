@@ -1,0 +1,403 @@
+"""Group commit: callers share transactions, and nobody gets another one's answer, failure or wait."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg
+import pytest
+from invariants import assert_sound
+from proxy import Fault, FaultyProxy, Point
+from sqlalchemy import make_url
+
+from ledger import (
+    AsyncLedger,
+    Batcher,
+    BatcherClosed,
+    ConnectionLost,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    Done,
+    Freeze,
+    InsufficientFunds,
+    InvalidCommand,
+    Ledger,
+    OpenAccount,
+    Rejected,
+    Transfer,
+)
+
+SECONDS: Final = 60
+NAMES: Final = tuple(f"account-{number}" for number in range(20))
+
+
+@pytest.fixture
+def bank(ledger: Ledger) -> Ledger:
+    """A ledger with a few accounts; the first of them may not go below zero."""
+    ledger.handle(
+        [OpenAccount(account="poor", asset="USD", account_type="liability", min_balance="0 USD")]
+        + [OpenAccount(account=name, asset="USD", account_type="liability") for name in NAMES]
+    )
+    return ledger
+
+
+def transfer(debit: str, credit: str, **more: Any) -> Transfer:
+    """One dollar."""
+    return Transfer(amount="1 USD", debit=debit, credit=credit, **more)
+
+
+@contextmanager
+def locked(psql: psycopg.Connection[Any], *accounts: str) -> Iterator[None]:
+    """Somebody else holds these accounts."""
+    with psql.transaction():
+        psql.execute("SELECT FROM balances WHERE stream = ANY(%s) ORDER BY stream FOR UPDATE", ([*accounts],))
+        yield
+
+
+def await_waiting(url: str, count: int = 1) -> None:
+    """Return once so many sessions wait for a lock."""
+    with psycopg.connect(url, autocommit=True) as watcher:
+        for _ in range(100_000):
+            asked = (
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            if watcher.execute(asked).fetchall()[0][0] >= count:
+                return
+    pytest.fail("nobody waits for a lock")
+
+
+def batches(psql: psycopg.Connection[Any]) -> list[int]:
+    """How many transactions each commit had, oldest first."""
+    rows = psql.execute("SELECT cardinality(transaction_ids) FROM outbox ORDER BY recorded_at").fetchall()
+    return [count for (count,) in rows]
+
+
+def test_each_caller_has_an_answer_of_its_own(bank: Ledger, ledger_url: str) -> None:
+    """Results and rejections go to whom they belong to, whoever shared the transaction."""
+
+    def call(number: int) -> Done | Rejected:
+        command = transfer(NAMES[number % 7] if number % 5 else "poor", "account-9", reference=f"call-{number}")
+        try:
+            return batcher.handle(command)
+        except Rejected as rejection:
+            return rejection
+
+    with bank.batcher() as batcher, ThreadPoolExecutor(32) as callers:
+        answers = list(callers.map(call, range(200)))
+    for number, answer in enumerate(answers):
+        if number % 5:
+            assert isinstance(answer, Done)
+            assert answer.transaction.reference == f"call-{number}"
+        else:
+            assert isinstance(answer, InsufficientFunds)
+    assert bank.balance("account-9").posted.minor == 160_00
+    assert_sound(bank, ledger_url)
+
+
+def test_what_arrives_meanwhile_is_the_next_batch(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """An idle batcher sends a command at once, alone; what comes while it is on its way shares a transaction."""
+    with bank.batcher(lanes=1) as batcher:
+        with locked(psql, "account-0"):
+            first = batcher.submit(transfer("account-0", "account-1"))
+            await_waiting(ledger_url)
+            others = [batcher.submit(transfer("account-0", name)) for name in NAMES[1:]]
+        assert all(isinstance(future.result(SECONDS), Done) for future in [first, *others])
+    assert batches(psql)[1:] == [1, 19]
+
+
+def test_max_batch(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """No batch is larger than it may be."""
+    with bank.batcher(lanes=1, max_batch=8) as batcher:
+        with locked(psql, "account-0"):
+            futures = [batcher.submit(transfer("account-0", "account-1"))]
+            await_waiting(ledger_url)
+            futures += [batcher.submit(transfer("account-0", name)) for name in NAMES[1:]]
+        wait(futures, SECONDS)
+    assert batches(psql)[1:] == [1, 8, 8, 3]
+
+
+def test_max_wait(bank: Ledger, psql: psycopg.Connection[Any]) -> None:
+    """A batch that may wait goes as soon as it is full."""
+    with bank.batcher(lanes=1, max_batch=4, max_wait=3_600) as batcher:
+        futures = [batcher.submit(transfer("account-0", name)) for name in NAMES[1:5]]
+        assert wait(futures, SECONDS).not_done == set()
+        late = batcher.submit(transfer("account-0", "account-1"))
+    # Closing waits for nothing.
+    assert isinstance(late.result(0), Done)
+    assert batches(psql)[1:] == [4, 1]
+
+
+def test_lanes_are_apart(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """A batch that is stuck holds up nobody on other accounts, and nobody overtakes on its own."""
+    with bank.batcher(lanes=2) as batcher, locked(psql, "account-0"):
+        stuck = batcher.submit(transfer("account-0", "account-1"))
+        await_waiting(ledger_url)
+        behind = [
+            batcher.submit(transfer(*pair))
+            for pair in (("account-1", "account-2"), ("account-2", "account-3"), ("account-3", "account-4"))
+        ]
+        free = [batcher.submit(transfer("account-5", "account-6")) for _ in range(3)]
+        assert all(isinstance(future.result(SECONDS), Done) for future in free)
+        assert not any(future.done() for future in [stuck, *behind])
+    assert all(isinstance(future.result(SECONDS), Done) for future in [stuck, *behind])
+
+
+def test_scopes(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """The keys of different senders are apart, in one transaction too."""
+    with bank.batcher(lanes=1) as batcher:
+        with locked(psql, "account-0"):
+            futures = [batcher.submit(transfer("account-0", "account-1"))]
+            await_waiting(ledger_url)
+            futures += [
+                batcher.submit(transfer("account-0", "account-2", idempotency_key="k"), scope=scope)
+                for scope in ("shop", "bank", "shop")
+            ]
+        answers = [future.result(SECONDS) for future in futures]
+    assert [answer.replayed for answer in answers] == [False, False, False, True]
+    assert answers[1].transaction_id == answers[3].transaction_id != answers[2].transaction_id
+    assert batches(psql)[1:] == [1, 2]
+
+
+def test_poisoned_command(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """A command at which the server fails is answered with that; all others in its batch are carried out."""
+    psql.execute("ALTER TABLE transactions ADD CONSTRAINT poison CHECK (reference <> 'poison') NOT VALID")
+    with bank.batcher(lanes=1) as batcher:
+        with locked(psql, "account-0"):
+            futures = [batcher.submit(transfer("account-0", "account-1"))]
+            await_waiting(ledger_url)
+            futures += [
+                batcher.submit(transfer("account-0", name, reference="poison" if name == "account-7" else None))
+                for name in NAMES[1:]
+            ]
+        wait(futures, SECONDS)
+    failures = [future.exception() for future in futures]
+    assert [place for place, failure in enumerate(failures) if failure is not None] == [7]
+    assert isinstance(failures[7], DatabaseUnavailable)
+    assert "poison" in str(failures[7])
+    assert bank.balance("account-0").version == 20
+    assert_sound(bank, ledger_url)
+
+
+@pytest.mark.parametrize("point", Point)
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("key", [None, "key"])
+def test_connection_dies(bank: Ledger, ledger_url: str, point: Point, number: int, key: str | None) -> None:
+    """Whatever became of a batch whose connection died, each of its commands takes place once."""
+    with FaultyProxy(make_url(ledger_url)) as proxy, Ledger.connect(proxy.url) as ledger:
+        ledger.balance("account-0")
+        with ledger.batcher(lanes=1, max_batch=5, max_wait=3_600) as batcher:
+            proxy.arm(Fault(point, number))
+            futures = [
+                batcher.submit(transfer("account-0", name, idempotency_key=key and f"{key}-{name}"))
+                for name in NAMES[1:6]
+            ]
+            answers = [future.result(SECONDS) for future in futures]
+        assert proxy.disarm()
+    assert len({answer.transaction_id for answer in answers}) == 5
+    assert bank.balance("account-0").version == 6
+    assert_sound(bank, ledger_url)
+
+
+def test_server_is_gone(bank: Ledger, ledger_url: str) -> None:
+    """Where nobody answers any more, everybody is told so, and what can be done."""
+    with FaultyProxy(make_url(ledger_url)) as proxy:
+        ledger = Ledger.connect(proxy.url)
+        ledger.balance("account-0")
+        batcher = ledger.batcher(lanes=1)
+    futures = [batcher.submit(transfer("account-0", name)) for name in NAMES[1:]]
+    wait(futures, SECONDS)
+    batcher.close()
+    ledger.close()
+    for future in futures:
+        with pytest.raises((ConnectionLost, DatabaseUnavailable), match="again"):
+            future.result(0)
+    assert bank.balance("account-0").version == 1
+
+
+def test_full_queue(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """Who finds the queue full waits for room, or until its deadline."""
+    with bank.batcher(lanes=1, max_queue=2) as batcher, ThreadPoolExecutor(1) as patient:
+        with locked(psql, "account-0"):
+            futures = [batcher.submit(transfer("account-0", "account-1"))]
+            await_waiting(ledger_url)
+            futures += [batcher.submit(transfer("account-0", "account-1")) for _ in range(2)]
+            with pytest.raises(DeadlineExceeded, match="for room in the queue"):
+                batcher.submit(transfer("account-0", "account-1"), deadline_seconds=0.01)
+            waiting = patient.submit(batcher.handle, transfer("account-0", "account-1"))
+            # What is taken back makes room.
+            assert futures[2].cancel()
+            futures.append(batcher.submit(transfer("account-0", "account-1"), deadline_seconds=SECONDS))
+        assert isinstance(waiting.result(SECONDS), Done)
+        assert isinstance(futures[-1].result(SECONDS), Done)
+    assert bank.balance("account-0").version == 5
+
+
+def test_deadline(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """A command whose turn does not come in time is answered when its time is over, and never takes place."""
+    with bank.batcher(lanes=1) as batcher:
+        with locked(psql, "account-0"):
+            first = batcher.submit(transfer("account-0", "account-1"), deadline_seconds=SECONDS)
+            await_waiting(ledger_url)
+            late = batcher.submit(transfer("account-0", "account-2"), deadline_seconds=0.01)
+            with pytest.raises(DeadlineExceeded, match="for its turn") as caught:
+                late.result(SECONDS)
+            assert caught.value.retryable
+        assert isinstance(first.result(SECONDS), Done)
+    assert bank.balance("account-2").version == 1
+
+
+def test_taken_back(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """A future can be cancelled until its turn comes, and not any more then."""
+    with bank.batcher(lanes=1) as batcher:
+        with locked(psql, "account-0"):
+            first = batcher.submit(transfer("account-0", "account-1"))
+            await_waiting(ledger_url)
+            second = batcher.submit(transfer("account-0", "account-2"))
+            assert second.cancel()
+            assert not first.cancel()
+        assert isinstance(first.result(SECONDS), Done)
+    with pytest.raises(CancelledError):
+        second.result(0)
+    assert bank.balance("account-2").version == 1
+
+
+def test_closed_under_load(bank: Ledger, ledger_url: str) -> None:
+    """Whatever was submitted before it is closed is answered; whatever comes later is refused, and not done."""
+    batcher = bank.batcher(max_queue=50)
+    enough = threading.Semaphore(0)
+
+    def call(number: int) -> list[Future[Done]]:
+        futures: list[Future[Done]] = []
+        while True:
+            try:
+                futures.append(batcher.submit(transfer(NAMES[number], NAMES[number + 8])))
+            except BatcherClosed:
+                return futures
+            enough.release()
+
+    with ThreadPoolExecutor(8) as callers:
+        running = [callers.submit(call, number) for number in range(8)]
+        for _ in range(500):
+            assert enough.acquire(timeout=SECONDS)
+        batcher.close()
+        futures = [future for caller in running for future in caller.result(SECONDS)]
+    assert all(future.done() for future in futures)
+    assert sum(bank.balance(name).version - 1 for name in NAMES[:8]) == len(futures)
+    batcher.close()
+    assert_sound(bank, ledger_url)
+
+
+def test_fairness(bank: Ledger) -> None:
+    """Callers who wait for their answers get as many as the others, on one account as on many."""
+    done = [0] * 16
+    finished = threading.Event()
+
+    def call(number: int) -> None:
+        while not finished.is_set():
+            batcher.handle(transfer("account-0", NAMES[1 + number]))
+            done[number] += 1
+            if done[number] == 50:
+                finished.set()
+
+    with bank.batcher() as batcher, ThreadPoolExecutor(16) as callers:
+        for caller in [callers.submit(call, number) for number in range(16)]:
+            caller.result(SECONDS)
+    assert min(done) >= 25
+
+
+def test_ten_thousand_tasks(bank: Ledger, psql: psycopg.Connection[Any]) -> None:
+    """As many coroutines as there are await their commands, with far less room and far fewer transactions."""
+
+    async def run() -> int:
+        async with AsyncLedger(bank, max_queue=2_000) as awaited:
+            pairs = [(NAMES[n % 19], NAMES[n % 19 + 1]) for n in range(10_000)]
+            answers = await asyncio.gather(
+                *(awaited.submit(transfer(*pair)) for pair in pairs),
+                awaited.submit(transfer("poor", "account-1")),
+                return_exceptions=True,
+            )
+            assert isinstance(answers[-1], InsufficientFunds)
+            assert (await awaited.ask(Ledger.balance, "account-0")).version > 500
+            return sum(isinstance(answer, Done) for answer in answers)
+
+    assert asyncio.run(run()) == 10_000
+    assert len(batches(psql)) < 500
+    assert bank.verify().ok
+
+
+@pytest.mark.parametrize(("max_queue", "where"), [(1, "for room in the queue"), (2, "for its turn")])
+def test_coroutine_with_a_deadline(
+    bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any], max_queue: int, where: str
+) -> None:
+    """A deadline counts while there is no room, and while the turn does not come."""
+
+    async def run() -> Done:
+        async with AsyncLedger(bank, max_queue=max_queue, lanes=1) as awaited:
+            with locked(psql, "account-0"):
+                first = asyncio.ensure_future(awaited.submit(transfer("account-0", "account-1")))
+                await asyncio.to_thread(await_waiting, ledger_url)
+                with pytest.raises(DeadlineExceeded, match=where):
+                    await awaited.submit(transfer("account-0", "account-2"), deadline_seconds=0.05)
+            return await first
+
+    assert isinstance(asyncio.run(run()), Done)
+    assert bank.balance("account-2").version == 1
+
+
+def test_forked(bank: Ledger) -> None:
+    """A child process is told that the batcher's threads stayed behind, instead of waiting for ever."""
+    with bank.batcher() as batcher:
+        child = os.fork()
+        if child == 0:
+            try:
+                batcher.submit(transfer("account-0", "account-1"))
+            except BatcherClosed as refused:
+                os._exit(0 if "forked" in str(refused) else 1)
+            os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_forgotten(bank: Ledger) -> None:
+    """A batcher that nobody holds any more answers what it has, and ends."""
+    batcher = bank.batcher()
+    lanes = [thread for thread in threading.enumerate() if thread.name.startswith("ledger-lane")]
+    future = batcher.submit(transfer("account-0", "account-1"))
+    assert len(lanes) == 2
+    del batcher
+    gc.collect()
+    assert isinstance(future.result(0), Done)
+    assert not any(lane.is_alive() for lane in lanes)
+
+
+def test_commands_of_all_kinds(bank: Ledger) -> None:
+    """A batcher carries out whatever `handle` does, holds and states included."""
+    with bank.batcher() as batcher:
+        assert batcher.handle(Freeze(account="account-0")).versions == {"account-0": 2}
+        with pytest.raises(Rejected, match="frozen"):
+            batcher.handle(transfer("account-0", "account-1"))
+        with pytest.raises(InvalidCommand, match="not a command"):
+            batcher.submit("transfer")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_batch", 0), ("max_batch", 10_001), ("max_wait", -1.0), ("max_queue", 0), ("lanes", 0), ("lanes", 1.5)],
+)
+def test_settings(bank: Ledger, name: str, value: object) -> None:
+    """A setting that cannot be is refused by its name."""
+    make: Callable[..., Batcher] = bank.batcher
+    with pytest.raises(InvalidCommand, match=name):
+        make(**{name: value})
+
+
+def test_deadline_that_is_none(bank: Ledger) -> None:
+    """A deadline lies ahead."""
+    with bank.batcher() as batcher, pytest.raises(InvalidCommand, match="deadline_seconds"):
+        batcher.submit(transfer("account-0", "account-1"), deadline_seconds=0)
