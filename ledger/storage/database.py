@@ -21,6 +21,7 @@ import psycopg.errors
 import psycopg.postgres
 import sqlalchemy
 from psycopg.abc import PQGen
+from psycopg.generators import send
 from psycopg.pq import ExecStatus, Format, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg.types.string import TextLoader
@@ -283,6 +284,8 @@ class _Pipeline(psycopg.Pipeline):
         try:
             self._enqueue_sync()
             yield from self._communicate_gen()
+            # What the socket had no room for: of what was not sent no answer comes.
+            yield from send(self.pgconn)
         finally:
             yield from self._fetch_gen(flush=False)
 

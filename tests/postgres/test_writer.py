@@ -621,3 +621,11 @@ def test_round_trips_of_a_replayed_batch_do_not_grow_with_it(ledger_url: str) ->
                 assert all(done(outcome).replayed for outcome in ledger.handle(batch))
                 counts.append(round_trips())
     assert counts[1] <= counts[0] + ROUND_TRIPS_MAX
+
+
+def test_batch_larger_than_the_socket_takes_at_once(funded: Ledger) -> None:
+    """Statements that do not go out in one piece go out all the same, and are answered."""
+    sides = (debit("alice", "0.01 USD"), credit("bob", "0.01 USD"))
+    outcomes = funded.handle([build(Post, entries=sides * 100)] * 50)
+    assert all(isinstance(outcome, Done) for outcome in outcomes)
+    assert str(funded.balance("alice").posted) == "20.00 USD"
