@@ -79,8 +79,9 @@ def _curves(chart: Curves, found: Mapping[str, Any]) -> Figure:
         for size, rate in zip(sizes, middle, strict=True):
             # Left and right in turns, so that the figures of lines that are close keep apart.
             rank = sorted(at[others[size]] for others in chart.lines.values()).index(rate)
-            side = {"xytext": (7, 0), "ha": "left"} if rank % 2 else {"xytext": (-7, 0), "ha": "right"}
-            axes.annotate(f"{rate:,.0f}", (size, rate), textcoords="offset points", va="center", fontsize=8, **side)
+            beside, side = ((7, 0), "left") if rank % 2 else ((-7, 0), "right")
+            note = axes.annotate(f"{rate:,.0f}", (size, rate), beside, textcoords="offset points", ha=side, va="center")
+            note.set(fontsize=8, bbox={"color": "white", "alpha": 0.75, "pad": 0.5})
         if line in chart.floors:
             floor = chart.floors[line]
             label = f"target: {floor:g} of {line} at {sizes[0]:,}"
