@@ -77,10 +77,11 @@ def _curves(chart: Curves, found: Mapping[str, Any]) -> Figure:
         style = "--" if line.startswith(_PEERS) else "-"
         axes.errorbar(sizes, middle, errors, color=colour, label=line, linestyle=style, marker="o", capsize=3)
         for size, rate in zip(sizes, middle, strict=True):
-            # Above and below in turns, so that the figures of lines that are close keep apart.
+            # Left and right in turns, so that the figures of lines that are close keep apart.
             rank = sorted(at[others[size]] for others in chart.lines.values()).index(rate)
-            beside = (0, 7) if (rank + len(chart.lines)) % 2 else (0, -13)
-            axes.annotate(f"{rate:,.0f}", (size, rate), beside, textcoords="offset points", ha="center", fontsize=8)
+            beside, side = ((7, 0), "left") if rank % 2 else ((-7, 0), "right")
+            note = axes.annotate(f"{rate:,.0f}", (size, rate), beside, textcoords="offset points", ha=side, va="center")
+            note.set(fontsize=8, bbox={"color": "white", "alpha": 0.75, "pad": 0.5})
         if line in chart.floors:
             floor = chart.floors[line]
             label = f"target: {floor:g} of {line} at {sizes[0]:,}"
