@@ -38,7 +38,7 @@ from ledger.storage.tables import DEFAULT_SCHEMA
 
 Row: TypeAlias = tuple[Any, ...]
 Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any]
-Statement: TypeAlias = tuple[str, Sequence[Any]]
+Statement: TypeAlias = tuple[str, Parameters]
 
 RETRYABLE: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the whole transaction is run again."""
