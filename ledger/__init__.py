@@ -77,7 +77,7 @@ from ledger.core.errors import (
     UnsupportedConnection,
     VersionConflict,
 )
-from ledger.core.events import Numbers, Recorded, Transaction
+from ledger.core.events import FeedEntry, Numbers, Recorded, Transaction
 from ledger.core.lifecycle import StateMachine, Transition, on
 from ledger.core.money import Money
 from ledger.inbox import Inbox, Replayed
@@ -85,11 +85,16 @@ from ledger.operations import Context
 from ledger.order.cursor import OnGap, Strict
 from ledger.order.message import Message
 from ledger.order.monitor import OrderMonitor
+from ledger.order.remote import Applied, RemoteBalances
 from ledger.receiving import Received, Retry, Unordered
+from ledger.stamper import Stamper
 from ledger.storage.database import Timeouts
+from ledger.storage.leases import Lease
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance, TrialLine
+from ledger.storage.subscriptions import Standing
 from ledger.storage.tables import include_object, include_object_for
+from ledger.subscription import Subscription
 
 __all__ = [
     "AccountExists",
@@ -98,6 +103,7 @@ __all__ = [
     "AccountNotOpen",
     "AccountType",
     "Advance",
+    "Applied",
     "AssetExists",
     "AssetMismatch",
     "AsyncLedger",
@@ -125,6 +131,7 @@ __all__ = [
     "Entry",
     "ExceedsRest",
     "ExpireHold",
+    "FeedEntry",
     "Finding",
     "Freeze",
     "GuardRefused",
@@ -139,6 +146,7 @@ __all__ = [
     "InvalidAmount",
     "InvalidCommand",
     "InvalidStateMachine",
+    "Lease",
     "Ledger",
     "LedgerError",
     "LimitExceeded",
@@ -158,15 +166,19 @@ __all__ = [
     "Recorded",
     "Rejected",
     "Release",
+    "RemoteBalances",
     "Replayed",
     "Report",
     "Retry",
     "Reverse",
     "SchemaMismatch",
+    "Stamper",
+    "Standing",
     "StateMachine",
     "StreamExists",
     "StreamState",
     "Strict",
+    "Subscription",
     "Terms",
     "Timeouts",
     "Transaction",

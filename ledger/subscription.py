@@ -23,6 +23,9 @@ class Subscription:
         self.name = checked(TEXT, "name", name)
         self._owner = checked(TEXT, "owner", owner)
         self._lend = lend
+        for field, text in (("name", name), ("owner", owner)):
+            if not text:
+                raise InvalidCommand(field, "it is empty")
         if type(start) is not int or start < 0:
             raise InvalidCommand("start", f"{start!r} is not a position: 0, or one that was stamped")
         self._start = start

@@ -4,7 +4,7 @@ The feed: the order of everything, who may write it, and how far its readers are
 Why: what is numbered when it is written is not read in that order, since transactions do not end in the order in which
 they begin.  One stamper at a time numbers what has ended; the outbox has waited for it since the first release.
 Locks taken: a share lock on outbox while its index is made, in which writers wait: seconds for a million rows.
-How to undo: not by a downgrade, once something was stamped: consumers would be told other positions for the same events.
+How to undo: not by a downgrade: consumers would be told other positions for the same events.
 Processes of an older release go on beside this one.
 """
 

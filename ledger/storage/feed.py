@@ -127,7 +127,7 @@ FROM (
     ) AS t
     GROUP BY r.batch_id
 ) AS t
-WHERE o.batch_id = t.batch_id AND o.recorded_at > t.earliest
+WHERE o.batch_id = t.batch_id AND o.recorded_at <> t.earliest
 RETURNING o.batch_id
 """
 
@@ -143,15 +143,17 @@ LEFT JOIN {schema}.events AS e
 WHERE e.stream IS NULL ORDER BY 1 LIMIT 1
 """
 _UNPRECEDED: Final = """
-SELECT p.stream, p.version FROM (
-    SELECT substring(a.place FROM '^(.*) [0-9]+$') AS stream, substring(a.place FROM '[0-9]+$')::bigint AS version
+WITH waiting AS MATERIALIZED (
+    SELECT substring(a.place FROM '^(.*) [0-9]+$') COLLATE "C" AS stream,
+           substring(a.place FROM '[0-9]+$')::bigint AS version
     FROM {schema}.outbox AS o CROSS JOIN unnest(o.transaction_ids) AS i (transaction_id)
     JOIN {schema}.transactions AS t ON t.transaction_id = i.transaction_id CROSS JOIN unnest(t.announced) AS a (place)
-) AS p
-WHERE p.version > 1 AND NOT EXISTS (
-    SELECT FROM {schema}.feed AS f WHERE f.stream = p.stream AND f.version = p.version - 1
 )
-ORDER BY p.version, p.stream LIMIT 1
+SELECT w.stream, w.version FROM waiting AS w
+WHERE w.version > 1
+  AND NOT EXISTS (SELECT FROM {schema}.feed AS f WHERE f.stream = w.stream AND f.version = w.version - 1)
+  AND NOT EXISTS (SELECT FROM waiting AS p WHERE p.stream = w.stream AND p.version = w.version - 1)
+ORDER BY w.stream, w.version LIMIT 1
 """
 
 HEAD: Final = "SELECT coalesce(max(position), 0) FROM {schema}.feed"
@@ -182,44 +184,45 @@ def stamp(connection: Connection, epoch: int, seconds: float, limit: int) -> int
         CorruptLog: What waits is not in the log, or does not follow what is in the feed; nothing was stamped.
     """
     try:
-        return _stamp(connection, epoch, seconds, limit)
+        stamped = _stamp(connection, epoch, seconds, limit)
+        if stamped or not is_waiting(connection):
+            return stamped
+        # Or something waits that only seems to be earlier than all it follows.
     except _OutOfOrder:
-        with connection.transaction(unbounded=True):
-            connection.query(SET_TIMES_RIGHT)
+        pass
+    with connection.transaction(unbounded=True):
+        connection.query(SET_TIMES_RIGHT)
     try:
         return _stamp(connection, epoch, seconds, limit)
     except _OutOfOrder:
-        rows = connection.query(_UNPRECEDED)
-        stream, version = rows[0] if rows else ("", 0)
-        raise CorruptLog(stream, version, "the feed does not have the event before it") from None
+        raise _refused(connection) from None
 
 
 def _stamp(connection: Connection, epoch: int, seconds: float, limit: int) -> int:
-    opening = connection.begin()
     parameters = {"name": STAMPER, "epoch": epoch, "limit": limit}
+    holding = [*connection.begin(), leases.hold(STAMPER, epoch, seconds)]
     try:
-        *_, held, stamped, _ = connection.send(
-            [*opening, leases.hold(STAMPER, epoch, seconds), (STAMP, parameters), ("COMMIT", ())]
-        )
+        *_, held, stamped, _ = connection.send([*holding, (STAMP, parameters), ("COMMIT", ())])
     except errors.DivisionByZero as error:
         connection.rollback()
         raise _OutOfOrder from error
     except errors.NotNullViolation as error:
         connection.rollback()
-        raise _unknown(connection) from error
+        raise _refused(connection) from error
     if not held:
         raise LeaseLost
     return stamped[0][0] if stamped else 0
 
 
-def _unknown(connection: Connection) -> CorruptLog:
-    rows = connection.query(_UNKNOWN)
-    if not rows:
-        return CorruptLog("", 0, "the outbox named an event that is not in the log")
-    place, nameless = rows[0]
-    stream, version = place_from(place)
-    problem = "the outbox names a transaction that is not in the log" if nameless else "it is announced and not there"
-    return CorruptLog(stream, version, problem)
+def _refused(connection: Connection) -> CorruptLog:
+    """Why what waits cannot be stamped."""
+    if rows := connection.query(_UNKNOWN):
+        place, nameless = rows[0]
+        told = "the outbox names a transaction that is not in the log" if nameless else "it is announced and not there"
+        return CorruptLog(*place_from(place), told)
+    if rows := connection.query(_UNPRECEDED):
+        return CorruptLog(*rows[0], "neither the feed nor the outbox has the event before it")
+    return CorruptLog("", 0, "its times do not grow with its versions: the feed cannot be put in order")
 
 
 def head(connection: Connection) -> int:
@@ -251,4 +254,3 @@ def page(connection: Connection, after: int, limit: int) -> list[FeedEntry]:
             raise CorruptLog(stream, version, f"position {position} of the feed is not what the log has")
         entries.append(FeedEntry(position, event, transaction))
     return entries
-

@@ -67,4 +67,4 @@ def let_go(connection: Connection, name: str, epoch: int) -> None:
 def lease(connection: Connection, name: str) -> Lease | None:
     """Who has it."""
     rows = connection.query(LEASE, (name,))
-    return Lease(*rows[0][:3], in_utc(rows[0][3])) if rows else None
+    return Lease._make((*rows[0][:3], in_utc(rows[0][3]))) if rows else None

@@ -72,4 +72,4 @@ def seek(connection: Connection, name: str, position: int, owner: str) -> None:
 def subscriptions(connection: Connection, after: str, limit: int) -> list[Standing]:
     """All consumers in order of their names, after one of them."""
     rows = connection.query(ALL, (after, limit))
-    return [Standing(*row[:3], in_utc(row[3])) for row in rows]
+    return [Standing._make((*row[:3], in_utc(row[3]))) for row in rows]
