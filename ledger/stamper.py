@@ -114,13 +114,18 @@ class Stamper:
                 return 0
 
     def run(self) -> None:
-        """Stamp until it is stopped, through whatever goes wrong: that is told, and tried again."""
+        """Stamp until it is stopped, through whatever goes wrong: that is told once, and tried again."""
+        told = ""
         while not self._pause.ended:
+            stamped, problem = 0, ""
             try:
                 stamped = self.step()
             except LedgerError as error:
-                stamped = 0
-                self._on_problem(str(error))
+                problem = str(error)
+            # Once, however often it is tried again.
+            if problem and problem != told:
+                self._on_problem(problem)
+            told = problem
             if stamped:
                 self._pause.over()
             else:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import cache, wraps
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.markup import escape
@@ -22,7 +22,7 @@ from ledger.core.money import Money
 from ledger.stamper import EVENTS_MAX, Pause
 from ledger.wire import feed_json, standing_json
 
-_PAGE: int = 1_000
+_PAGE: Final = 1_000
 
 feed_app = typer.Typer(name="feed", help="The order of everything: read it, stamp it, publish it.")
 publish_app = typer.Typer(name="publish", help="Publish the feed, in order and at least once.")

@@ -17,6 +17,7 @@ from ledger.connect.kafka_publisher import Publisher
 from ledger.core.errors import ConcurrencyError, InvalidCommand, LedgerError
 from ledger.order.published import message_of, source_of
 from ledger.stamper import Pause
+from ledger.storage.database import in_our_words
 
 ENTRIES_MAX: Final = 500
 """Published between two checkpoints, unless it is said otherwise."""
@@ -65,12 +66,12 @@ class FeedPublisher:
             BrokerUnavailable: Some may not be in the topic; the checkpoint is where it was.
         """
         # No transaction waits for the broker: it would hold the checkpoint for as long.
-        with self._ledger.engine.begin() as connection:
+        with in_our_words(), self._ledger.engine.begin() as connection:
             entries = self._subscription.next(connection, self._entries_max)
         if entries:
             self._publisher.publish(message_of(entry, self._source) for entry in entries)
             # Whoever else has moved it, another publisher of this name or a person: it is gone on from there.
-            with suppress(ConcurrencyError), self._ledger.engine.begin() as connection:
+            with suppress(ConcurrencyError), in_our_words(), self._ledger.engine.begin() as connection:
                 self._subscription.acknowledge(connection, entries)
         self.published += len(entries)
         return len(entries)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from ledger.core.book import Balance, Book, Stream, evolve, with_movement
 from ledger.core.codec import event_from
@@ -20,6 +20,9 @@ from ledger.order.published import event_in
 
 Refetch: TypeAlias = Callable[[str, int], Iterable[Recorded]]
 """A page of the events of a stream after a version, in order; nothing, where there are no more."""
+
+_LEFT_OUT: Final = "null"
+"""What a message has in place of a payload that is too long: the log has it."""
 
 
 class Applied(StrEnum):
@@ -128,6 +131,8 @@ class RemoteBalances:
         """Apply an event if it is the next one of its stream, with the hash and the numbers that it must have."""
         stream = self._book.streams.get(event.stream) or Stream(event.stream)
         if event.version != stream.version + 1 or (stream.head_hash and event.prev_hash != stream.head_hash):
+            return False
+        if event.payload == _LEFT_OUT:
             return False
         said = event_from(event)
         numbers = with_movement(stream.numbers, said) if isinstance(said, Movement) else stream.numbers

@@ -140,7 +140,7 @@ LEFT JOIN LATERAL unnest(t.announced) AS a (place) ON true
 LEFT JOIN {schema}.events AS e
   ON e.stream = substring(a.place FROM '^(.*) [0-9]+$') AND e.version = substring(a.place FROM '[0-9]+$')::bigint
  AND e.transaction_id = t.transaction_id
-WHERE e.stream IS NULL ORDER BY 1 LIMIT 1
+WHERE e.stream IS NULL ORDER BY 2 DESC, 1 LIMIT 1
 """
 _UNPRECEDED: Final = """
 WITH waiting AS MATERIALIZED (
@@ -221,7 +221,8 @@ def _refused(connection: Connection) -> CorruptLog:
         told = "the outbox names a transaction that is not in the log" if nameless else "it is announced and not there"
         return CorruptLog(*place_from(place), told)
     if rows := connection.query(_UNPRECEDED):
-        return CorruptLog(*rows[0], "neither the feed nor the outbox has the event before it")
+        stream, version = rows[0]
+        return CorruptLog(stream, version, "neither the feed nor the outbox has the event before it")
     return CorruptLog("", 0, "its times do not grow with its versions: the feed cannot be put in order")
 
 

@@ -203,6 +203,9 @@ def test_payload_that_is_too_long_is_left_out(entries: list[FeedEntry]) -> None:
     assert isinstance(message.data, dict)
     assert message.data["payload"] is None
     assert event_in(message).event_hash == entry.event.event_hash
+    remote = RemoteBalances(Log(entries).refetch)
+    assert remote.apply(message) is Applied.REFETCHED
+    assert remote.version(entry.event.stream) > 0
 
 
 def test_message_that_is_no_event(entries: list[FeedEntry]) -> None:

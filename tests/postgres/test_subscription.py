@@ -185,8 +185,9 @@ def test_person_lets_a_consumer_go_on_elsewhere(stamped: Ledger) -> None:
 
 def test_subscription_needs_a_name_and_a_start(ledger: Ledger) -> None:
     """What could not be kept is refused where it is said."""
-    for wrong in ({"name": ""}, {"name": "m", "start": -1}, {"name": "m", "owner": ""}):
+    wrongs: list[dict[str, Any]] = [{"name": ""}, {"name": "m", "start": -1}, {"name": "m", "owner": ""}]
+    for wrong in wrongs:
         with pytest.raises(InvalidCommand):
-            ledger.subscription(**wrong)  # type: ignore[arg-type]
+            ledger.subscription(**wrong)
     with pytest.raises(InvalidCommand):
         ledger.subscriptions(limit=0)
