@@ -22,7 +22,7 @@ FLOW: Final = """
     core.canonical core.lifecycle               | one text for each value; what may follow what
     core.fields core.commands                   | what may be asked             → validated
     core.events core.book core.decide           | what it makes happen          → decided
-    core.codec core.chain                       | what is hashed
+    core.codec core.chain core.merkle           | what is hashed, and proved
     order.message order.decoders order.monitor  | what arrives, and in which order
     order.cursor order.sequencer order.disturb
     storage.tables storage.database             | where it is kept
@@ -65,6 +65,7 @@ PURE: Final = {
     "enum",
     "functools",
     "hashlib",
+    "itertools",
     "json",
     "re",
     "typing",
