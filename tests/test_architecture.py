@@ -34,6 +34,7 @@ FLOW: Final = """
     batch writer                                | the only write path
     batcher                                     | many callers, one transaction
     audit.verify                                | re-derive, never trust
+    audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
     receiving inbox intake                      | messages, once and in order
     lifecycle operations application            | the one public object
     asynchronous                                | … awaited
@@ -46,7 +47,7 @@ FLOW: Final = """
     connect kafka rabbitmq
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
-    cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.upkeep
+    cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.upkeep cli.proving
     cli.incident cli.demo cli.picture cli.simulate cli.program
     cli __main__
 """
