@@ -52,17 +52,21 @@ def messages_in(cluster: MockCluster) -> list[tuple[int, bytes | None, Message]]
     settings = {"bootstrap.servers": cluster.bootstrap, "group.id": "look", "enable.partition.eof": True}
     reader = confluent_kafka.Consumer(settings)
     reader.assign([confluent_kafka.TopicPartition(TOPIC, partition, 0) for partition in range(4)])
-    found, ended = [], set()
+    found: list[tuple[int, bytes | None, Message]] = []
+    ended: set[int] = set()
     while len(ended) < 4:
         record = reader.poll(WAIT_SECONDS)
         assert record is not None
-        if record.error():
-            assert record.error().code() == confluent_kafka.KafkaError._PARTITION_EOF  # noqa: SLF001
-            ended.add(record.partition())
+        partition, value = record.partition(), record.value()
+        assert partition is not None
+        if error := record.error():
+            assert error.code() == confluent_kafka.KafkaError._PARTITION_EOF  # noqa: SLF001
+            ended.add(partition)
             continue
-        (message,) = cloudevents(record.value(), record.headers())
+        assert value is not None
+        (message,) = cloudevents(value)
         assert isinstance(message, Message)
-        found.append((record.partition(), record.key(), message))
+        found.append((partition, record.key(), message))
     reader.close()
     return found
 

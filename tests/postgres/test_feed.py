@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import psycopg
 import pytest
-from conftest import Tamper
 from feed_readers import at_another_time, disordered, let_clocks_step
 
 from ledger import CorruptLog, InvalidCommand, Ledger, Transfer
 from ledger.core.commands import build
 
 Psql = psycopg.Connection[Any]
+Tamper = Callable[..., None]
 
 
 def transfers(count: int, credit: str = "alice") -> list[Transfer]:
