@@ -55,7 +55,7 @@ def test_keygen_never_overwrites(run: Run, key: SigningKey, tmp_path: Path) -> N
 
     code, said = run("keygen", "example.org/ledger", "--out", "sealer.key")
 
-    assert (code, said["error"]["message"]) == (2, "sealer.key: File exists.")
+    assert (code, said["error"]["message"]) == (2, "sealer.key: File exists")
     assert SigningKey.read(tmp_path / "sealer.key") == key
     assert run("keygen", "two words", "--out", "other.key")[0] == 2
     assert not (tmp_path / "other.key").exists()

@@ -18,7 +18,6 @@ default_tsa = here
 serial = {folder}/serial
 crypto_device = builtin
 signer_cert = {folder}/tsa.pem
-certs = {folder}/ca.pem
 signer_key = {folder}/tsa.key
 signer_digest = sha256
 default_policy = 1.2.3.4.1
@@ -33,9 +32,6 @@ keyUsage = critical, keyCertSign, cRLSign
 basicConstraints = critical, CA:FALSE
 keyUsage = critical, digitalSignature
 extendedKeyUsage = critical, timeStamping
-[serving]
-basicConstraints = critical, CA:FALSE
-extendedKeyUsage = critical, serverAuth
 """
 
 
@@ -49,14 +45,14 @@ def openssl(*arguments: str | Path, check: bool = True) -> subprocess.CompletedP
 class TimestampAuthority:
     """An RFC 3161 authority in a folder, with a root certificate of its own: `openssl ts`."""
 
-    def __init__(self, folder: Path, *, purpose: str = "stamping", days: int = 30) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
         (folder / "serial").write_text("01\n")
         self._configuration = folder / "openssl.cnf"
         self._configuration.write_text(_CONFIGURATION.format(folder=folder))
         self._make("ca", "ca", "-days", "60")
-        self._make("tsa", purpose, "-days", str(days), "-CA", folder / "ca.pem", "-CAkey", folder / "ca.key")
+        self._make("tsa", "stamping", "-days", "30", "-CA", folder / "ca.pem", "-CAkey", folder / "ca.key")
 
     @property
     def roots(self) -> bytes:

@@ -80,12 +80,14 @@ def test_file_refuses_what_does_not_extend(anchor: FileAnchor) -> None:
 
 def test_a_line_cut_short_is_passed_over(anchor: FileAnchor) -> None:
     """After a crash in the midst of a line, the next checkpoint extends the last whole one."""
-    whole = anchor.path.read_bytes()
-    for length in (1, 100, len(Kept(note(30), tuple(extension(20, 30))).to_line()) - 1):
-        anchor.path.write_bytes(whole + Kept(note(30), tuple(extension(20, 30))).to_line()[:length])
-        assert [checkpoint.size for checkpoint in anchor.verify()] == [3, 8, 20]
-        anchor.record(note(40), extension(20, 40))
-        assert [checkpoint.size for checkpoint in anchor.verify()] == [3, 8, 20, 40]
+    whole, cut = anchor.path.read_bytes(), Kept(note(30), tuple(extension(20, 30))).to_line()
+    for length, last in ((1, 20), (100, 20), (len(cut) - 2, 20), (len(cut) - 1, 30)):
+        anchor.path.write_bytes(whole + cut[:length])
+        kept = anchor.last()
+        assert kept is not None
+        assert kept.checkpoint.size == last  # All of it but the newline is all that counts.
+        anchor.record(note(40), extension(last, 40))
+        assert [checkpoint.size for checkpoint in anchor.verify()] == sorted({3, 8, 20, last, 40})
         assert anchor.path.read_bytes().startswith(whole)
 
 
@@ -115,7 +117,7 @@ def test_a_missing_line_is_found(anchor: FileAnchor, dropped: int) -> None:
     anchor.path.write_bytes(b"".join(line for place, line in enumerate(lines) if place != dropped))
     with pytest.raises(ProofFailed):
         list(anchor.verify())
-    anchor.path.write_bytes(b"".join([lines[1 - dropped], lines[dropped], lines[2]]))
+    anchor.path.write_bytes(b"".join([lines[1], lines[0], lines[2]]))
     with pytest.raises(ProofFailed):
         list(anchor.verify())
 
@@ -181,7 +183,7 @@ def test_a_timestamp_is_of_one_checkpoint(authority: TimestampAuthority, tmp_pat
 
 
 def test_only_a_trusted_authority_can_say_so(authority: TimestampAuthority, tmp_path: Path) -> None:
-    """Another authority's word, and that of a certificate made for another purpose, count for nothing."""
+    """The word of an authority that nobody named counts for nothing, and is not kept."""
     stranger = TimestampAuthority(tmp_path / "stranger")
     response = stranger(timestamp_request(note(20)))
 

@@ -64,7 +64,7 @@ def test_layout_is_that_of_the_specification(large: Path) -> None:
     places = ((0, 272), (0, 273), (0, 274), (1, 1), (2, 0))
     assert [tile_width(LARGE, level, number) for level, number in places] == [256, 112, 0, 17, 1]
     assert {path.stat().st_size for path in (large / "tile/0").iterdir() if path.is_file()} == {8192}
-    assert (large / "tile/entries/000").read_bytes().startswith(b'\x00\x18{"event":0,"said":"so"}\x00\x18{"event":1,')
+    assert (large / "tile/entries/000").read_bytes().startswith(b'\x00\x17{"event":0,"said":"so"}\x00\x17{"event":1,')
 
 
 def test_a_large_log_is_verified(large: Path) -> None:
