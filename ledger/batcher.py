@@ -102,8 +102,8 @@ class Batcher:
             InvalidCommand: It is not a command.
         """
         check([command], scope)
-        if deadline_seconds is not None and not 0 < deadline_seconds <= SECONDS_MAX:
-            raise InvalidCommand("deadline_seconds", f"{deadline_seconds!r} is not above 0 and at most {SECONDS_MAX}")
+        if deadline_seconds is not None:
+            _check_deadline(deadline_seconds)
         if os.getpid() != self._process:
             raise BatcherClosed("it was made before this process was forked off, and its threads stayed behind")
         touches = {*command.accounts} if command.refers_to is None else {*command.accounts, command.refers_to}
@@ -254,6 +254,11 @@ class _Queue:
                 asked.answer.set_exception(DeadlineExceeded("for its turn", seconds))
 
 
+def _check_deadline(seconds: object) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= SECONDS_MAX:
+        raise InvalidCommand("deadline_seconds", f"{seconds!r} is not above 0 and at most {SECONDS_MAX}")
+
+
 def _work(writer: Writer, queue: _Queue) -> None:
     """What a lane does, until there is no more to do."""
     while batch := queue.take():
@@ -306,6 +311,9 @@ def _is_of_the_server(error: Exception) -> bool:
 
 def _finish(queue: _Queue, lanes: Sequence[threading.Thread], process: int) -> None:
     queue.close()
-    if os.getpid() == process:
-        for lane in lanes:
+    if os.getpid() != process:
+        return
+    for lane in lanes:
+        # Whoever closes it on getting an answer is a lane itself, and goes on with the rest when it returns.
+        if lane is not threading.current_thread():
             lane.join()

@@ -82,8 +82,8 @@ def check_existing(connection: sqlalchemy.Connection, schema: str, partitions: i
         said = f"{found} partitions" if found else "one table"
         raise InvalidCommand(
             "partitions",
-            f"the log of this ledger is {said} already, and is divided at the first migration only. Migrate an empty"
-            " database with that many, restore the data of this one into it, and verify; or leave the option out.",
+            f"the log of this ledger is {said} already, and is divided at the first migration only."
+            " Leave the option out.",
         )
 
 

@@ -397,7 +397,28 @@ def test_settings(bank: Ledger, name: str, value: object) -> None:
         make(**{name: value})
 
 
-def test_deadline_that_is_none(bank: Ledger) -> None:
-    """A deadline lies ahead."""
+@pytest.mark.parametrize("seconds", [0, -1, "5", True, float("nan"), 1e9])
+def test_deadline_that_is_none(bank: Ledger, seconds: Any) -> None:
+    """A deadline lies ahead, and is a number."""
     with bank.batcher() as batcher, pytest.raises(InvalidCommand, match="deadline_seconds"):
-        batcher.submit(transfer("account-0", "account-1"), deadline_seconds=0)
+        batcher.submit(transfer("account-0", "account-1"), deadline_seconds=seconds)
+
+
+def test_closed_on_getting_an_answer(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """Whoever closes it as soon as an answer is there has all others answered, too."""
+    closed = threading.Event()
+
+    def close(_: Future[Done]) -> None:
+        batcher.close()
+        closed.set()
+
+    batcher = bank.batcher(lanes=1, max_batch=1)
+    with locked(psql, "account-0"):
+        first = batcher.submit(transfer("account-0", "account-1"))
+        await_waiting(ledger_url)
+        first.add_done_callback(close)
+        second = batcher.submit(transfer("account-0", "account-2"))
+    assert closed.wait(SECONDS)
+    assert isinstance(second.result(SECONDS), Done)
+    with pytest.raises(BatcherClosed):
+        batcher.submit(transfer("account-0", "account-1"))

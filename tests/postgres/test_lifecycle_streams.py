@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
-from conftest import Tamper
 from invariants import assert_sound
 
 from ledger import (
@@ -22,6 +21,8 @@ from ledger import (
 )
 from ledger.core.commands import Advance, Begin, build
 from ledger.lifecycle import StateMachine, on
+
+Tamper = Callable[..., None]
 
 LAMP = StateMachine(
     "lamp",

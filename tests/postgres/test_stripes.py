@@ -10,7 +10,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import Tamper
 from invariants import assert_sound, repairs
 from sqlalchemy import text
 
@@ -40,6 +39,7 @@ SECONDS = 60
 STRIPES = 4
 
 Psql = psycopg.Connection[Any]
+Tamper = Callable[..., None]
 
 
 @pytest.fixture
