@@ -298,8 +298,10 @@ def test_fairness(bank: Ledger) -> None:
     """Callers who wait for their answers get as many as the others, on one account as on many."""
     done = [0] * 16
     finished = threading.Event()
+    together = threading.Barrier(16)
 
     def call(number: int) -> None:
+        together.wait(SECONDS)
         while not finished.is_set():
             batcher.handle(transfer("account-0", NAMES[1 + number]))
             done[number] += 1
