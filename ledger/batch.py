@@ -138,8 +138,8 @@ class Batch:
     expiries: int = 0
     """How many commands were put in front of the caller's own, for holds whose time is over, in a dry run."""
 
-    drifted: Sequence[str] = ()
-    """Streams to rebuild before a dry run looks at them; nothing of it lasts."""
+    drifted: set[str] = field(default_factory=set)
+    """Streams whose projections are mended, under the locks, before anything is decided on them."""
 
     in_doubt: bool = False
     """An earlier attempt may have committed before its connection broke: ids without a key are looked up too."""

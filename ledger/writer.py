@@ -91,7 +91,11 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 
 class _Moved(Exception):
-    """Somebody else wrote first, or a projection was mended: decide again."""
+    """Somebody else wrote first: decide again."""
+
+
+class _OutOfStep(Exception):
+    """Projections are not what we wrote: decide again, and mend them under the locks first."""
 
 
 class _Part(NamedTuple):
@@ -167,10 +171,11 @@ class Writer:
         batch.draw.choose(batch.accounts)
         locked = not batch.plain
         lost: ConnectionLost | None = None
-        problem = _LOST
+        problem, waits = _LOST, False
         for attempt in range(ATTEMPTS_MAX):
-            if attempt:
+            if waits:
                 _back_off(attempt)
+            waits = True
             try:
                 with self._database.connection() as connection:
                     return self._attempt(connection, batch, locked)
@@ -186,6 +191,8 @@ class Writer:
                     # For good, whatever becomes of the commands: one that is refused must not bring them back.
                     self.handle(expiries_of(due.holds))
                 locked, problem = True, _STILL_DUE
+            except _OutOfStep:
+                locked, problem, waits = True, _LOST, False
             except (Overtaken, Spread, _Moved):
                 locked, problem = True, _LOST
         raise lost or ConcurrencyError(problem)
@@ -201,9 +208,7 @@ class Writer:
             opening.append(("SET LOCAL statement_timeout = 0", ()))
         try:
             if batch.drifted:
-                connection.send(opening)
-                repair.rebuild(connection, batch.drifted, noticed_by="dry run")
-                opening = []
+                frame, opening = _mend(connection, batch, opening, frame), []
             work = load(connection, batch, opening, self._ledger_id())
             _write(connection, batch, work, frame, locked)
             return work.outcomes[batch.expiries :]
@@ -212,10 +217,8 @@ class Writer:
             raise
         except Drifted as drift:
             connection.rollback()
-            if batch.dry_run:
-                batch.drifted = [*batch.drifted, *drift.streams]
-            else:
-                self._rebuild(connection, drift.streams)
+            batch.drifted.update(drift.streams)
+            raise _OutOfStep from None
         except psycopg.Error as error:
             # Having waited too long for a lock is not among these: waiting again would not be bounded.
             if not _is_conflict(error) and error.sqlstate not in RETRYABLE:
@@ -223,14 +226,24 @@ class Writer:
             connection.rollback()
             # Without a lock this was a race.  Under the locks nobody else can have moved these streams, so
             # either a key was in flight, or the projection and the log disagree.
-            if locked:
-                self._rebuild(connection, _out_of_step(connection, batch, error))
+            if locked and (streams := _out_of_step(connection, batch, error)):
+                batch.drifted.update(streams)
+                raise _OutOfStep from None
         raise _Moved
 
-    def _rebuild(self, connection: Connection, streams: Sequence[str]) -> None:
-        if streams:
-            with connection.transaction():
-                repair.rebuild(connection, streams, noticed_by="write")
+
+def _mend(connection: Connection, batch: Batch, opening: list[Statement], frame: _Frame) -> _Frame:
+    """
+    Mend projections under the locks that the batch is decided under: nobody can spoil them once more in between.
+
+    What is mended lasts whatever becomes of the commands, but for a dry run, of which nothing does.
+    """
+    connection.send(opening)
+    repair.rebuild(connection, sorted(batch.drifted), noticed_by="dry run" if batch.dry_run else "write")
+    if batch.dry_run:
+        return frame
+    connection.query("SAVEPOINT mended")
+    return frame._replace(undo="ROLLBACK TO SAVEPOINT mended; COMMIT")
 
 
 def handle_as_guest(

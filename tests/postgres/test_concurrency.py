@@ -31,6 +31,7 @@ from ledger import (
     VersionConflict,
     credit,
     debit,
+    writer,
 )
 from ledger.core.commands import Post, Transfer, build
 
@@ -446,8 +447,10 @@ def test_rebuild_never_undoes_a_concurrent_append(bank: Ledger, url: str) -> Non
     assert_sound(bank, url)
 
 
-def test_drift_is_mended_while_writers_go_on(bank: Ledger, url: str) -> None:
+def test_drift_is_mended_while_writers_go_on(bank: Ledger, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Balances are changed behind the ledger's back while it writes and rebuilds: no write is lost, none is wrong."""
+    # One to find out, one that mends, and one to spare: nobody gets in between mending and deciding.
+    monkeypatch.setattr(writer, "ATTEMPTS_MAX", 3)
 
     def spoil() -> None:
         with psycopg.connect(url) as stranger:

@@ -308,6 +308,16 @@ def test_corrupt_log_keeps_nobody_else_from_being_rebuilt(
     assert "bob" in {stream for stream, *_ in repairs(psql)}
 
 
+def test_what_a_refused_write_mended_lasts(funded: Ledger, psql: Psql) -> None:
+    """A command that is refused takes back nothing of the mending that it caused."""
+    sound = projected(psql)
+    drift(psql, "posted credits")
+    with pytest.raises(Rejected):
+        funded.withdraw("alice", "5000.00 USD", against="world")
+    assert projected(psql) == sound
+    assert [(stream, by) for stream, by, *_ in repairs(psql)] == [("alice", "write")]
+
+
 def test_dry_run_of_a_drifted_account_writes_nothing(funded: Ledger, psql: Psql) -> None:
     """A dry run answers from the log, and leaves even the wrong row as it was."""
     psql.execute("UPDATE balances SET posted_credits = 7, posted_debits = 0 WHERE stream = 'alice'")
