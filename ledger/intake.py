@@ -15,7 +15,7 @@ from ledger.core.errors import InvalidCommand, Rejected, UndecodableMessage
 from ledger.inbox import Inbox, Part, take_together
 from ledger.order.decoders import Decoder, Headers
 from ledger.order.message import Message
-from ledger.receiving import Received, Refused, counts
+from ledger.receiving import Received, Refused
 from ledger.storage.database import Connection
 
 UNDECODABLE: Final = "ledger.undecodable"
@@ -115,7 +115,7 @@ def totals(received: Iterable[Received]) -> Counter[str]:
     """What came of messages, counted: as a tally, and those that were rejected or could not be handled."""
     counted: Counter[str] = Counter()
     for each in received:
-        counted.update(counts(each.tally))
+        counted.update(each.tally._asdict())
         counted["rejected"] += sum(isinstance(outcome, Rejected) for _, outcome in each.outcomes)
         counted["failed"] += len(each.failed)
     return counted

@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import psycopg
 from psycopg.pq import TransactionStatus
+from pydantic_core import to_json
 
 from ledger.batch import Done, Outcome, keyed_id
 from ledger.core.canonical import canonical_json
 from ledger.core.commands import COMMAND_TYPES, Command, parse_command
 from ledger.core.errors import LedgerError, Rejected
 from ledger.core.lifecycle import StateMachine
-from ledger.order.cursor import Cursor, Decision, Status, Strict, Tally
+from ledger.order.cursor import Cursor, Decision, Status, Strict, Tally, summed
 from ledger.order.message import Json, Message
 from ledger.order.sequencer import RUN_MAX, decide, decide_unordered, lookup
 from ledger.storage import dead_letters, mailbox
@@ -201,13 +203,13 @@ class Receiver:
                 turns.decide(stream, len(run.done))
         given_up, statements, counted = self._settle(turns, runs)
         for more, counted_more in (self._settle_apart(apart, carried[: len(alone)]), self._refuse(refused)):
-            statements += more
+            statements = chain(statements, more)
             counted.update(counted_more)
         if any(counted.values()):
-            statements.append(mailbox.count(self.source, counted))
+            statements = chain(statements, [mailbox.count(self.source, counted)])
         connection.send(statements)
         return Received(
-            Tally(**{each.name: counted[each.name] for each in fields(Tally)}),
+            Tally(*(counted[name] for name in Tally._fields)),
             [each for run in carried for each in run.done],
             [(run.failure.message, run.failure.error) for run in carried if run.failure is not None],
             [stream for stream, run in runs.items() if turns.go_on(stream, run)] + given_up,
@@ -237,7 +239,7 @@ class Receiver:
             turns.decide(stream, runs_max[stream])
         return turns
 
-    def _settle(self, turns: Turns, runs: Mapping[str, Run]) -> tuple[list[str], list[Statement], Counter[str]]:
+    def _settle(self, turns: Turns, runs: Mapping[str, Run]) -> tuple[list[str], Iterator[Statement], Counter[str]]:
         """Streams that go on without a message that is given up now; what is to be written, and to be counted."""
         after: dict[str, Standing] = {}
         given_up: dict[str, tuple[Message, str, int]] = {}
@@ -261,7 +263,7 @@ class Receiver:
         stuck = before.attempts > 0 and before.release_to < 0 and cursor.last == before.cursor.last
         if failure is None:
             if stuck and before.deadline is None:
-                cursor = replace(cursor, status=Status.PARKED)
+                cursor = cursor._replace(status=Status.PARKED)
             deadline = before.deadline if stuck else now if decision.more else cursor.deadline(self.policy)
             return Standing(cursor, deadline, before.attempts if stuck else 0)
         if failure.elsewhere:
@@ -272,9 +274,9 @@ class Receiver:
             delay = min(self.retry.delay * 2 ** (attempts - 1), self.retry.delay_max)
             return Standing(cursor, now + delay, attempts, error=failure.error)
         # It is in review, and held no more.
-        cursor = replace(cursor, held=max(0, cursor.held - 1))
+        cursor = cursor._replace(held=max(0, cursor.held - 1))
         if self.retry.park:
-            return Standing(replace(cursor, status=Status.PARKED), None, attempts, error=failure.error)
+            return Standing(cursor._replace(status=Status.PARKED), None, attempts, error=failure.error)
         sequence = failure.message.sequence
         assert sequence is not None
         return Standing(cursor, now, attempts, release_to=sequence, error=failure.error)
@@ -300,7 +302,7 @@ class Receiver:
         ]
         letters += [(failure.message, "failed", failure.error, 1) for failure in failed]
         rejected = sum(isinstance(outcome, Rejected) for _, outcome in done)
-        counted = Counter(counts(summed(decision.tally for decision in decisions)))
+        counted = Counter(summed(decision.tally for decision in decisions)._asdict())
         counted.update(rejected=rejected, dead_lettered=len(letters), failed=len(failed), processed=-len(failed))
         statements = []
         if done:
@@ -423,7 +425,7 @@ def command_of(message: Message, id_of: Callable[[str], str], *, ordered: bool =
         if isinstance(key := request.get(by_key), str) and name not in request:
             request[name] = id_of(key)
             del request[by_key]
-    return parse_command(json.dumps(request))
+    return parse_command(to_json(request))
 
 
 def message_schemas() -> dict[str, dict[str, Any]]:
@@ -450,27 +452,13 @@ def settle(message: Message, outcome: Result) -> Settled:
 def said(outcome: Result) -> str:
     """An outcome as it is kept."""
     if isinstance(outcome, Done):
-        return canonical_json({"transaction_id": outcome.transaction.transaction_id})
+        return to_json({"transaction_id": outcome.transaction.transaction_id}).decode()
     if isinstance(outcome, Rejected):
         return canonical_json({"rejected": outcome.code, "message": str(outcome)[:_ERROR_MAX]})
     try:
         return "{}" if outcome is None else json.dumps({"returned": outcome}, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError):
         return "{}"
-
-
-def counts(tally: Tally) -> dict[str, int]:
-    """A tally by the names of its counters."""
-    return {each.name: getattr(tally, each.name) for each in fields(Tally)}
-
-
-def summed(tallies: Iterable[Tally]) -> Tally:
-    """Tallies added up."""
-    total = dict.fromkeys((each.name for each in fields(Tally)), 0)
-    for tally in tallies:
-        for name, number in counts(tally).items():
-            total[name] += number
-    return Tally(**total)
 
 
 def _run_max(standing: Standing, now: datetime) -> int:

@@ -7,7 +7,7 @@ import sys
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from hashlib import sha256
@@ -181,7 +181,7 @@ def ingest(
                 if watch is not None:
                     watch(tally["received"])
         waiting = inbox.stats()
-    shown = (*asdict(Tally()), "rejected", "failed", "undecodable")
+    shown = (*Tally._fields, "rejected", "failed", "undecodable")
     summary = {name: tally[name] for name in shown}
     summary |= {"streams_parked": waiting.parked, "held": waiting.held}
     said = table("", "messages", right=("messages",))
@@ -366,7 +366,7 @@ for name, function in {
 
 def came(received: Received) -> dict[str, Any]:
     """What came of messages, as JSON."""
-    return {**asdict(received.tally), "failed": [{"id": m.id, "error": error} for m, error in received.failed]}
+    return {**received.tally._asdict(), "failed": [{"id": m.id, "error": error} for m, error in received.failed]}
 
 
 def _replayed(done: Replayed, applied: bool) -> dict[str, Any]:

@@ -6,11 +6,11 @@ Plain facts, in and out of `sequencer`; a database can keep each as a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from ledger.order.message import SEQUENCE_MAX, Message
 
@@ -92,16 +92,14 @@ class Strict:
             raise ValueError(f"start is from 0 to {SEQUENCE_MAX}")
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(NamedTuple):
     """Sequences from `first` to `last`."""
 
     first: int
     last: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(NamedTuple):
     """
     Where a strict stream stands.  `Cursor()` is a stream of which nothing came yet.
 
@@ -132,8 +130,7 @@ class Cursor:
         return self.waiting_since if self.status is Status.FLOWING else self.waiting_since + policy.max_wait
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(NamedTuple):
     """A message that the inbox has already.  `message` is asked for where the state is held, and not otherwise."""
 
     sequence: int
@@ -143,8 +140,7 @@ class Kept:
     message: Message | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup:
+class Lookup(NamedTuple):
     """
     Which kept messages of a stream a decision needs.
 
@@ -158,8 +154,7 @@ class Lookup:
     run_max: int
 
 
-@dataclass(frozen=True, slots=True)
-class Glimpse:
+class Glimpse(NamedTuple):
     """
     What a `Lookup` found.
 
@@ -172,8 +167,7 @@ class Glimpse:
     run_to: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class NotTaken:
+class NotTaken(NamedTuple):
     """A message that goes no further, and why; `known` is the id of the one that it repeats or contradicts, if kept."""
 
     message: Message
@@ -181,8 +175,7 @@ class NotTaken:
     known: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
+class Tally(NamedTuple):
     """
     What one decision adds to the counters of its source.
 
@@ -205,8 +198,12 @@ class Tally:
     gaps_timed_out: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+def summed(tallies: Iterable[Tally]) -> Tally:
+    """Tallies added up."""
+    return Tally(*map(sum, zip(*tallies, strict=True)))
+
+
+class Decision(NamedTuple):
     """
     What is to be done for one stream, in one transaction.
 

@@ -36,7 +36,6 @@ for the time that a message says; `now` is the caller's, and decides nothing but
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Final, Protocol
 
@@ -318,8 +317,8 @@ class _Course:
 
     def decision(self, received: int) -> Decision:
         """Sum it up."""
-        arrivals, overflow = self.arrivals, {refused.message.sequence for refused in self.overflow}
-        cursor = self._cursor()
+        arrivals, cursor = self.arrivals, self._cursor()
+        overflow = {refused.message.sequence for refused in self.overflow}
         reasons = [refused.why for refused in arrivals.review]
         set_aside = len(self.overflow) + self.set_aside_held
         return Decision(
@@ -397,7 +396,7 @@ class _Course:
             since,
             self.before.revision,
         )
-        return after if after == self.before else replace(after, revision=self.before.revision + 1)
+        return after if after == self.before else after._replace(revision=self.before.revision + 1)
 
     def _opens(self, after: Cursor) -> bool:
         return after.status is not Status.FLOWING and not self.stayed

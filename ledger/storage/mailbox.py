@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
@@ -24,7 +23,7 @@ from ledger.order.cursor import (
     Range,
     State,
     Status,
-    Tally,
+    summed,
 )
 from ledger.order.message import SEQUENCE_MAX, Message, encode
 from ledger.storage import dead_letters
@@ -32,6 +31,8 @@ from ledger.storage.database import Connection, Row, Statement
 from ledger.storage.store import bytes_array, in_utc, plain_array, readable, text_array
 
 SHARDS: Final = 16
+_PART_MESSAGES: Final = 125
+"""Written by one statement: the next ones are made meanwhile."""
 
 OPEN_STREAMS: Final = """
 INSERT INTO {schema}.inbox_streams (
@@ -166,20 +167,26 @@ SELECT stream, %s, first, last, 'waited', now()
 FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS r (stream, first, last)
 """
 
-# Fails with division_by_zero unless every cursor is still where it was read.
+# Fails with division_by_zero unless every cursor is still where it was read.  There is none to insert, since all were
+# opened; but the arbiter finds each by its key whatever plan PostgreSQL made, while a join reads all of a table that
+# was empty when it was planned.
 MOVE_CURSORS: Final = """
 WITH moved AS (
-    UPDATE {schema}.inbox_streams AS s
-    SET start_sequence = n.start, last_sequence = n.last, highest_sequence = n.highest, held = n.held,
-        status = n.status, waiting_since = n.since, deadline = n.deadline, attempts = n.attempts,
-        -- As long as it is stuck at the same message, its error stays, whatever arrives behind it.
-        last_error = CASE WHEN n.attempts > 0 THEN coalesce(n.error, s.last_error) ELSE n.error END,
-        release_to = n.release_to, revision = n.expected + 1
-    FROM unnest(
+    INSERT INTO {schema}.inbox_streams AS s (
+        source, stream, start_sequence, last_sequence, highest_sequence, held, status, waiting_since, deadline,
+        attempts, last_error, release_to, revision)
+    SELECT %s, n.* FROM unnest(
         %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::timestamptz[],
-        %s::timestamptz[], %s::integer[], %s::text[], %s::bigint[], %s::bigint[])
-    AS n (stream, start, last, highest, held, status, since, deadline, attempts, error, release_to, expected)
-    WHERE s.stream = n.stream AND s.source = %s AND s.revision = n.expected
+        %s::timestamptz[], %s::integer[], %s::text[], %s::bigint[], %s::bigint[]) AS n
+    ON CONFLICT (stream, source) DO UPDATE
+    SET start_sequence = excluded.start_sequence, last_sequence = excluded.last_sequence,
+        highest_sequence = excluded.highest_sequence, held = excluded.held, status = excluded.status,
+        waiting_since = excluded.waiting_since, deadline = excluded.deadline, attempts = excluded.attempts,
+        -- As long as it is stuck at the same message, its error stays, whatever arrives behind it.
+        last_error = CASE WHEN excluded.attempts > 0 THEN coalesce(excluded.last_error, s.last_error)
+                          ELSE excluded.last_error END,
+        release_to = excluded.release_to, revision = excluded.revision
+    WHERE s.revision = excluded.revision - 1
     RETURNING s.stream
 )
 SELECT 1 / (count(*) = %s)::integer FROM moved
@@ -248,26 +255,7 @@ def lock_streams(connection: Connection, source: str, streams: Sequence[str]) ->
 
 def glimpses(connection: Connection, source: str, lookups: Mapping[str, Lookup]) -> dict[str, Glimpse]:
     """What each stream's decision needs of the messages that are kept; after the cursors were locked."""
-    sequences = [(stream, sequence) for stream, wanted in lookups.items() for sequence in wanted.sequences]
-    ids = [(stream, message_id) for stream, wanted in lookups.items() for message_id in wanted.ids]
-    runs = [(stream, wanted) for stream, wanted in lookups.items() if wanted.run_from is not None]
-    names, numbers = text_array(stream for stream, _ in sequences), plain_array(str(number) for _, number in sequences)
-    found = connection.send(
-        [
-            (BY_SEQUENCE, (names, numbers, source)),
-            (BY_ID, (text_array(stream for stream, _ in ids), text_array(message_id for _, message_id in ids), source)),
-            (
-                RUNS,
-                (
-                    text_array(stream for stream, _ in runs),
-                    plain_array(str(wanted.run_from) for _, wanted in runs),
-                    plain_array(str(wanted.run_max) for _, wanted in runs),
-                    source,
-                ),
-            ),
-            (RELEASES, (names, numbers, source)),
-        ]
-    )
+    found = connection.send(_glimpsing(source, lookups))
     kept: dict[str, dict[int, Kept]] = {stream: {} for stream in lookups}
     for row in (*found[0], *found[1], *found[2]):
         one = _kept(row)
@@ -286,6 +274,20 @@ def glimpses(connection: Connection, source: str, lookups: Mapping[str, Lookup])
         stream: Glimpse(tuple(kept[stream].values()), tuple(released.get(stream, ())), run_to[stream])
         for stream in lookups
     }
+
+
+def _glimpsing(source: str, lookups: Mapping[str, Lookup]) -> Iterator[Statement]:
+    sequences = [(stream, sequence) for stream, wanted in lookups.items() for sequence in wanted.sequences]
+    places = _places(sequences)
+    yield BY_SEQUENCE, (*places, source)
+    ids = [(stream, message_id) for stream, wanted in lookups.items() for message_id in wanted.ids]
+    yield BY_ID, (text_array(stream for stream, _ in ids), text_array(message_id for _, message_id in ids), source)
+    runs = [
+        (stream, wanted.run_from, wanted.run_max) for stream, wanted in lookups.items() if wanted.run_from is not None
+    ]
+    starts = _places((stream, start) for stream, start, _ in runs)
+    yield RUNS, (*starts, plain_array(str(most) for _, _, most in runs), source)
+    yield RELEASES, (*places, source)
 
 
 def due(connection: Connection, source: str, after: str | None, limit: int) -> list[str]:
@@ -322,33 +324,42 @@ def write(
     standing: Mapping[str, Standing],
     *,
     keep: bool = True,
-) -> tuple[list[Statement], Counter[str]]:
+) -> tuple[Iterator[Statement], Counter[str]]:
     """
     The statements that carry decisions out: messages, dead letters, releases, cursors; and what is to be counted.
+
+    Each statement is made when it is asked for: the server works on one while the next is being made.
 
     `standing` is where each stream stands afterwards; `failed` are messages that are given up, with error and attempts.
     Unless told to `keep` them, what was processed leaves no content behind.
     """
-    statements: list[Statement] = []
+    changes = _changes(decisions, settled, failed)
+    return _written(source, decisions, changes, standing, keep), changes.tally
+
+
+def _written(
+    source: str,
+    decisions: Mapping[str, tuple[Standing, Decision]],
+    changes: _Changes,
+    standing: Mapping[str, Standing],
+    keep: bool,
+) -> Iterator[Statement]:
     aside = [stream for stream, (_, decision) in decisions.items() if decision.set_aside_held]
     if aside:
-        statements.append((SET_ASIDE, (text_array(aside), source)))
-    changes = _changes(decisions, settled, failed)
-    if changes.rows:
-        statements.append((PUT_MESSAGES, (source, *_message_columns(changes.rows, keep))))
+        yield SET_ASIDE, (text_array(aside), source)
+    for start in range(0, len(changes.rows), _PART_MESSAGES):
+        yield PUT_MESSAGES, (source, *_message_columns(changes.rows[start : start + _PART_MESSAGES], keep))
     if changes.again:
         # Before new letters: what was taken again may have failed again.
-        statements.append((SETTLE, (*_places(changes.again), source)))
+        yield SETTLE, (*_places(changes.again), source)
     if changes.letters:
-        statements.append(dead_letters.put(source, changes.letters))
+        yield dead_letters.put(source, changes.letters)
     if changes.releases:
         first = _places((stream, range_.first) for stream, range_ in changes.releases)
-        last = plain_array(str(range_.last) for _, range_ in changes.releases)
-        statements.append((PUT_RELEASES, (source, *first, last)))
+        yield PUT_RELEASES, (source, *first, plain_array(str(range_.last) for _, range_ in changes.releases))
     changed = {stream: after for stream, after in standing.items() if after != decisions[stream][0]}
     if changed:
-        statements.append(_moved(source, changed, decisions))
-    return statements, changes.tally
+        yield move(source, changed, decisions)
 
 
 def _changes(
@@ -356,7 +367,8 @@ def _changes(
     settled: Mapping[str, Sequence[Settled]],
     failed: Mapping[str, tuple[Message, str, int]],
 ) -> _Changes:
-    changes = _Changes([], [], [], [], Counter())
+    tallied = summed(decision.tally for _, decision in decisions.values())
+    changes = _Changes([], [], [], [], Counter(tallied._asdict()))
     rows, letters, releases, again, tally = changes
     for stream, (before, decision) in decisions.items():
         rows += [(each.message, State.DONE, each.outcome) for each in settled.get(stream, ())]
@@ -368,8 +380,6 @@ def _changes(
         # What somebody decided to go on without is on record already.
         releases += [(stream, range_) for range_ in decision.released if range_.last > before.release_to]
         again += [(stream, sequence) for sequence in decision.taken_again]
-        for field in fields(Tally):
-            tally[field.name] += getattr(decision.tally, field.name)
     for message, error, attempts in failed.values():
         rows.append((message, State.REVIEW, None))
         letters.append((message, "failed", error, attempts))
@@ -378,6 +388,26 @@ def _changes(
     # Also what SET_ASIDE makes of messages that were held.
     tally["dead_lettered"] = len(letters) + tally["set_aside"] - sum(len(d.overflow) for _, d in decisions.values())
     return changes
+
+
+def move(source: str, changed: Mapping[str, Standing], before: Mapping[str, tuple[Standing, Any]]) -> Statement:
+    """The statement that moves cursors from where they were before, unless somebody else has moved one."""
+    cursors = [after.cursor for after in changed.values()]
+    columns = (
+        text_array(changed),
+        plain_array("NULL" if cursor.start is None else str(cursor.start) for cursor in cursors),
+        plain_array(str(cursor.last) for cursor in cursors),
+        plain_array(str(cursor.highest) for cursor in cursors),
+        plain_array(str(cursor.held) for cursor in cursors),
+        text_array(cursor.status.value for cursor in cursors),
+        _moments(cursor.waiting_since for cursor in cursors),
+        _moments(after.deadline for after in changed.values()),
+        plain_array(str(after.attempts) for after in changed.values()),
+        text_array(after.error for after in changed.values()),
+        plain_array("NULL" if after.release_to < 0 else str(after.release_to) for after in changed.values()),
+        plain_array(str(before[stream][0].cursor.revision + 1) for stream in changed),
+    )
+    return MOVE_CURSORS, (source, *columns, len(changed))
 
 
 def count(source: str, tally: Mapping[str, int]) -> Statement:
@@ -450,25 +480,6 @@ def _message_columns(rows: Sequence[tuple[Message, State, str | None]], keep: bo
         text_array(encode(message).decode() if keep or state is not State.DONE else None for message, state, _ in rows),
         text_array(outcome for _, _, outcome in rows),
     ]
-
-
-def _moved(source: str, changed: Mapping[str, Standing], before: Mapping[str, tuple[Standing, Any]]) -> Statement:
-    cursors = [after.cursor for after in changed.values()]
-    columns = (
-        text_array(changed),
-        plain_array("NULL" if cursor.start is None else str(cursor.start) for cursor in cursors),
-        plain_array(str(cursor.last) for cursor in cursors),
-        plain_array(str(cursor.highest) for cursor in cursors),
-        plain_array(str(cursor.held) for cursor in cursors),
-        text_array(cursor.status.value for cursor in cursors),
-        _moments(cursor.waiting_since for cursor in cursors),
-        _moments(after.deadline for after in changed.values()),
-        plain_array(str(after.attempts) for after in changed.values()),
-        text_array(after.error for after in changed.values()),
-        plain_array("NULL" if after.release_to < 0 else str(after.release_to) for after in changed.values()),
-        plain_array(str(before[stream][0].cursor.revision) for stream in changed),
-    )
-    return MOVE_CURSORS, (*columns, source, len(changed))
 
 
 def _moments(moments: Iterable[datetime | None]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -22,7 +22,6 @@ from ledger.order.cursor import (
     State,
     Status,
     Strict,
-    Tally,
     Why,
 )
 from ledger.order.message import SEQUENCE_MAX, Message
@@ -142,7 +141,7 @@ class Inbox:
         for each in made.hold:
             keep(each, State.HELD)
         if made.set_aside_held:
-            self.kept |= {number: replace(self.kept[number], state=State.SET_ASIDE) for number in self.held()}
+            self.kept |= {number: self.kept[number]._replace(state=State.SET_ASIDE) for number in self.held()}
         for refused in made.overflow:
             keep(refused.message, State.SET_ASIDE)
         for refused in made.review:
@@ -151,7 +150,7 @@ class Inbox:
                 keep(refused.message, State.REVIEW)
         self.released += made.released
         self.timed_out += [] if made.timed_out is None else [made.timed_out]
-        self.totals.update({name: getattr(made.tally, name) for name in Tally.__slots__})
+        self.totals.update(made.tally._asdict())
         assert (made.cursor == self.cursor) == (made.cursor.revision == self.cursor.revision)
         self.cursor = made.cursor
 
@@ -230,7 +229,7 @@ def test_batches_do_not_matter(arrivals: list[int], cuts: list[int], others: lis
         for batch in batches(messages(*arrivals), sizes):
             inbox.receive(*batch)
         totals = [inbox.totals[name] for name in ("received", "processed", "duplicates", "out_of_order", "late")]
-        ends.append((replace(inbox.cursor, revision=0), inbox.processed, inbox.kept, totals))
+        ends.append((inbox.cursor._replace(revision=0), inbox.processed, inbox.kept, totals))
 
     assert ends[0] == ends[1]
 
@@ -580,7 +579,7 @@ def test_waiting_stream_is_not_looked_through() -> None:
     assert lookup(waiting, (), policy, NOW + WAIT).run_from == 5
     assert lookup(waiting, (), replace(policy, on_gap=OnGap.PARK), NOW + WAIT).run_from is None
     assert lookup(waiting, (), policy, NOW, release_to=5).run_from == 5
-    assert decide(waiting, messages(7), Glimpse(), policy, NOW).cursor == replace(waiting, held=900_001, revision=1)
+    assert decide(waiting, messages(7), Glimpse(), policy, NOW).cursor == waiting._replace(held=900_001, revision=1)
 
 
 def test_unseen_messages_are_not_skipped() -> None:
@@ -611,7 +610,7 @@ def test_unordered() -> None:
     assert numbers(made.process) == [9, 2]
     assert [each.message.id for each in made.duplicates] == ["id-9", "n", "id-2"]
     assert [(each.message.id, each.why) for each in made.review] == [("id-2", Why.ID_CONFLICT)]
-    assert astuple(made.tally)[:3] == (6, 2, 3)
+    assert made.tally[:3] == (6, 2, 3)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from invariants import assert_sound
 from ledger import Done, InsufficientFunds, InvalidCommand, Ledger, Retry, Unordered
 from ledger.inbox import Inbox
 from ledger.intake import Delivery, Intake, totals
-from ledger.order.cursor import OnGap, Range, Strict
+from ledger.order.cursor import Cursor, OnGap, Range, Status, Strict
 from ledger.order.decoders import cloudevents
 from ledger.order.message import Json, Message
 from ledger.receiving import Handler
@@ -267,10 +268,37 @@ def test_what_is_looked_up_does_not_cost_more_in_a_long_stream(bank: Ledger, psq
     assert rows_passed_over(plan["Plan"]) == 0
 
 
+def test_cursors_move_at_the_same_cost_in_the_plan_of_the_first_minute(bank: Ledger, psql: Psql) -> None:
+    """A plan that was made, as the ledger's are, while there was one stream reads none in vain when there are many."""
+    psql.execute("VACUUM (ANALYZE) inbox_streams")
+    psql.execute("SET plan_cache_mode = force_generic_plan")
+    inbox = bank.inbox("bank", Strict(timedelta(days=1)))
+    streams = [f"stream-{n}" for n in range(400)]
+    inbox.receive([deposit(stream, 2) for stream in streams[:5]])
+    numbers = count(1)
+    move = re.sub("%s", lambda _: f"${next(numbers)}", mailbox.MOVE_CURSORS.replace("{schema}.", ""))
+    psql.execute(f"PREPARE move AS {move}")
+    execute = f"EXECUTE move ({', '.join(['%s'] * (next(numbers) - 1))})"
+    client = psycopg.ClientCursor(psql)
+    client.execute(execute, moved(streams[:5], revision=1))
+    inbox.receive([deposit(stream, 2) for stream in streams[5:]])
+    client.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {execute}", moved(streams[5:], revision=1))
+    ((((plan,),)),) = client.fetchall()
+    assert rows_passed_over(plan["Plan"]) == 0
+    assert psql.execute("SELECT DISTINCT revision FROM inbox_streams").fetchall() == [(2,)]
+
+
+def moved(streams: Sequence[str], revision: int) -> Sequence[Any]:
+    """The parameters that move the cursors of streams that wait."""
+    standing = mailbox.Standing(Cursor(1, 0, 2, 1, Status.WAITING, revision=revision))
+    _, parameters = mailbox.move("bank", dict.fromkeys(streams, standing), dict.fromkeys(streams, (standing, None)))
+    return parameters
+
+
 def rows_passed_over(plan: dict[str, Any]) -> int:
-    """How many rows a plan has read in vain."""
-    below = plan.get("Plans", ())
-    return int(plan.get("Rows Removed by Filter", 0)) + sum(rows_passed_over(each) for each in below)
+    """How many rows a plan has read in vain, each time that it read them."""
+    passed = sum(int(plan.get(f"Rows Removed by {each}", 0)) for each in ("Filter", "Join Filter"))
+    return passed * int(plan["Actual Loops"]) + sum(rows_passed_over(each) for each in plan.get("Plans", ()))
 
 
 def failing(broken: set[str]) -> dict[str, Handler]:
