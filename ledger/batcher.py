@@ -4,8 +4,9 @@ Group commit: what many callers ask for at once is one transaction.
     submit → queue → lane → handle → each caller's own answer
 
 Commands that arrive while a batch is on its way form the next one, so that an idle ledger adds no wait and a busy one
-shares its commits.  A few lanes work at once, never on the same accounts: what they would wait for in the database
-waits in the queue instead.
+shares its commits.  Whoever was answered together is likely to ask again together: the next batch is given a moment to
+become as large as the one before, or one half of the callers would always wait for the other.  A few lanes work at
+once, never on the same accounts: what they would wait for in the database waits in the queue instead.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
@@ -39,6 +40,9 @@ SECONDS_MAX: Final = 86_400
 
 _LOOK_AHEAD: Final = 4
 """How many batches' worth of commands are looked through for those whose accounts are free."""
+
+_PATIENCE: Final = 0.25
+"""Of the time that a batch took: for how long the next one may wait for those who were answered."""
 
 _OF_THE_SERVER: Final = ("08", "53", "57P")
 """SQLSTATEs that no command is the cause of: no part of the batch would fare better."""
@@ -137,6 +141,7 @@ class _Queue:
         self._due = threading.Condition(self._lock)
         self._waiting: deque[_Asked] = deque()
         self._busy: set[str] = set()
+        self._expected, self._until = 0, 0.0
         self._deadlines: list[tuple[float, int, float, _Asked]] = []
         self._numbers = count()
         self._clock: threading.Thread | None = None
@@ -163,7 +168,9 @@ class _Queue:
             self._waiting.append(asked)
             if seconds is not None:
                 self._watch(asked, seconds)
-            self._work.notify()
+            if len(self._waiting) == 1 or self._pause() is None:
+                # In between, nobody has anything to do but to wait for the last one.
+                self._work.notify()
 
     def take(self) -> list[_Asked]:
         """The next batch, once there is one; none when all is taken and no more can come."""
@@ -171,6 +178,7 @@ class _Queue:
             while True:
                 wait = self._pause()
                 if wait is None and (batch := self._pick()):
+                    self._until = 0.0
                     return batch
                 if self._is_closed and not self._waiting:
                     # Whoever else looks for work finds none either.
@@ -179,10 +187,12 @@ class _Queue:
                     return []
                 self._work.wait(wait)
 
-    def done(self, batch: Iterable[_Asked]) -> None:
-        """These accounts are free again."""
+    def done(self, batch: Sequence[_Asked], seconds: float) -> None:
+        """These accounts are free again, after so many seconds."""
         with self._lock:
             self._busy.difference_update(*(asked.touches for asked in batch))
+            self._expected = len(batch) + len(self._waiting)
+            self._until = time.monotonic() + _PATIENCE * seconds if self._expected > 1 else 0.0
             if self._waiting:
                 self._work.notify_all()
 
@@ -195,9 +205,12 @@ class _Queue:
 
     def _pause(self) -> float | None:
         """For how long a batch may still grow; None if not at all."""
-        if not (self._max_wait and self._waiting) or self._is_closed or len(self._waiting) >= self._max_batch:
+        if not self._waiting or self._is_closed or len(self._waiting) >= self._max_batch:
             return None
-        left = self._waiting[0].arrived + self._max_wait - time.monotonic()
+        until = self._waiting[0].arrived + self._max_wait
+        if len(self._waiting) < self._expected:
+            until = max(until, self._until)
+        left = until - time.monotonic()
         return left if left > 0 else None
 
     def _pick(self) -> list[_Asked]:
@@ -263,10 +276,11 @@ def _work(writer: Writer, queue: _Queue) -> None:
     """What a lane does, until there is no more to do."""
     while batch := queue.take():
         answers = []
+        begun = time.monotonic()
         try:
             answers = list(_answers(writer, batch, in_doubt=False))
         finally:
-            queue.done(batch)
+            queue.done(batch, time.monotonic() - begun)
         for asked, answer in answers:
             if isinstance(answer, Done):
                 asked.answer.set_result(answer)

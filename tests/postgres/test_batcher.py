@@ -112,6 +112,22 @@ def test_what_arrives_meanwhile_is_the_next_batch(bank: Ledger, ledger_url: str,
     assert batches(psql)[1:] == [1, 19]
 
 
+def test_callers_who_were_answered_together_ask_together(bank: Ledger, psql: psycopg.Connection[Any]) -> None:
+    """Eight callers who wait for their answers share one batch after the other, instead of two that take turns."""
+    begin = threading.Barrier(8)
+
+    def call(_: int) -> None:
+        begin.wait(SECONDS)
+        for _ in range(40):
+            batcher.handle(transfer("account-0", "account-1"))
+
+    with bank.batcher() as batcher, ThreadPoolExecutor(8) as callers:
+        list(callers.map(call, range(8)))
+    sizes = batches(psql)[1:]
+    assert sum(sizes) == 8 * 40
+    assert sum(sizes) > 5 * len(sizes)
+
+
 def test_max_batch(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
     """No batch is larger than it may be."""
     with bank.batcher(lanes=1, max_batch=8) as batcher:
