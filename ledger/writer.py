@@ -79,8 +79,12 @@ _STILL_DUE: Final = (
 
 _BACKOFF_SECONDS: Final = 0.004
 _BACKOFF_SECONDS_MAX: Final = 0.5
-_PART_COMMANDS: Final = 200
-"""Commands decided before their rows are sent: while the server inserts them, the next ones are decided."""
+_PARTS: Final = 8
+_PART_COMMANDS: Final = (50, 200)
+"""
+Commands, at least and at most, that are decided before their rows are sent: the server inserts some of a batch while
+the next ones are decided.  Smaller parts overlap better; each costs the server a quarter of a millisecond of its own.
+"""
 
 SCOPE: Final = TypeAdapter(Scope)
 
@@ -406,8 +410,10 @@ def _decide_all(batch: Batch, work: Work) -> Iterator[_Part]:
     What happened comes in parts; the last one comes in any case, with nothing in it if need be.
     """
     part = _Part([], [], [])
+    least, most = _PART_COMMANDS
+    size = min(max(len(batch.commands) // _PARTS, least), most)
     for command, transaction_id, scope in zip(batch.commands, batch.ids, batch.scopes, strict=True):
-        if len(part.transactions) == _PART_COMMANDS:
+        if len(part.transactions) == size:
             yield part
             part = _Part([], [], [])
         done = work.earlier.get(transaction_id)
