@@ -347,6 +347,16 @@ class Operations:
             raise UnknownMachine(_name_of(machine), sorted(self._machines))
         return self._ask(lambda connection: queries.state(connection, known, subject))
 
+    def scale(self, asset: str) -> int:
+        """
+        The decimal places of an asset: an amount of 1250 minor units at scale 2 is 12.50.
+
+        Raises:
+            UnknownAsset: It was never defined.
+        """
+        checked(TEXT, "asset", asset)
+        return self._ask(lambda connection: queries.scale(connection, asset))
+
     def trial_balance(self) -> queries.TrialBalance:
         """Debits and credits of all accounts, by asset and type."""
         return self._ask(queries.trial_balance)

@@ -18,6 +18,7 @@ from ledger.cli import (
     bench,
     consuming,
     demo,
+    feeding,
     holding,
     letters,
     lifecycles,
@@ -78,6 +79,7 @@ app.command("balance", rich_help_panel=_ASK)(asking.balance)
 app.command("history", rich_help_panel=_ASK)(asking.history)
 app.command("transaction", rich_help_panel=_ASK)(asking.transaction)
 app.command("accounts", rich_help_panel=_ASK)(asking.accounts)
+app.add_typer(feeding.feed_app, rich_help_panel=_ASK)
 app.command("ingest", rich_help_panel=_ORDER)(ordering.ingest)
 app.add_typer(ordering.inbox_app, rich_help_panel=_ORDER)
 app.add_typer(letters.letters_app, rich_help_panel=_ORDER)

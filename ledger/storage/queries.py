@@ -13,7 +13,7 @@ from uuid import UUID
 from ledger.core.book import Balance, Book, Stream, Terms, together
 from ledger.core.canonical import canonical_json, utc_text
 from ledger.core.commands import STRIPES_MAX, Direction
-from ledger.core.errors import InvalidCommand, StripedAccount, UnknownAccount, UnknownStream, UnknownTransaction
+from ledger.core.errors import InvalidCommand, StripedAccount, UnknownAccount, UnknownAsset, UnknownStream, UnknownTransaction
 from ledger.core.events import Numbers, Recorded, Transaction, account_of, stripes_of
 from ledger.core.lifecycle import HOLD, StateMachine
 from ledger.core.money import Money
@@ -374,6 +374,19 @@ def holds_due(connection: Connection, after: Due | None, limit: int) -> list[Due
     """Holds whose time is over and that are not yet expired, the oldest first, after one of them."""
     rows = connection.query(HOLDS_DUE, (*(after or (_FIRST_MOMENT, _FIRST_ID)), limit))
     return [(utc_text(store.in_utc(expires_at)), hold) for expires_at, hold in rows]
+
+
+def scale(connection: Connection, asset: str) -> int:
+    """
+    The decimal places of an asset.
+
+    Raises:
+        UnknownAsset: It was never defined.
+    """
+    rows = connection.query(store.SELECT_SCALES, (store.text_array([asset]),))
+    if not rows:
+        raise UnknownAsset(asset)
+    return int(rows[0][1])
 
 
 def state(connection: Connection, machine: StateMachine, subject: str) -> StreamState:
