@@ -23,7 +23,7 @@ FLOW: Final = """
     core.fields core.commands                   | what may be asked             → validated
     core.events core.book core.turnover         | what it makes happen          → decided
     core.decide
-    core.codec core.chain                       | what is hashed
+    core.codec core.chain core.merkle           | what is hashed, and proved
     order.message order.decoders order.monitor  | what arrives, and in which order
     order.cursor order.sequencer order.disturb
     order.published order.remote                | what happened, told to others
@@ -37,6 +37,7 @@ FLOW: Final = """
     stripes batch writer                        | the only write path
     batcher                                     | many callers, one transaction
     audit.jobs audit.texts audit.report audit.lawful audit.verify | re-derive, never trust
+    audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
     receiving inbox intake                      | messages, once and in order
     stamper subscription                        | the feed: one writer, many readers
     lifecycle operations application            | the one public object
@@ -50,7 +51,7 @@ FLOW: Final = """
     connect kafka rabbitmq
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
-    cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding cli.upkeep
+    cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding cli.upkeep cli.proving
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program
     cli __main__
 """
@@ -69,6 +70,7 @@ PURE: Final = {
     "enum",
     "functools",
     "hashlib",
+    "itertools",
     "json",
     "re",
     "typing",
