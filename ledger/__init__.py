@@ -63,6 +63,7 @@ from ledger.core.errors import (
     NotReversible,
     PeriodIsClosed,
     PeriodNotOver,
+    ProofFailed,
     Reason,
     Rejected,
     SchemaMismatch,
@@ -79,7 +80,7 @@ from ledger.core.errors import (
     UnsupportedConnection,
     VersionConflict,
 )
-from ledger.core.events import Numbers, Recorded, Transaction
+from ledger.core.events import FeedEntry, Numbers, Recorded, Transaction
 from ledger.core.lifecycle import StateMachine, Transition, on
 from ledger.core.money import Money
 from ledger.inbox import Inbox, Replayed
@@ -87,11 +88,16 @@ from ledger.operations import Context
 from ledger.order.cursor import OnGap, Strict
 from ledger.order.message import Message
 from ledger.order.monitor import OrderMonitor
+from ledger.order.remote import Applied, RemoteBalances
 from ledger.receiving import Received, Retry, Unordered
+from ledger.stamper import Stamper
 from ledger.storage.database import Timeouts
+from ledger.storage.leases import Lease
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, Page, StreamState, TransactionDetail, TrialBalance, TrialLine
+from ledger.storage.subscriptions import Standing
 from ledger.storage.tables import include_object, include_object_for
+from ledger.subscription import Subscription
 
 __all__ = [
     "AccountExists",
@@ -100,6 +106,7 @@ __all__ = [
     "AccountNotOpen",
     "AccountType",
     "Advance",
+    "Applied",
     "AssetExists",
     "AssetMismatch",
     "AsyncLedger",
@@ -127,6 +134,7 @@ __all__ = [
     "Entry",
     "ExceedsRest",
     "ExpireHold",
+    "FeedEntry",
     "Finding",
     "Freeze",
     "GuardRefused",
@@ -142,6 +150,7 @@ __all__ = [
     "InvalidAmount",
     "InvalidCommand",
     "InvalidStateMachine",
+    "Lease",
     "Ledger",
     "LedgerError",
     "LimitExceeded",
@@ -157,21 +166,26 @@ __all__ = [
     "PeriodIsClosed",
     "PeriodNotOver",
     "Post",
+    "ProofFailed",
     "Reason",
     "Received",
     "Recorded",
     "Rejected",
     "Release",
+    "RemoteBalances",
     "Replayed",
     "Report",
     "Retry",
     "Reverse",
     "SchemaMismatch",
+    "Stamper",
+    "Standing",
     "StateMachine",
     "StreamExists",
     "StreamState",
     "Strict",
     "StripedAccount",
+    "Subscription",
     "Terms",
     "Timeouts",
     "Transaction",

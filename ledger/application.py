@@ -25,7 +25,7 @@ from ledger.core.commands import (
     ExpireHold,
 )
 from ledger.core.errors import ConcurrencyError, InvalidCommand, UnsupportedConnection
-from ledger.core.events import account_of
+from ledger.core.events import FeedEntry, account_of
 from ledger.core.fields import INTEGER_MAX, TEXT, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.inbox import Inbox
@@ -34,14 +34,18 @@ from ledger.operations import Answer, Operations
 from ledger.order.cursor import Strict
 from ledger.order.message import check_source
 from ledger.receiving import Handler, Receiver, Retry, Unordered
-from ledger.storage import embedded, migrations, offsets, projector, queries, repair
+from ledger.stamper import EVENTS_MAX, LEASE_SECONDS, Stamper
+from ledger.storage import embedded, feed, leases, migrations, offsets, projector, queries, repair, subscriptions
 from ledger.storage.database import Connection, Database, Timeouts, check_encoding, engine_for
 from ledger.storage.explained import in_our_words
+from ledger.storage.leases import Lease
 from ledger.storage.offsets import Offset, Place
 from ledger.storage.parts import check_jobs
 from ledger.storage.rebuild import rebuild_all, rebuild_some
+from ledger.storage.subscriptions import Standing
 from ledger.storage.tables import DEFAULT_SCHEMA
 from ledger.stripes import Draw, Stripes
+from ledger.subscription import Subscription
 from ledger.writer import Writer, handle_as_guest
 
 Lender: TypeAlias = psycopg.Connection[Any] | sqlalchemy.Connection | sqlalchemy.orm.Session
@@ -289,6 +293,101 @@ class Ledger(Operations):
         with self._database.connection() as connection, connection.transaction():
             if not offsets.seek(connection, group, place, offset, owner):
                 raise InvalidCommand("partition", f"group {group!r} has never read {place}")
+
+    def feed(self, *, after: int = 0, limit: int | None = None) -> Iterator[FeedEntry]:
+        """
+        Everything that was stamped after a position, in order, until there is no more, or `limit` entries.
+
+        Read in pages, so that memory stays flat.  The positions begin at 1 and have no gap; the one of the last entry
+        is where to go on.
+
+        Raises:
+            CorruptLog: The feed has a gap, or names what the log does not have.
+        """
+        if type(after) is not int or not 0 <= after <= INTEGER_MAX:
+            raise InvalidCommand("after", f"{after!r} is not a position from 0 to {INTEGER_MAX}")
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise InvalidCommand("limit", f"{limit!r} is not a number of entries from 1")
+        return self._entries(after, limit)
+
+    def _entries(self, after: int, limit: int | None) -> Iterator[FeedEntry]:
+        left = limit
+        while left is None or left > 0:
+            size = feed.PAGE_MAX if left is None else min(left, feed.PAGE_MAX)
+            # No connection is kept between two pages: whoever reads them may take their time.
+            entries = self._database.ask(partial(feed.page, after=after, limit=size))
+            if not entries:
+                return
+            yield from entries
+            after = entries[-1].position
+            left = None if left is None else left - len(entries)
+
+    def feed_head(self) -> int:
+        """The last position of the feed; 0 where nothing was stamped yet."""
+        return self._database.ask(feed.head)
+
+    def stamp(self, limit: int = EVENTS_MAX) -> int:
+        """
+        Move what waits into the feed, at most `limit` events unless one transaction has more; returns how many.
+
+        None, while a stamper of somebody else's is at it.
+
+        Raises:
+            CorruptLog: What waits contradicts the log or the feed; nothing was stamped.
+        """
+        stamper = Stamper(self._database, limit=limit)
+        try:
+            return stamper.step()
+        finally:
+            stamper.close()
+
+    def stamper(
+        self,
+        *,
+        limit: int = EVENTS_MAX,
+        lease_seconds: float = LEASE_SECONDS,
+        on_problem: Callable[[str], None] | None = None,
+    ) -> Stamper:
+        """
+        Stamp in a thread of its own while it is entered: `with ledger.stamper(): …`.
+
+        Any number of processes may do so; one stamps, and another takes over when that one is closed, or was not heard
+        of for `lease_seconds`.  Problems are logged, or told to `on_problem`, and what failed is tried again.
+        """
+        return Stamper(self._database, limit=limit, lease_seconds=lease_seconds, on_problem=on_problem)
+
+    def stamping(self) -> Lease | None:
+        """Who stamps the feed, or did so last."""
+        return self._database.ask(partial(leases.lease, name=feed.STAMPER))
+
+    def subscription(self, name: str, *, start: int = 0, owner: str = "application") -> Subscription:
+        """
+        Give a consumer of the feed its name: what it has taken is known by it, and kept in its own transactions.
+
+        One that is new begins after the position `start`: at the beginning, unless it is said.
+        """
+        return Subscription(name, start, owner, partial(_lent, schema=self._database.schema))
+
+    def subscriptions(self, *, after: str = "", limit: int = 100) -> list[Standing]:
+        """How far the consumers of the feed are, in order of their names: a page of at most `limit`."""
+        checked(TEXT, "after", after)
+        if type(limit) is not int or not 1 <= limit <= queries.PAGE_MAX:
+            raise InvalidCommand("limit", f"a page has 1 to {queries.PAGE_MAX} rows, not {limit!r}")
+        return self._database.ask(partial(subscriptions.subscriptions, after=after, limit=limit))
+
+    def seek_subscription(self, name: str, position: int, *, actor: str) -> None:
+        """
+        Let a consumer of the feed go on after a position that a person has chosen; on record who did.
+
+        Raises:
+            InvalidCommand: Nothing was stamped there yet.
+        """
+        name, owner = checked(TEXT, "name", name), checked(TEXT, "actor", actor)
+        head = self.feed_head()
+        if type(position) is not int or not 0 <= position <= head:
+            raise InvalidCommand("position", f"{position!r} is not from 0 to {head}, the last one of the feed")
+        with self._database.connection() as connection, connection.transaction():
+            subscriptions.seek(connection, name, position, owner)
 
     @contextmanager
     def join(

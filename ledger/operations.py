@@ -39,7 +39,7 @@ from ledger.core.commands import (
     build,
 )
 from ledger.core.errors import ConcurrencyError, DatabaseUnavailable, Rejected, UnknownMachine
-from ledger.core.events import Transaction
+from ledger.core.events import Recorded, Transaction
 from ledger.core.fields import TEXT, Metadata, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.core.money import Money
@@ -286,6 +286,18 @@ class Operations:
         checked(NUMBER, "limit", limit)
         return self._ask(lambda connection: queries.history(connection, account, after_version, before_version, limit))
 
+    def stream(self, stream: str, after_version: int = 0, limit: int = 100) -> list[Recorded]:
+        """
+        The events of one stream after a version, as they are in the log: a page of at most `limit`.
+
+        A stream is an account, one of its stripes (`world#01`), or any other; of one that does not exist there are
+        none.  What `RemoteBalances` fetches again.
+        """
+        checked(TEXT, "stream", stream)
+        checked(NUMBER, "after_version", after_version)
+        checked(NUMBER, "limit", limit)
+        return self._ask(lambda connection: queries.stream(connection, stream, after_version, limit))
+
     def transaction(self, transaction_id: UUID | str) -> queries.TransactionDetail:
         """A transaction with all its events."""
         return self._ask(lambda connection: queries.transaction(connection, str(transaction_id)))
@@ -346,6 +358,16 @@ class Operations:
         if known is None:
             raise UnknownMachine(_name_of(machine), sorted(self._machines))
         return self._ask(lambda connection: queries.state(connection, known, subject))
+
+    def scale(self, asset: str) -> int:
+        """
+        The decimal places of an asset: an amount of 1250 minor units at scale 2 is 12.50.
+
+        Raises:
+            UnknownAsset: It was never defined.
+        """
+        checked(TEXT, "asset", asset)
+        return self._ask(lambda connection: queries.scale(connection, asset))
 
     def trial_balance(self) -> queries.TrialBalance:
         """Debits and credits of all accounts, by asset and type."""

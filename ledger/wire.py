@@ -16,10 +16,12 @@ from ledger.batch import Done
 from ledger.core.book import Balance, Terms
 from ledger.core.canonical import utc_text
 from ledger.core.errors import LedgerError
-from ledger.core.events import Recorded, Transaction, account_of
+from ledger.core.events import FeedEntry, Recorded, Transaction, account_of
 from ledger.core.lifecycle import StateMachine
+from ledger.core.money import Money
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance
+from ledger.storage.subscriptions import Standing
 
 Json: TypeAlias = dict[str, Any]
 
@@ -161,6 +163,22 @@ def detail_json(detail: TransactionDetail, terms: Mapping[str, Terms]) -> Json:
         "reversed_by": detail.reversed_by,
         "events": [event_json(event, terms.get(event.stream)) for event in detail.events],
     }
+
+
+def feed_json(entry: FeedEntry, scale: int | None) -> Json:
+    """An entry of the feed: the event at its position, and who asked for it; `scale` is that of its asset."""
+    event, transaction = entry.event, transaction_json(entry.transaction)
+    plain = event_json(event, None)
+    del plain["balance"]
+    if event.amount is not None and event.asset is not None and scale is not None:
+        plain["amount"] = str(Money(event.amount, event.asset, scale))
+    named = "kind", "idempotency_key", "reference", "actor", "correlation_id", "causation_id", "metadata"
+    return {"position": entry.position, **plain, **{name: transaction[name] for name in named}}
+
+
+def standing_json(standing: Standing) -> Json:
+    """How far a consumer of the feed is."""
+    return {**standing._asdict(), "changed_at": utc_text(standing.changed_at)}
 
 
 def hold_json(line: HoldLine) -> Json:

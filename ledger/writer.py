@@ -379,7 +379,7 @@ def _write(connection: Connection, batch: Batch, work: Work, frame: _Frame, lock
 def _statements(batch: Batch, work: Work, frame: _Frame, locked: bool) -> Iterator[Statement]:
     """What is to be sent, made while the server works on what was sent before.  Nothing, if nothing happens."""
     projected = dict(work.loaded)
-    latest = work.now
+    earliest: datetime | None = None
     for part in _decide_all(batch, work):
         if batch.dry_run or not (part.transactions or work.ids):
             continue
@@ -391,10 +391,11 @@ def _statements(batch: Batch, work: Work, frame: _Frame, locked: bool) -> Iterat
         before = {event.stream: projected.get(event.stream, 0) for event in part.events}
         if part.transactions:
             work.ids.extend([transaction.transaction_id for transaction in part.transactions])
-            latest = part.transactions[-1].recorded_at
+            times = [transaction.recorded_at for transaction in part.transactions]
+            earliest = min(times) if earliest is None else min(earliest, *times)
             work.begun.update([event.stream for event in part.events if event.version == 1])
         announced = work.ids if part.last else []
-        appended = store.appended(part.transactions, part.events, announced, latest)
+        appended = store.appended(part.transactions, part.events, announced, earliest or work.now)
         yield _WRITE, [*held, *appended, *projector.moved(before, work.book)]
         yield from projector.project(before, work.book, part.facts)
         projected.update({stream: work.book.streams[stream].version for stream in before})

@@ -23,31 +23,35 @@ FLOW: Final = """
     core.fields core.commands                   | what may be asked             → validated
     core.events core.book core.turnover         | what it makes happen          → decided
     core.decide
-    core.codec core.chain                       | what is hashed
+    core.codec core.chain core.merkle           | what is hashed, and proved
     order.message order.decoders order.monitor  | what arrives, and in which order
     order.cursor order.sequencer order.disturb
+    order.published order.remote                | what happened, told to others
     storage.tables storage.explained storage.database   | where it is kept
     storage.embedded storage.partitions storage.migrations storage.parts
     storage.store                               | what is kept                  → appended
     storage.projector storage.repair storage.rebuild    | what it adds up to    → projected
+    storage.leases storage.feed storage.subscriptions    | the order of everything
     storage.dead_letters storage.mailbox storage.offsets
     storage.queries storage.inbox_queries       | what is answered              → queried
     stripes batch writer                        | the only write path
     batcher                                     | many callers, one transaction
-    audit.jobs audit.texts audit.report audit.lawful audit.verify | re-derive, never trust
+    audit.jobs audit.texts audit.report audit.lawful audit.stamped audit.verify | re-derive, never trust
+    audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
     receiving inbox intake                      | messages, once and in order
+    stamper subscription                        | the feed: one writer, many readers
     lifecycle operations application            | the one public object
     asynchronous                                | … awaited
     ledger                                      | the public names
     simulation                                  | the incident, at any scale
     testing settings wire                       | what surrounds it
     connect.problems connect.partitions         | what brings messages
-    connect.kafka_settings connect.kafka_clients connect.kafka_consumer connect.kafka_publisher connect.kafka_doctor
-    connect.kafka_naive connect.kafka_simulation connect.rabbitmq_consumer
+    connect.kafka_settings connect.kafka_clients connect.kafka_consumer connect.kafka_publisher connect.kafka_feed
+    connect.kafka_doctor connect.kafka_naive connect.kafka_simulation connect.rabbitmq_consumer
     connect kafka rabbitmq
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
-    cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.upkeep
+    cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding cli.upkeep cli.proving
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program
     cli __main__
 """
@@ -66,6 +70,7 @@ PURE: Final = {
     "enum",
     "functools",
     "hashlib",
+    "itertools",
     "json",
     "re",
     "typing",

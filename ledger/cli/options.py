@@ -67,6 +67,17 @@ class Target:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """How to answer, where no ledger is worked on."""
+
+    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON, errors included.")] = False
+
+    def over(self, earlier: Target) -> Answering:
+        """As it is asked for here, or before the sub-command."""
+        return Answering(self.as_json or earlier.as_json)
+
+
 @contextmanager
 def opened(
     settings: Settings,
@@ -236,7 +247,7 @@ def command(function: Callable[..., int]) -> Callable[..., int]:
     def run(*, context_: typer.Context, **values: Any) -> int:
         for name, group in groups.items():
             options = group(**{option.name: values.pop(option.name) for option in fields(group)})
-            values[name] = options.over(context_.obj) if isinstance(options, Target) else options
+            values[name] = options.over(context_.obj) if isinstance(options, Target | Answering) else options
         try:
             return function(**values)
         except BrokenPipeError:

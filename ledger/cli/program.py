@@ -18,10 +18,12 @@ from ledger.cli import (
     bench,
     consuming,
     demo,
+    feeding,
     holding,
     letters,
     lifecycles,
     ordering,
+    proving,
     ruling,
     simulate,
     upkeep,
@@ -29,7 +31,7 @@ from ledger.cli import (
 )
 from ledger.cli.options import INTERRUPTED, READER_GONE, Target
 from ledger.cli.output import complain, print_error
-from ledger.core.errors import CorruptLog, InvalidAmount, InvalidCommand, LedgerError, Rejected
+from ledger.core.errors import CorruptLog, InvalidAmount, InvalidCommand, LedgerError, ProofFailed, Rejected
 
 BAD_NEWS: Final = 1
 COULD_NOT: Final = 2
@@ -50,6 +52,7 @@ _ADVANCE: Final = "State machines"
 _ASK: Final = "Ask"
 _ORDER: Final = "Order"
 _CHECK: Final = "Check"
+_PROVE: Final = "Prove"
 
 app.command("demo", rich_help_panel=_FIRST)(demo.demo)
 app.command("migrate", rich_help_panel=_FIRST)(upkeep.migrate)
@@ -78,6 +81,7 @@ app.command("balance", rich_help_panel=_ASK)(asking.balance)
 app.command("history", rich_help_panel=_ASK)(asking.history)
 app.command("transaction", rich_help_panel=_ASK)(asking.transaction)
 app.command("accounts", rich_help_panel=_ASK)(asking.accounts)
+app.add_typer(feeding.feed_app, rich_help_panel=_ASK)
 app.command("ingest", rich_help_panel=_ORDER)(ordering.ingest)
 app.add_typer(ordering.inbox_app, rich_help_panel=_ORDER)
 app.add_typer(letters.letters_app, rich_help_panel=_ORDER)
@@ -88,6 +92,11 @@ app.command("trial-balance", rich_help_panel=_CHECK)(asking.trial_balance)
 app.command("verify", rich_help_panel=_CHECK)(upkeep.verify)
 app.command("rebuild", rich_help_panel=_CHECK)(upkeep.rebuild)
 app.command("bench", rich_help_panel=_CHECK)(bench.bench)
+app.command("keygen", rich_help_panel=_PROVE)(proving.keygen)
+app.command("verify-checkpoint", rich_help_panel=_PROVE)(proving.verify_checkpoint)
+app.command("verify-proof", rich_help_panel=_PROVE)(proving.verify_proof)
+app.command("verify-log", rich_help_panel=_PROVE)(proving.verify_log)
+app.add_typer(proving.anchor_app, rich_help_panel=_PROVE)
 
 
 @app.callback(invoke_without_command=True)
@@ -155,7 +164,7 @@ def _run(arguments: list[str]) -> int:
 
 def exit_code(error: LedgerError) -> int:
     """The exit code of a command that raised: an answer of the ledger's, or none at all."""
-    if isinstance(error, Rejected | CorruptLog) and not isinstance(error, InvalidAmount):
+    if isinstance(error, Rejected | CorruptLog | ProofFailed) and not isinstance(error, InvalidAmount):
         return BAD_NEWS
     # An amount that is raised, and not returned as a rejection, could not even be read.
     return COULD_NOT

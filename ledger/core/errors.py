@@ -13,6 +13,7 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     ├── InvalidStateMachine   a declaration of states and transitions that cannot work
     ├── ConcurrencyError      lost a race more often than the retry limit allows: try again
     ├── CorruptLog            the event log contradicts itself: stop and verify
+    ├── ProofFailed           a checkpoint, a proof or an anchor does not hold: find out what was changed
     ├── SchemaMismatch        the database is not at the version this code needs
     ├── DatabaseUnavailable   the database could not be asked: the message says what to do
     │   ├── ConnectionLost    … or went away before it answered: the outcome is unknown
@@ -382,6 +383,16 @@ class CorruptLog(LedgerError):
 
     stream: str
     version: int
+    problem: str
+
+
+@dataclass(eq=False)
+class ProofFailed(LedgerError):
+    """{what} does not hold: {problem}."""
+
+    code: ClassVar[str] = "proof_failed"
+
+    what: str
     problem: str
 
 

@@ -234,3 +234,11 @@ class Recorded(NamedTuple):
     recorded_at: datetime
     prev_hash: bytes
     event_hash: bytes
+
+
+class FeedEntry(NamedTuple):
+    """An event in the order of everything: its position, which begins at 1 and has no gap, and its transaction."""
+
+    position: int
+    event: Recorded
+    transaction: Transaction

@@ -40,7 +40,7 @@ Row: TypeAlias = tuple[Any, ...]
 TextRow: TypeAlias = tuple[Any, ...]
 """A row of texts, and of None for NULL."""
 Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any]
-Statement: TypeAlias = tuple[str, Sequence[Any]]
+Statement: TypeAlias = tuple[str, Parameters]
 
 ASK_MAX: Final = 3
 """How often a question is asked when its connection is lost."""

@@ -147,7 +147,8 @@ def create_roles(database: Database, prefix: str = "ledger") -> tuple[str, str, 
 def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
     projections = "accounts", "balances", "holds"
     inbox = "inbox_streams", "inbox_messages", "inbox_ids", "dead_letters", "inbox_counters"
-    offsets = ("consumer_offsets",)
+    # Where a group stands, or who holds what, is never forgotten.
+    standing = "consumer_offsets", "leases", "subscriptions"
     yield f'GRANT "{owner}" TO CURRENT_USER'
     yield f"REVOKE ALL ON SCHEMA {schema} FROM PUBLIC"
     yield f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM PUBLIC"
@@ -157,13 +158,13 @@ def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
     yield f'GRANT USAGE, CREATE ON SCHEMA {schema} TO "{owner}"'
     yield f'GRANT USAGE ON SCHEMA {schema} TO "{app}", "{audit}"'
     yield f'GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO "{app}", "{audit}"'
-    for table in (*(name for name in APPEND_ONLY if name != "identity"), "outbox", *projections, *inbox, *offsets):
+    for table in (*(name for name in APPEND_ONLY if name != "identity"), "outbox", *projections, *inbox, *standing):
         yield f'GRANT INSERT ON {schema}.{table} TO "{app}"'
-    for table in (*projections, *inbox):
-        # DELETE: a rebuild removes a projected row that no event stands behind.
+    for table in (*projections, *inbox, "outbox"):
+        # DELETE: a rebuild removes a projected row that no event stands behind, and the stamper what it has stamped.
         yield f'GRANT UPDATE, DELETE ON {schema}.{table} TO "{app}"'
-    # The row of the period is there from the beginning; where a group stands is never forgotten.
-    for table in ("periods", *offsets):
+    # The row of the period is there from the beginning.
+    for table in ("periods", *standing):
         yield f'GRANT UPDATE ON {schema}.{table} TO "{app}"'
 
 

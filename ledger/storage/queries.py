@@ -13,7 +13,14 @@ from uuid import UUID
 from ledger.core.book import Balance, Book, Stream, Terms, together
 from ledger.core.canonical import canonical_json, utc_text
 from ledger.core.commands import STRIPES_MAX, Direction
-from ledger.core.errors import InvalidCommand, StripedAccount, UnknownAccount, UnknownStream, UnknownTransaction
+from ledger.core.errors import (
+    InvalidCommand,
+    StripedAccount,
+    UnknownAccount,
+    UnknownAsset,
+    UnknownStream,
+    UnknownTransaction,
+)
 from ledger.core.events import Numbers, Recorded, Transaction, account_of, stripes_of
 from ledger.core.lifecycle import HOLD, StateMachine
 from ledger.core.money import Money
@@ -303,6 +310,12 @@ def history(
     return Page(events, ".".join(map(str, places.values())))
 
 
+def stream(connection: Connection, name: str, after_version: int, limit: int) -> list[Recorded]:
+    """The events of one stream, whichever it is, after a version; at most `limit`."""
+    _check_limit(limit)
+    return [recorded_from(row) for row in connection.query(store.SELECT_STREAM, (name, after_version, limit))]
+
+
 def _places(stream: Stream, field: str, version: int | str, unsaid: int) -> dict[str, int]:
     """Where a page begins in each stream of an account, in order: at a version, or where another page says."""
     streams = stripes_of(stream.stream, 1 if stream.terms is None else stream.terms.streams)
@@ -374,6 +387,19 @@ def holds_due(connection: Connection, after: Due | None, limit: int) -> list[Due
     """Holds whose time is over and that are not yet expired, the oldest first, after one of them."""
     rows = connection.query(HOLDS_DUE, (*(after or (_FIRST_MOMENT, _FIRST_ID)), limit))
     return [(utc_text(store.in_utc(expires_at)), hold) for expires_at, hold in rows]
+
+
+def scale(connection: Connection, asset: str) -> int:
+    """
+    The decimal places of an asset.
+
+    Raises:
+        UnknownAsset: It was never defined.
+    """
+    rows = connection.query(store.SELECT_SCALES, (store.text_array([asset]),))
+    if not rows:
+        raise UnknownAsset(asset)
+    return int(rows[0][1])
 
 
 def state(connection: Connection, machine: StateMachine, subject: str) -> StreamState:

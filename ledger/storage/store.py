@@ -123,21 +123,21 @@ WHERE e.stream = %s AND e.version > %s ORDER BY e.version LIMIT %s
 
 
 def appended(
-    transactions: Sequence[Transaction], events: Sequence[Recorded], announced: Sequence[str], latest: datetime
+    transactions: Sequence[Transaction], events: Sequence[Recorded], announced: Sequence[str], earliest: datetime
 ) -> list[str]:
     """
     The parameters of APPENDED, which appends transactions and all of their events, in the order of deciding.
 
     A stream that has moved on in the meantime makes it fail with a unique violation: an event is appended at
     its version or not at all.  `announced` are the ids of all transactions of one commit, in order, for the
-    feed to number; empty, until the last part of a batch.
+    feed to number, of which the first was recorded at `earliest`; empty, until the last part of a batch.
     """
     return [
         *_transaction_columns(transactions),
         # In the order of the index, so that a batch touches each of its pages once.
         *_event_columns(sorted(events)),
         plain_array(announced),
-        utc_text(latest),
+        utc_text(earliest),
     ]
 
 
@@ -148,14 +148,20 @@ def recorded_transactions(connection: Connection, ids: Sequence[str]) -> list[Tr
 
 def events_of(connection: Connection, transactions: Sequence[Transaction]) -> list[list[Recorded]]:
     """The events that each of these transactions announces, in its order."""
-    streams = [stream for transaction in transactions for stream in transaction.streams]
-    versions = plain_array(str(version) for transaction in transactions for version in transaction.versions)
-    names = text_array(streams)
-    found = {row[:2]: recorded_from(row) for row in connection.query(SELECT_ANNOUNCED_EVENTS, (names, versions))}
-    return [
-        [found[place] for place in zip(transaction.streams, transaction.versions, strict=True) if place in found]
-        for transaction in transactions
-    ]
+    found = events_of_places(connection, [place for each in transactions for place in _places(each)])
+    return [[found[place] for place in _places(each) if place in found] for each in transactions]
+
+
+def events_of_places(connection: Connection, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Recorded]:
+    """The events at these versions of these streams, as far as they exist."""
+    names = text_array(stream for stream, _ in places)
+    versions = plain_array(str(version) for _, version in places)
+    rows = connection.query(SELECT_ANNOUNCED_EVENTS, (names, versions))
+    return {(row[0], row[1]): recorded_from(row) for row in rows}
+
+
+def _places(transaction: Transaction) -> list[tuple[str, int]]:
+    return list(zip(transaction.streams, transaction.versions, strict=True))
 
 
 def read_stream(connection: Connection, stream: str, after: int = 0, page_size: int = 1000) -> Iterator[Recorded]:

@@ -238,7 +238,48 @@ outbox: Final = Table(
     Column("batch_id", Uuid, primary_key=True),
     Column("transaction_ids", ARRAY(Uuid), nullable=False),
     _moment("recorded_at"),
-    comment="What the feed has yet to number: one row per database transaction, its transactions in order.",
+    comment="What the feed has yet to number: one row per database transaction, with the time of the earliest of them.",
+)
+Index("outbox_order", outbox.c.recorded_at, outbox.c.batch_id)
+
+# One writer makes this order, so that it is in one place: on a distributed PostgreSQL feed, leases and subscriptions
+# are tables of one node.  Its second key is what says that no event has two positions, and finds the one that it has.
+feed: Final = Table(
+    "feed",
+    metadata,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    _text("stream"),
+    Column("version", BigInteger, nullable=False),
+    Column("transaction_id", Uuid, nullable=False),
+    _hash("event_hash"),
+    UniqueConstraint("stream", "version", name="feed_event"),
+    CheckConstraint("position >= 1", name="position_positive"),
+    CheckConstraint("octet_length(event_hash) = 32", name="hash_size"),
+    comment="Append-only: the order of everything.  One row per event, positions 1, 2, 3 … without a gap.",
+)
+
+leases: Final = Table(
+    "leases",
+    metadata,
+    _text("name", key=True),
+    Column("epoch", BigInteger, nullable=False),
+    _text("owner"),
+    _moment("until"),
+    CheckConstraint("epoch >= 1", name="epoch_positive"),
+    postgresql_with={"fillfactor": "50"},
+    comment="Who does what only one may do at a time; compare-and-set on epoch, and until says only when to try.",
+)
+
+subscriptions: Final = Table(
+    "subscriptions",
+    metadata,
+    _text("name", key=True),
+    Column("position", BigInteger, nullable=False),
+    _text("owner"),
+    _moment("changed_at"),
+    CheckConstraint("position >= 0", name="position"),
+    postgresql_with={"fillfactor": "50"},
+    comment="How far each consumer of the feed is; compare-and-set on position, in the consumer's own transaction.",
 )
 
 inbox_streams: Final = Table(
@@ -390,6 +431,7 @@ APPEND_ONLY: Final = (
     "projection_repairs",
     "inbox_releases",
     "dead_letter_decisions",
+    "feed",
 )
 """Tables that the database itself refuses to change."""
 

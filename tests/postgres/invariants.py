@@ -13,7 +13,7 @@ Rows: TypeAlias = list[tuple[Any, ...]]
 _GAPS = "SELECT stream FROM ledger.events GROUP BY stream HAVING count(*) <> max(version) OR min(version) <> 1"
 _UNSENT = """
 SELECT transaction_id FROM ledger.transactions
-EXCEPT ALL SELECT unnest(transaction_ids) FROM ledger.outbox
+EXCEPT ALL (SELECT unnest(transaction_ids) FROM ledger.outbox UNION ALL SELECT DISTINCT transaction_id FROM ledger.feed)
 """
 _PROJECTIONS = ("balances", "accounts", "holds", "periods")
 

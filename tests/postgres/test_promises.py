@@ -29,6 +29,7 @@ KEYS = {
     "projection_repairs": "stream, repair_id",
     "inbox_releases": "stream, source, first_sequence",
     "dead_letter_decisions": "stream, source, dead_letter_id, recorded_at",
+    "feed": "position",
 }
 COLUMNS = {
     "identity": "created_at",
@@ -37,6 +38,7 @@ COLUMNS = {
     "projection_repairs": "noticed_by",
     "inbox_releases": "reason",
     "dead_letter_decisions": "decision",
+    "feed": "stream",
 }
 ATTACKS = {
     "update": "UPDATE {table} SET {column} = {column}",
@@ -70,6 +72,7 @@ def repaired(funded: Ledger, psql: Psql) -> Ledger:
     inbox.release("order-1")
     for letter in inbox.dead_letters():
         inbox.discard(letter.dead_letter_id)
+    assert funded.stamp() > 0
     return funded
 
 
@@ -106,7 +109,9 @@ def test_guards_stand_always(psql: Psql) -> None:
         "SELECT tgrelid::regclass::text, tgname, tgenabled FROM pg_trigger t JOIN pg_class c ON c.oid = tgrelid"
         " WHERE NOT tgisinternal AND relnamespace = 'ledger'::regnamespace ORDER BY 1, 2"
     ).fetchall()
-    expected = [(table, "append_only", b"A") for table in APPEND_ONLY] + [("events", "check_appended", b"O")]
+    expected = [(table, "append_only", b"A") for table in APPEND_ONLY]
+    expected += [("events", "check_appended", b"O"), ("feed", "check_stamped", b"O")]
+    expected += [("outbox", name, b"O") for name in ("check_changed", "check_removed", "not_truncated")]
     assert [(table, name, flag.encode() if isinstance(flag, str) else flag) for table, name, flag in found] == sorted(
         expected
     )
@@ -457,11 +462,11 @@ def test_app_role_may_do_to_each_table_what_it_is_for(funded: Ledger, psql: Psql
     """History grows and is read, what follows from it may change as well, and no table is left without its grants."""
     funded.create_roles(prefix)
     grow, change, mend = ["SELECT", "INSERT"], ["SELECT", "INSERT", "UPDATE"], ["SELECT", "INSERT", "UPDATE", "DELETE"]
-    expected = dict.fromkeys([*APPEND_ONLY, "outbox"], grow)
+    expected = dict.fromkeys(APPEND_ONLY, grow) | {"outbox": mend}
     expected |= {"identity": ["SELECT"], "schema_version": ["SELECT"], "periods": ["SELECT", "UPDATE"]}
     expected |= dict.fromkeys(["accounts", "balances", "holds"], mend)
     expected |= dict.fromkeys(["inbox_streams", "inbox_messages", "inbox_ids", "dead_letters", "inbox_counters"], mend)
-    expected["consumer_offsets"] = change
+    expected |= dict.fromkeys(["consumer_offsets", "leases", "subscriptions"], change)
     granted = psql.execute(
         "SELECT tablename, ARRAY(SELECT p FROM unnest(%s::text[]) AS p"
         " WHERE has_table_privilege(%s, 'ledger.' || tablename, p)) FROM pg_tables WHERE schemaname = 'ledger'",
@@ -490,6 +495,10 @@ def test_app_role_can_do_everything_the_library_needs(funded: Ledger, ledger_url
         held = ledger.hold("2 USD", debit="alice", credit="bob")
         ledger.capture(held, "1 USD", final=True)
         ledger.close_period(datetime(2020, 1, 1, tzinfo=UTC))
+        assert ledger.stamp() == len(list(ledger.feed())) > 0
+        subscription = ledger.subscription("mail")
+        with ledger.engine.begin() as connection:
+            subscription.acknowledge(connection, subscription.next(connection, 5))
         assert ledger.transactions(reference="payday")
         assert ledger.trial_balance().balanced
         assert ledger.verify().ok
@@ -533,7 +542,10 @@ def test_roles_cannot_touch_history_or_its_guards(repaired: Ledger, ledger_url: 
         "SET session_replication_role = replica",
         f"SET ROLE {prefix}_owner",
         "DELETE FROM schema_version",
-        "UPDATE outbox SET recorded_at = now()",
+        "TRUNCATE outbox",
+        "ALTER TABLE outbox DISABLE TRIGGER ALL",
+        "DELETE FROM leases",
+        "DELETE FROM subscriptions",
         "INSERT INTO identity VALUES (2, gen_random_uuid(), now())",
     ]
     # A session that *is* the role: one that only took it on could go back.
@@ -552,6 +564,7 @@ def test_audit_role_reads_and_verifies(funded: Ledger, ledger_url: str, prefix: 
         assert [line.account for line in ledger.accounts()] == ["alice", "bob", "world"]
         assert ledger.trial_balance().balanced
         assert ledger.transactions(metadata={"month": "May"})
+        assert funded.stamp() == len(list(ledger.feed()))
         assert ledger.verify().ok
 
 
@@ -563,6 +576,8 @@ def test_audit_role_writes_nothing(funded: Ledger, ledger_url: str, psql: Psql, 
             ledger.transfer("1 USD", debit="alice", credit="bob")
         with pytest.raises(DatabaseUnavailable, match="lacks a privilege"):
             ledger.rebuild("alice")
+        with pytest.raises(DatabaseUnavailable, match="lacks a privilege"):
+            ledger.stamp()
     tables = [name for (name,) in psql.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'ledger'")]
     assert len(tables) >= 9
     with psycopg.connect(as_role(ledger_url, f"{prefix}_audit"), autocommit=True) as session:
