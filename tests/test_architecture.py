@@ -32,6 +32,7 @@ FLOW: Final = """
     storage.store                               | what is kept                  → appended
     storage.projector storage.repair storage.rebuild    | what it adds up to    → projected
     storage.leases storage.feed storage.subscriptions    | the order of everything
+    storage.tree                                | … and what is proved of it
     storage.dead_letters storage.mailbox storage.offsets
     storage.queries storage.inbox_queries       | what is answered              → queried
     stripes batch writer                        | the only write path
