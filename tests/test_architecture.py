@@ -39,9 +39,11 @@ FLOW: Final = """
     batcher                                     | many callers, one transaction
     audit.jobs audit.texts audit.report audit.lawful audit.verify | re-derive, never trust
     audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
+    audit.sealed
     receiving inbox intake                      | messages, once and in order
     stamper subscription                        | the feed: one writer, many readers
-    lifecycle operations application            | the one public object
+    sealer                                      | … and what is signed of it
+    lifecycle operations proof application      | the one public object
     asynchronous                                | … awaited
     ledger                                      | the public names
     simulation                                  | the incident, at any scale
@@ -52,7 +54,8 @@ FLOW: Final = """
     connect kafka rabbitmq
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
-    cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding cli.upkeep cli.proving
+    cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding
+    cli.proving cli.sealing cli.upkeep
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program
     cli __main__
 """
