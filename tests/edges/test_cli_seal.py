@@ -108,8 +108,8 @@ def test_log_is_exported_and_anchored(stamped: Ledger, program: Program, answer:
     assert answer("anchor", "check", str(tmp_path / "anchor"), *trust)[1]["checkpoints"] == 2
 
 
-@pytest.mark.usefixtures("stamped")
-def test_verify_against(program: Program, answer: Answer, key: SigningKey, tmp_path: Path, ledger_url: str) -> None:
+@pytest.mark.usefixtures("stamped", "key")
+def test_verify_against(program: Program, answer: Answer, tmp_path: Path, ledger_url: str) -> None:
     """Exit code 0 while all is as it was signed; 1 and the place when it is not; 2 where it is asked for wrongly."""
     program(*seal(tmp_path))
     note = tmp_path / "sealer.key.checkpoint"
@@ -179,9 +179,19 @@ def wait_for(psql: psycopg.Connection[Any], size: int) -> None:
     pytest.fail(f"{size} events were not sealed")
 
 
-@pytest.mark.parametrize("point", [Point.UNSENT, Point.UNACKNOWLEDGED])
-def test_sealer_that_is_killed(stamped: Ledger, ledger_url: str, key: SigningKey, tmp_path: Path, point: Point) -> None:
-    """With kill -9 at each statement in turn, from connecting on: the next one goes on, and all of it holds."""
+@pytest.mark.parametrize(
+    ("point", "stride"),
+    [
+        (Point.UNSENT, 7),
+        (Point.UNACKNOWLEDGED, 11),
+        pytest.param(Point.UNSENT, 1, marks=pytest.mark.campaign),
+        pytest.param(Point.UNACKNOWLEDGED, 1, marks=pytest.mark.campaign),
+    ],
+)
+def test_sealer_that_is_killed(
+    stamped: Ledger, ledger_url: str, key: SigningKey, tmp_path: Path, point: Point, stride: int
+) -> None:
+    """With kill -9 at one statement after another, from connecting on: the next one goes on, and all of it holds."""
     state = tmp_path / "sealer.key.checkpoint"
     with (
         FaultyProxy(make_url(ledger_url)) as proxy,
