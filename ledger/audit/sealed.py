@@ -94,7 +94,8 @@ def verify_against(
     except CorruptLog as error:
         comparison.report.add("log", error.stream, error.version, "record", error.problem)
     except ProofFailed as error:
-        comparison.report.add("feed", LEDGER_STREAM, 0, "feed", f"{error.what}: {error.problem}")
+        problem = f"{error.what}: {error.problem}; what differs is behind position {comparison.sound:,}"
+        comparison.report.add("feed", LEDGER_STREAM, 0, "feed", problem)
     return comparison.report
 
 
@@ -107,8 +108,8 @@ class _Comparison:
         self._checkpoint = checkpoint
         self._keys = keys
         self._tree = Tiling()
-        self._sound = 0
-        """The size of the last checkpoint that the log fits."""
+        self.sound = 0
+        """The size of the last signed checkpoint that the log fits.  Tiles are not signed: they only help to look."""
 
     def run(self, progress: Callable[[int], None] | None) -> None:
         size = self._checkpoint.size
@@ -119,7 +120,7 @@ class _Comparison:
         self._grow(leaves, size, progress)
         if self._tree.root() != self._checkpoint.root:
             problem = f"the first {size:,} events are not those that were signed: what differs is behind position"
-            self._add(LEDGER_STREAM, 0, "root", f"{problem} {self._sound:,}")
+            self._add(LEDGER_STREAM, 0, "root", f"{problem} {self.sound:,}")
 
     def _checkpoints(self) -> Iterator[Sealed]:
         """Those that the database keeps, and a finding if the one from outside is not among them."""
@@ -165,9 +166,9 @@ class _Comparison:
         if (signed.size, signed.root) != (sealed.size, sealed.root):
             self._add(LEDGER_STREAM, 0, "checkpoints", f"{what}: its row is not what was signed")
         elif signed.root == self._tree.root():
-            self._sound = signed.size
+            self.sound = signed.size
         else:
-            changed = f"what was changed is behind position {self._sound:,}, up to {sealed.size:,}"
+            changed = f"what was changed is behind position {self.sound:,}, up to {sealed.size:,}"
             self._add(LEDGER_STREAM, 0, "checkpoints", f"{what} is of other events than the log has: {changed}")
 
     def _add(self, stream: str, version: int, column: str, problem: str) -> None:
