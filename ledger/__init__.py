@@ -90,12 +90,14 @@ from ledger.order.message import Message
 from ledger.order.monitor import OrderMonitor
 from ledger.order.remote import Applied, RemoteBalances
 from ledger.receiving import Received, Retry, Unordered
+from ledger.sealer import Sealer
 from ledger.stamper import Stamper
 from ledger.storage.database import Timeouts
 from ledger.storage.leases import Lease
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, Page, StreamState, TransactionDetail, TrialBalance, TrialLine
 from ledger.storage.subscriptions import Standing
+from ledger.storage.tree import Sealed
 from ledger.storage.tables import include_object, include_object_for
 from ledger.subscription import Subscription
 
@@ -178,6 +180,8 @@ __all__ = [
     "Retry",
     "Reverse",
     "SchemaMismatch",
+    "Sealed",
+    "Sealer",
     "Stamper",
     "Standing",
     "StateMachine",

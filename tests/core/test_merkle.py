@@ -18,6 +18,7 @@ from ledger.core.merkle import (
     Frontier,
     Subtree,
     SubtreeAt,
+    Tiling,
     consistency_proof,
     inclusion_proof,
     node_hash,
@@ -433,3 +434,35 @@ def test_a_frontier_begins_at_any_size() -> None:
     frontier.extend(LEAVES[700:])
 
     assert frontier.root() == mth(0, LARGEST)
+
+
+def test_tiles_are_given_when_they_are_full() -> None:
+    """In whatever pieces the leaves come: each full tile once, in order, with the hashes that its level has there."""
+    leaves = [sha256(f"leaf {number}".encode()).digest() for number in range(TILE_WIDTH * TILE_WIDTH + 300)]
+    whole, pieces = Tiling(), Tiling()
+    filled = whole.extend(leaves)
+    draws = random.Random(3)  # noqa: S311  (not for secrets)
+    grown, at = [], 0
+    while at < len(leaves):
+        width = draws.randint(1, 700)
+        grown += pieces.extend(leaves[at : at + width])
+        at += width
+    assert grown == filled
+    assert [(tile.level, tile.number) for tile in filled if tile.level] == [(1, 0)]
+    below = [tile for tile in filled if tile.level == 0]
+    assert [tile.number for tile in below] == list(range(TILE_WIDTH + 1))
+    assert b"".join(tile.hashes for tile in below) == b"".join(leaves[: TILE_WIDTH * (TILE_WIDTH + 1)])
+    frontier = Frontier()
+    assert b"".join(each.root for each in frontier.extend(leaves) if each.level == 8)[:8192] == filled[-2].hashes
+    assert whole.root() == pieces.root() == frontier.root()
+
+
+def test_a_copy_grows_for_itself() -> None:
+    """What is tried on a copy leaves the original as it was."""
+    original = Tiling()
+    original.extend(LEAVES[:200])
+    copy, root = original.copy(), original.root()
+    assert copy.extend(LEAVES[200:300]) != []
+    assert (original.size, original.root()) == (200, root)
+    assert original.extend(LEAVES[200:300])[0].hashes == b"".join(LEAVES[:256])
+    assert original.root() == copy.root()
