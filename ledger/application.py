@@ -33,6 +33,7 @@ from ledger.lifecycle import shipped_machines
 from ledger.operations import Answer, Operations
 from ledger.order.cursor import Strict
 from ledger.order.message import check_source
+from ledger.proof import Proofs
 from ledger.receiving import Handler, Receiver, Retry, Unordered
 from ledger.stamper import EVENTS_MAX, LEASE_SECONDS, Stamper
 from ledger.storage import embedded, feed, leases, migrations, offsets, projector, queries, repair, subscriptions
@@ -55,7 +56,7 @@ EXPIRED_TOGETHER: Final = 500
 """Holds expired in one transaction: how long writers to their accounts may wait."""
 
 
-class Ledger(Operations):
+class Ledger(Operations, Proofs):
     """
     An event-sourced, double-entry ledger on a PostgreSQL database.
 

@@ -32,15 +32,18 @@ FLOW: Final = """
     storage.store                               | what is kept                  → appended
     storage.projector storage.repair storage.rebuild    | what it adds up to    → projected
     storage.leases storage.feed storage.subscriptions    | the order of everything
+    storage.tree                                | … and what is proved of it
     storage.dead_letters storage.mailbox storage.offsets
     storage.queries storage.inbox_queries       | what is answered              → queried
     stripes batch writer                        | the only write path
     batcher                                     | many callers, one transaction
     audit.jobs audit.texts audit.report audit.lawful audit.verify | re-derive, never trust
     audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
+    audit.sealed
     receiving inbox intake                      | messages, once and in order
     stamper subscription                        | the feed: one writer, many readers
-    lifecycle operations application            | the one public object
+    sealer                                      | … and what is signed of it
+    lifecycle operations proof application      | the one public object
     asynchronous                                | … awaited
     ledger                                      | the public names
     simulation                                  | the incident, at any scale
@@ -51,7 +54,8 @@ FLOW: Final = """
     connect kafka rabbitmq
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
-    cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding cli.upkeep cli.proving
+    cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding
+    cli.proving cli.sealing cli.upkeep
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program
     cli __main__
 """

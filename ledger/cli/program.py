@@ -25,6 +25,7 @@ from ledger.cli import (
     ordering,
     proving,
     ruling,
+    sealing,
     simulate,
     upkeep,
     writing,
@@ -93,6 +94,10 @@ app.command("verify", rich_help_panel=_CHECK)(upkeep.verify)
 app.command("rebuild", rich_help_panel=_CHECK)(upkeep.rebuild)
 app.command("bench", rich_help_panel=_CHECK)(bench.bench)
 app.command("keygen", rich_help_panel=_PROVE)(proving.keygen)
+app.command("seal", rich_help_panel=_PROVE)(sealing.seal)
+app.command("checkpoint", rich_help_panel=_PROVE)(sealing.checkpoint)
+app.command("prove", rich_help_panel=_PROVE)(sealing.prove)
+app.command("export-log", rich_help_panel=_PROVE)(sealing.export_log)
 app.command("verify-checkpoint", rich_help_panel=_PROVE)(proving.verify_checkpoint)
 app.command("verify-proof", rich_help_panel=_PROVE)(proving.verify_proof)
 app.command("verify-log", rich_help_panel=_PROVE)(proving.verify_log)

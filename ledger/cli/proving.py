@@ -1,11 +1,12 @@
-"""The commands about proof that need no database: keys, checkpoints, logs in folders, anchors."""
+"""The commands of those who verify, without any database: keys, checkpoints, proofs, logs in folders, anchors."""
 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -16,7 +17,7 @@ from ledger.audit.anchors import FileAnchor, timestamp_request, verify_timestamp
 from ledger.audit.checkpoint import Checkpoint, Note, SigningKey, VerifierKey, open_checkpoint, signers
 from ledger.audit.inclusion import InclusionProof
 from ledger.audit.tiles import LogFolder
-from ledger.cli.options import Answering, command
+from ledger.cli.options import Answering, Target, command, opened
 from ledger.cli.output import answer, progress
 from ledger.core.canonical import utc_text
 from ledger.core.errors import InvalidCommand
@@ -26,6 +27,11 @@ from ledger.wire import Json
 anchor_app = typer.Typer(name="anchor", help="Put checkpoints where whoever rewrites the log cannot reach.")
 
 NoteFile: TypeAlias = Annotated[Path, typer.Argument(help="A signed checkpoint.", metavar="CHECKPOINT")]
+
+
+def read_keys(keys: Iterable[str]) -> list[VerifierKey]:
+    """The verifier keys that are given, each itself or as the name of a file with it."""
+    return [VerifierKey.parse(key if "+" in key else Path(key).read_text("utf-8")) for key in keys]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +55,7 @@ class Trusted:
     @property
     def keys(self) -> list[VerifierKey]:
         """The keys."""
-        return [VerifierKey.parse(key if "+" in key else Path(key).read_text("utf-8")) for key in self.key]
+        return read_keys(self.key)
 
 
 @command
@@ -65,7 +71,7 @@ def keygen(
     """
     key = SigningKey.generate(name)
     verifier = str(key.verifier)
-    with _files():
+    with files():
         key.write(out)
     answer(how.as_json, {"verifier": verifier, "file": str(out)}, escape(verifier))
     return 0
@@ -74,7 +80,7 @@ def keygen(
 @command
 def verify_checkpoint(how: Answering, trusted: Trusted, checkpoint: NoteFile) -> int:
     """Verify the signatures of a checkpoint, and say what it is of."""
-    with _files():
+    with files():
         note = checkpoint.read_bytes()
         found = open_checkpoint(note, trusted.keys, origin=trusted.origin)
         signed_by = [key.name for key in signers(Note.parse(note), trusted.keys)]
@@ -97,7 +103,7 @@ def verify_proof(
     ] = None,
 ) -> int:
     """Verify that an event is in the log of a signed checkpoint, and print its record."""
-    with _files():
+    with files():
         read = InclusionProof.parse(proof.read_bytes())
         wanted = None if record is None else record.read_bytes()
         found = read.verify(trusted.keys, record=wanted, origin=trusted.origin)
@@ -118,7 +124,7 @@ def verify_log(
     folder: Annotated[Path, typer.Argument(help="A log as a folder of tiles.", metavar="DIR")],
 ) -> int:
     """Verify every record, hash and root of a log that was exported, and its checkpoint."""
-    with _files():
+    with files():
         log = LogFolder(folder)
         size = Checkpoint.parse(Note.parse(log.note()).text).size
         with progress("records", size) as watch:
@@ -129,24 +135,32 @@ def verify_log(
 
 @command
 def anchor_file(
-    how: Answering,
+    target: Target,
     trusted: Trusted,
     file: Annotated[Path, typer.Argument(help="The file that grows, one line each time.", metavar="FILE")],
-    log: Annotated[Path, typer.Option(help="The log as a folder of tiles: its checkpoint is recorded.", metavar="DIR")],
+    log: Annotated[
+        Path | None, typer.Option(help="A log as a folder of tiles, in place of the database.", metavar="DIR")
+    ] = None,
 ) -> int:
-    """Append a log's checkpoint to a file, if it extends the last one there."""
-    with _files():
-        source = LogFolder(log)
-        note = source.note()
+    """Append the last checkpoint to a file, if it extends the last one there."""
+    with files(), ExitStack() as stack:
+        if log is None:
+            ledger = stack.enter_context(opened(target.settings))
+            note, extension = ledger.checkpoint().note, ledger.extension
+        else:
+            note, extension = LogFolder(log).note(), partial(_extension, LogFolder(log))
         size = open_checkpoint(note, trusted.keys, origin=trusted.origin).size
         anchor = FileAnchor(file, trusted.keys, origin=trusted.origin)
         last = anchor.last()
         old = 0 if last is None else last.checkpoint.size
         # A log that is behind the anchor has no proof; the anchor says so.
-        proof = consistency_proof(old, size, source.subtrees(size)) if old <= size else []
-        anchor.record(note, proof)
-    answer(how.as_json, {"size": size, "before": old}, f"anchored: {size:,} records, {old:,} before")
+        anchor.record(note, extension(old, size) if old <= size else [])
+    answer(target.as_json, {"size": size, "before": old}, f"anchored: {size:,} records, {old:,} before")
     return 0
+
+
+def _extension(log: LogFolder, old: int, size: int) -> list[bytes]:
+    return consistency_proof(old, size, log.subtrees(size))
 
 
 @command
@@ -157,7 +171,7 @@ def anchor_check(
 ) -> int:
     """Verify every checkpoint in such a file, and that each extends the one before."""
     count, found = 0, None
-    with _files():
+    with files():
         for checkpoint in FileAnchor(file, trusted.keys, origin=trusted.origin).verify():
             count, found = count + 1, checkpoint
     said = ["no checkpoint"] if found is None else [f"[green]sound[/]: {count:,} checkpoints, the last:", _said(found)]
@@ -172,7 +186,7 @@ def anchor_request(
     out: Annotated[Path, typer.Option(help="Where to write the request, a .tsq file.", metavar="FILE")],
 ) -> int:
     """Make a request for a timestamp (RFC 3161) of a checkpoint; send it to any authority."""
-    with _files():
+    with files():
         out.write_bytes(timestamp_request(checkpoint.read_bytes()))
     sent = f"curl -H 'Content-Type: application/timestamp-query' --data-binary @{out} -o {out.with_suffix('.tsr')} URL"
     answer(how.as_json, {"file": str(out)}, escape(sent))
@@ -188,7 +202,7 @@ def anchor_timestamp(
     roots: Annotated[Path, typer.Option(help="The certificates that are trusted, in PEM.", metavar="FILE")],
 ) -> int:
     """Verify a timestamp of a checkpoint, asking nobody, and say of when it is."""
-    with _files():
+    with files():
         note = checkpoint.read_bytes()
         found = open_checkpoint(note, trusted.keys, origin=trusted.origin)
         at = utc_text(verify_timestamp(note, response.read_bytes(), roots.read_bytes()))
@@ -212,7 +226,7 @@ def _said(checkpoint: Checkpoint) -> str:
 
 
 @contextmanager
-def _files() -> Iterator[None]:
+def files() -> Iterator[None]:
     """Say which file it is that cannot be read or written."""
     try:
         yield

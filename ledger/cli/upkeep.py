@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Final, TypeAlias
 
 import typer
@@ -11,6 +12,7 @@ from ledger.application import Ledger
 from ledger.audit.report import Report
 from ledger.cli.options import POOL_SIZE, Target, command, opened
 from ledger.cli.output import answer, print_error, progress
+from ledger.cli.proving import files, read_keys
 from ledger.core.errors import InvalidCommand, UnknownAccount
 from ledger.wire import migrated_json, report_json
 
@@ -62,6 +64,20 @@ def verify(
     ] = False,
     jobs: Jobs = 1,
     after: After = "",
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Compare the log with this signed checkpoint, which was kept elsewhere, and nothing else.",
+            metavar="CHECKPOINT",
+        ),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(help="With --against: the verifier key, or a file with it; repeatable.", metavar="KEY"),
+    ] = None,
+    origin: Annotated[
+        str | None, typer.Option(help="With --against: the log's name, if it is not that of its key.", metavar="NAME")
+    ] = None,
 ) -> int:
     """
     Re-derive everything from the log and compare.
@@ -69,6 +85,12 @@ def verify(
     Exit code 0: sound; 1: something was found, repaired or not; 2: could not check.
     """
     chosen = account or []
+    if against is not None:
+        if chosen or repair or jobs != 1 or after or not key:
+            raise InvalidCommand("--against", "it goes with --key, and with no other option of this command")
+        return _verify_against(target, against, key, origin)
+    if key or origin:
+        raise InvalidCommand("--key", "it goes with --against")
     with opened(target.settings) as ledger:
         try:
             report = _verified(ledger, chosen, jobs, after)
@@ -110,6 +132,14 @@ def rebuild(
         said = ["[green]all as the log says[/]: nothing differed"]
     answer(target.as_json, {"differed": differed}, *said)
     return 1 if differed else 0
+
+
+def _verify_against(target: Target, checkpoint: Path, keys: list[str], origin: str | None) -> int:
+    with files(), opened(target.settings) as ledger, progress("records", None) as watch:
+        note, known = checkpoint.read_bytes(), read_keys(keys)
+        report = ledger.verify_against(note, known, origin=origin, progress=watch)
+    answer(target.as_json, report_json(report), *_counts(report), *_findings(report))
+    return 0 if report.ok else 1
 
 
 def _verified(ledger: Ledger, accounts: list[str], jobs: int, after: str = "") -> Report:

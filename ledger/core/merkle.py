@@ -50,6 +50,15 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return sha256(b"\1" + left + right).digest()
 
 
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A full tile: 256 hashes side by side, each over `1 << TILE_HEIGHT * level` leaves."""
+
+    level: int
+    number: int
+    hashes: bytes
+
+
 class Frontier:
     """
     The right edge of a tree: its size, and the roots of the complete subtrees that it is made of, largest first.
@@ -78,7 +87,7 @@ class Frontier:
             if set(map(len, chunk)) != {HASH_BYTES}:
                 raise ValueError(f"a leaf after the first {self.size} is not a hash of {HASH_BYTES} bytes")
             if len(chunk) == TILE_WIDTH:
-                self._append(TILE_HEIGHT, _folded(b"".join(chunk)), completed)
+                self._append(TILE_HEIGHT, folded(b"".join(chunk)), completed)
             else:
                 for leaf in chunk:
                     self._append(0, leaf, completed)
@@ -129,6 +138,60 @@ class Frontier:
         frontier = cls()
         frontier.size, frontier._roots = size, [subtree(level, index) for level, index in _cover(0, size)]
         return frontier
+
+
+class Tiling:
+    """
+    The tiles of a tree that grows, each as soon as it is full.
+
+    It holds its frontier, and of each level the hashes that fill no tile yet.
+    """
+
+    __slots__ = ("_filling", "_frontier")
+
+    def __init__(self) -> None:
+        self._frontier = Frontier()
+        self._filling: dict[int, bytearray] = {}
+
+    @property
+    def size(self) -> int:
+        """How many leaves there are."""
+        return self._frontier.size
+
+    def root(self) -> bytes:
+        """The root of the tree as it is now."""
+        return self._frontier.root()
+
+    def copy(self) -> Tiling:
+        """Another one that grows for itself."""
+        copied = Tiling()
+        copied._frontier = Frontier.from_bytes(self._frontier.to_bytes())
+        copied._filling = {level: bytearray(hashes) for level, hashes in self._filling.items()}
+        return copied
+
+    def extend(self, leaves: Iterable[bytes]) -> list[Tile]:
+        """
+        Append leaf hashes, and say which tiles this filled, those of the leaves among them; in order within each level.
+
+        Raises:
+            ValueError: A hash is not of 32 bytes.
+        """
+        filled: list[Tile] = []
+        rest = iter(leaves)
+        while chunk := list(islice(rest, TILE_WIDTH - self.size % TILE_WIDTH)):
+            first = self.size
+            completed = self._frontier.extend(chunk)
+            self._fill(0, first, b"".join(chunk), filled)
+            for subtree in completed:
+                self._fill(subtree.level // TILE_HEIGHT, subtree.index, subtree.root, filled)
+        return filled
+
+    def _fill(self, level: int, index: int, hashes: bytes, filled: list[Tile]) -> None:
+        filling = self._filling.setdefault(level, bytearray())
+        filling += hashes
+        if len(filling) == HASH_BYTES * TILE_WIDTH:
+            filled.append(Tile(level, index // TILE_WIDTH, bytes(filling)))
+            del self._filling[level]
 
 
 def root_at(size: int, subtree: SubtreeAt) -> bytes:
@@ -244,7 +307,7 @@ def subtrees_in(tile: TileAt) -> SubtreeAt:
             raise ValueError(
                 f"tile {first // TILE_WIDTH} of level {tile_level} has no subtree {index} of level {level}"
             )
-        return _folded(hashes)
+        return folded(hashes)
 
     return subtree
 
@@ -278,7 +341,7 @@ def _joined(roots: Sequence[bytes]) -> bytes:
     return root
 
 
-def _folded(hashes: bytes) -> bytes:
+def folded(hashes: bytes) -> bytes:
     """The root over as many hashes as a power of two, one after the other."""
     while len(hashes) > HASH_BYTES:
         hashes = b"".join(

@@ -13,7 +13,14 @@ from uuid import UUID
 from ledger.core.book import Balance, Book, Stream, Terms, together
 from ledger.core.canonical import canonical_json, utc_text
 from ledger.core.commands import STRIPES_MAX, Direction
-from ledger.core.errors import InvalidCommand, StripedAccount, UnknownAccount, UnknownAsset, UnknownStream, UnknownTransaction
+from ledger.core.errors import (
+    InvalidCommand,
+    StripedAccount,
+    UnknownAccount,
+    UnknownAsset,
+    UnknownStream,
+    UnknownTransaction,
+)
 from ledger.core.events import Numbers, Recorded, Transaction, account_of, stripes_of
 from ledger.core.lifecycle import HOLD, StateMachine
 from ledger.core.money import Money

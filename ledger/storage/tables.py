@@ -282,6 +282,29 @@ subscriptions: Final = Table(
     comment="How far each consumer of the feed is; compare-and-set on position, in the consumer's own transaction.",
 )
 
+tree_tiles: Final = Table(
+    "tree_tiles",
+    metadata,
+    Column("level", SmallInteger, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("hashes", LargeBinary, nullable=False),
+    CheckConstraint("level >= 0 AND number >= 0", name="place"),
+    CheckConstraint("octet_length(hashes) = 8192", name="full"),
+    comment="Append-only: the full tiles of the tree over the feed, 256 hashes each (C2SP tlog-tiles).",
+)
+
+checkpoints: Final = Table(
+    "checkpoints",
+    metadata,
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    _hash("root"),
+    Column("note", LargeBinary, nullable=False),
+    _moment("sealed_at"),
+    CheckConstraint("size >= 1", name="size_positive"),
+    CheckConstraint("octet_length(root) = 32", name="root_size"),
+    comment="Append-only: size and root of the tree, as they were signed, with a key that the database never sees.",
+)
+
 inbox_streams: Final = Table(
     "inbox_streams",
     metadata,
@@ -432,6 +455,8 @@ APPEND_ONLY: Final = (
     "inbox_releases",
     "dead_letter_decisions",
     "feed",
+    "tree_tiles",
+    "checkpoints",
 )
 """Tables that the database itself refuses to change."""
 

@@ -30,6 +30,8 @@ KEYS = {
     "inbox_releases": "stream, source, first_sequence",
     "dead_letter_decisions": "stream, source, dead_letter_id, recorded_at",
     "feed": "position",
+    "tree_tiles": "level, number",
+    "checkpoints": "size",
 }
 COLUMNS = {
     "identity": "created_at",
@@ -39,6 +41,8 @@ COLUMNS = {
     "inbox_releases": "reason",
     "dead_letter_decisions": "decision",
     "feed": "stream",
+    "tree_tiles": "hashes",
+    "checkpoints": "root",
 }
 ATTACKS = {
     "update": "UPDATE {table} SET {column} = {column}",
