@@ -220,17 +220,20 @@ def _write_log(files: _Files, entries: Iterable[FeedEntry], size: int) -> None:
     with files.create(PAYLOADS) as payloads, files.create(TRANSACTIONS) as transactions:
 
         def records() -> Iterator[bytes]:
-            last = ""
+            last, left, position = "", 0, 0
             for entry in entries:
                 event, transaction = entry.event, entry.transaction
                 if transaction.transaction_id != last:
-                    last = transaction.transaction_id
+                    last, left = transaction.transaction_id, len(transaction.streams)
                     transactions.write(_line(transaction_header(*transaction[:-1]), f"transaction {last}"))
                 place = f"{event.stream} version {event.version}"
                 payloads.write(_line(event.payload.encode(), place))
                 yield _line(event_record(transaction.header_hash.hex(), *event[:-1]), place)
-                if entry.position == size:
-                    return
+                left, position = left - 1, entry.position
+                if position == size:
+                    break
+            if position == size and left:
+                raise InvalidCommand(CHECKPOINT, f"it ends within transaction {last}: take a later one")
 
         files.write(RECORDS, records())
 
