@@ -14,15 +14,17 @@ vkey=$(cat "$1")
 roots=${2:+$(cat "$2")}
 cd "$(dirname "$0")"
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+# Many small files, a few thousand at a time: in memory, where there is room for them, since disks are slow at that.
+small=$(mktemp -d -p /dev/shm 2> /dev/null || mktemp -d)
+trap 'rm -rf "$work" "$small"' EXIT
 
 # SHA-256 of each line of the file $1, without its newline and behind the text $2: one a line.  Where $2 is LEAF it is
 # a byte of zero instead, which makes it the leaf hash of RFC 6962.
 hash_lines() {
-    rm -rf "$work/hash" && mkdir "$work/hash"
-    split -a 4 -l 8192 "$1" "$work/hash/part."
-    for part in "$work"/hash/part.*; do
-        awk -v folder="$work/hash" -v before="$2" '{
+    rm -rf "$small/hash" && mkdir "$small/hash"
+    split -a 4 -l 4096 "$1" "$small/hash/part."
+    for part in "$small"/hash/part.*; do
+        awk -v folder="$small/hash" -v before="$2" '{
             file = sprintf("%s/line.%05d", folder, NR)
             ORS = ""
             if (before == "LEAF") printf "%c", 0 > file
@@ -30,9 +32,9 @@ hash_lines() {
             print $0 > file
             close(file)
         }' "$part"
-        (cd "$work/hash" && sha256sum line.*) > "$work/hash/sums"
-        cut -c1-64 "$work/hash/sums"
-        rm "$work"/hash/line.*
+        (cd "$small/hash" && sha256sum line.*) > "$small/hash/sums"
+        cut -c1-64 "$small/hash/sums"
+        rm "$small"/hash/line.*
     done
 }
 
@@ -42,14 +44,14 @@ merkle_root() {
     cp "$1" "$work/level"
     while [ "$(wc -l < "$work/level")" -gt 1 ]; do
         paste -d '\0' - - < "$work/level" > "$work/pairs"
-        rm -rf "$work/hash" && mkdir "$work/hash"
+        rm -rf "$small/hash" && mkdir "$small/hash"
         awk 'length($0) == 64' "$work/pairs" > "$work/left"
-        awk 'length($0) == 128 { print "01" toupper($0) }' "$work/pairs" | split -a 4 -l 8192 - "$work/hash/part."
-        for part in "$work"/hash/part.*; do
-            tr -d '\n' < "$part" | basenc --base16 -d | split -a 4 -d -b 65 - "$work/hash/node."
-            (cd "$work/hash" && sha256sum node.*) > "$work/hash/sums"
-            cut -c1-64 "$work/hash/sums"
-            rm "$work"/hash/node.*
+        awk 'length($0) == 128 { print "01" toupper($0) }' "$work/pairs" | split -a 4 -l 4096 - "$small/hash/part."
+        for part in "$small"/hash/part.*; do
+            tr -d '\n' < "$part" | basenc --base16 -d | split -a 4 -d -b 65 - "$small/hash/node."
+            (cd "$small/hash" && sha256sum node.*) > "$small/hash/sums"
+            cut -c1-64 "$small/hash/sums"
+            rm "$small"/hash/node.*
         done > "$work/level"
         cat "$work/left" >> "$work/level"
     done
