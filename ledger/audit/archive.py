@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from shutil import copyfileobj
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from ledger.core.errors import InvalidCommand, ProofFailed
 
@@ -77,7 +77,7 @@ class Archive:
         """
         if name not in self._members:
             raise ProofFailed("The bundle", f"{name} is missing in it")
-        return io.BufferedReader(_Window(self._path, *self._members[name]), 1 << 16)  # type: ignore[return-value]
+        return io.BufferedReader(_Window(self._path, *self._members[name]), 1 << 16)
 
     def size(self, name: str) -> int:
         """How many bytes a member has."""
@@ -106,7 +106,9 @@ class Archive:
             if size < 0 or block != _header(name, size):
                 raise ProofFailed("The bundle", f"at byte {at - _BLOCK:,} is no member as bundles have them")
             if name <= last:
-                raise ProofFailed("The bundle", f"{name} is in it twice" if name in self._members else f"{name} is not in its place")
+                raise ProofFailed(
+                    "The bundle", f"{name} is in it twice" if name in self._members else f"{name} is not in its place"
+                )
             padding = -size % _BLOCK
             if at + size + padding > end:
                 raise ProofFailed("The bundle", f"it ends within {name}, at byte {end:,}")
@@ -131,7 +133,7 @@ class _Window(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any) -> int:
         content = self._file.read(min(len(buffer), self._left))
         buffer[: len(content)] = content
         self._left -= len(content)

@@ -1,5 +1,5 @@
 """
-Everything up to a checkpoint in one file, with what it takes to check it: for people who have no database, and no ledger.
+Everything up to a checkpoint in one file, with what it takes to check it, for people who have no database.
 
     checkpoint, ledger.json                                    what all of it belongs to
     records.jsonl, payloads.jsonl, transactions.jsonl          what was recorded
@@ -155,9 +155,7 @@ def verify_bundle(
     note = archive.read(CHECKPOINT, NOTE_BYTES_MAX)
     checkpoint = open_checkpoint(note, known, origin=origin)
     ledger_id = _ledger_id(archive)
-    anchored = {
-        name: _anchored(archive, name, known, origin) for name in archive.names if name.startswith("anchors/")
-    }
+    anchored = {name: _anchored(archive, name, known, origin) for name in archive.names if name.startswith("anchors/")}
     sizes = {each.size for found in anchored.values() for each in found}
     with ExitStack() as stack:
         log = (stack.enter_context(archive.open(name)) for name in (RECORDS, PAYLOADS, TRANSACTIONS))

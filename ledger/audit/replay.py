@@ -105,6 +105,7 @@ class Replay:
         records: BinaryIO,
         payloads: BinaryIO,
         transactions: BinaryIO,
+        *,
         roots_at: Collection[int] = (),
     ) -> None:
         """`roots_at` are sizes at which the tree's root is wanted."""

@@ -33,9 +33,7 @@ def bundle(
     with files(), opened(target.settings) as ledger:
         note = ledger.checkpoint().note if of is None else of.read_bytes()
         with progress("events", None) as watch:
-            written = ledger.bundle(
-                out, note=note, anchors=anchor or (), timestamps=timestamp or (), progress=watch
-            )
+            written = ledger.bundle(out, note=note, anchors=anchor or (), timestamps=timestamp or (), progress=watch)
     plain = {"origin": written.origin, "size": written.size, "root": written.root.hex(), "file": str(out)}
     answer(target.as_json, plain, f"written: {written.size:,} events, in {escape(str(out))}")
     return 0

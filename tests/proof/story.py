@@ -64,7 +64,11 @@ def commands() -> Iterator[Command | Sequence[Event]]:
     yield Release(hold=str(UUID(int=13)), amount="3 USD")
     yield Capture(hold=str(UUID(int=13)), amount="12 USD", final=True)
     yield Hold(amount="7 USD", debit="alice", credit="rent")
-    legs = [("world", Direction.DEBIT, "3 USD"), ("alice", Direction.CREDIT, "1 USD"), ("cash", Direction.CREDIT, "2 USD")]
+    legs = [
+        ("world", Direction.DEBIT, "3 USD"),
+        ("alice", Direction.CREDIT, "1 USD"),
+        ("cash", Direction.CREDIT, "2 USD"),
+    ]
     yield Post(entries=[Entry(account=each, direction=side, amount=amount) for each, side, amount in legs])
     yield Freeze(account="rent", reason="audit")
     yield ChangeAccount(account="points", stripes=4)

@@ -25,8 +25,8 @@ from ledger.audit.archive import FOLDER, Archive, write_archive
 from ledger.audit.bundle import Verified, verify_bundle, write_bundle
 from ledger.audit.checkpoint import Checkpoint, SigningKey, sign
 from ledger.core.chain import leaf_hash
-from ledger.core.events import AssetDefined, EntryPosted, FeedEntry
 from ledger.core.commands import Direction
+from ledger.core.events import AssetDefined, EntryPosted, FeedEntry
 from ledger.core.merkle import Frontier, consistency_proof
 
 Files: TypeAlias = dict[str, bytes]
@@ -202,7 +202,6 @@ def another_size(files: Files) -> None:
 
 
 FILES: Final = ("records.jsonl", "payloads.jsonl", "transactions.jsonl")
-REVERSED: Final = re.compile(rb'"(debit|credit)"')
 
 CHANGES: Final[dict[str, tuple[Change, str]]] = {
     "a record's amount": (
@@ -251,10 +250,10 @@ CHANGES: Final[dict[str, tuple[Change, str]]] = {
         on_line("transactions.jsonl", 30, lambda _: b"null\n"),
         "Line 30 of transactions.jsonl",
     ),
-    "the last transaction left out": (dropped_last, "records.jsonl"),
+    "the last transaction left out": (dropped_last, "exports/journal.csv"),
     "a checkpoint of another size": (another_size, "exports/journal.csv|records.jsonl"),
     "a checkpoint's size": (replaced("checkpoint", b"\n1", b"\n2"), "The note"),
-    "a checkpoint's root": (on_line("checkpoint", 3, lambda line: b"A" * 43 + b"=\n"), "The note"),
+    "a checkpoint's root": (on_line("checkpoint", 3, lambda _: b"A" * 43 + b"=\n"), "The note"),
     "another ledger": (replaced("ledger.json", b"5f0c", b"6f0c"), "Line 1 of records.jsonl"),
     "a balance": (replaced("exports/balances.csv", b",open,", b",closed,"), "Line 2 of exports/balances.csv"),
     "the journal": (replaced("exports/journal.csv", b",1.25,", b",1.26,"), r"Line \d+ of exports/journal.csv"),
@@ -293,7 +292,7 @@ def test_changes_are_found_and_named(what: str, sound: Files, tmp_path: Path) ->
 
 
 def test_the_manifest_and_the_instructions_are_checked(sound: Files, tmp_path: Path) -> None:
-    """A manifest that names another hash is found, and so is a script that is not ours, which by hand one has to read."""
+    """A manifest that names another hash is found; so is a script that is not ours, which by hand one has to read."""
     manifest = {**sound, "manifest": b"0" + sound["manifest"][1:]}
     careless = packed(tmp_path, manifest, "manifest.tar")
     with pytest.raises(ProofFailed, match="Line 1 of manifest"):
@@ -318,13 +317,28 @@ def test_only_the_key_that_was_given_counts(sound: Files, tmp_path: Path) -> Non
 
 
 def test_false_books_are_found_though_they_are_signed(tmp_path: Path) -> None:
-    """A transaction that does not balance is found in a bundle that the ledger itself has signed, and is not written."""
+    """A transaction that does not balance is found though the ledger itself has signed it, and is not written."""
     lines = [*islice(commands(), 10), [EntryPosted("alice", Direction.CREDIT, "USD", 100, 0)]]
     entries = [*told(lines)]
 
     with pytest.raises(ProofFailed, match=r"Line 11 of transactions\.jsonl.*differ in USD \(posted\) by -100"):
         bundled(tmp_path, entries)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_history_is_found_though_all_of_it_fits(sound: Files, tmp_path: Path) -> None:
+    """A history that is lawful, with reports, exports and a manifest of its own, is not that of the checkpoint."""
+    other = [*told([[AssetDefined("EUR", 2), AssetDefined("PTS", 0)], *islice(commands(), 1, TRANSACTIONS)])]
+    shorter = feed(TRANSACTIONS - 1)
+    for name, entries, problem in (
+        ("other", other, "do not have the root that the checkpoint names"),
+        ("shorter", shorter, f"it has {len(shorter)} lines, and the checkpoint is of {len(other)} records"),
+    ):
+        files = unpacked(bundled(tmp_path, entries, f"{name}.honest.tar"))
+        forged = packed(tmp_path, with_manifest({**files, "checkpoint": sound["checkpoint"]}), f"{name}.tar")
+        with pytest.raises(ProofFailed, match=f"records.jsonl.*{problem}"):
+            verified(forged)
+        assert "FAILED: records.jsonl has" in by_hand(forged).stderr
 
 
 def members(bundle: bytes) -> Iterator[tuple[int, int, str]]:
@@ -361,13 +375,15 @@ def test_files_that_are_no_bundle_are_refused(sound: Files, tmp_path: Path) -> N
         "empty": b"",
         "zeros": bytes(10_240),
         "text": b"no bundle at all\n" * 100,
-        **{f"cut at {at}": good[:at] for at in (1, 511, 513, end - 1, end, len(good) // 2, len(good) - 512, len(good) - 1)},
+        **{
+            f"cut at {at}": good[:at]
+            for at in (1, 511, 513, end - 1, end, len(good) // 2, len(good) - 512, len(good) - 1)
+        },
     }
     for name, content in broken.items():
         (tmp_path / "broken.tar").write_bytes(content)
         with pytest.raises(ProofFailed, match="The bundle"):
-            verified(tmp_path / "broken.tar")
-            pytest.fail(name)
+            pytest.fail(f"{name}: {verified(tmp_path / 'broken.tar')}")
     foreign = packed(tmp_path, with_manifest({**sound, "extra": b"x\n"}), "foreign.tar")
     with pytest.raises(ProofFailed, match="'extra' does not belong in it"):
         verified(foreign)
