@@ -87,7 +87,7 @@ class Header:
     """What all of its records say of it."""
 
     awaited: set[tuple[str, int]]
-    entries: int = 0
+    journal: list[bytes] = field(default_factory=list)
     net: dict[tuple[str, str], int] = field(default_factory=dict)
     """Debits less credits, of what is posted and of what is pending, by asset."""
 
@@ -138,9 +138,11 @@ class Replay:
             if self.frontier.size in self._roots_at:
                 self.roots[self.frontier.size] = self.frontier.root()
             if recorded.amount is not None:
-                yield self._entry(recorded, header)
+                header.journal.append(self._entry(recorded, header))
             if not header.awaited:
+                # Only then: whoever compares these lines with others shall hear first of what is wrong with the log.
                 self._check_whole(header)
+                yield from header.journal
                 header = None
         if header is not None:
             stream, version = min(header.awaited)
@@ -285,7 +287,6 @@ class Replay:
         self._latest[name] = (recorded.recorded_at, recorded.transaction_id)
         self.frontier.extend((recorded.event_hash,))
         if recorded.amount is not None:
-            header.entries += 1
             signed = recorded.amount if recorded.direction == Direction.DEBIT else -recorded.amount
             for what, times in (("posted", recorded.type in _POSTS), ("pending", _OF_HOLDS.get(recorded.type, 0))):
                 key = (what, str(recorded.asset))
@@ -293,8 +294,8 @@ class Replay:
 
     def _check_whole(self, header: Header) -> None:
         """Of a transaction whose events are all there: has it the entries that it says, and do they balance?"""
-        if header.entries != header.entry_count:
-            problem = f"it says that it has {header.entry_count} entries, and it has {header.entries}"
+        if len(header.journal) != header.entry_count:
+            problem = f"it says that it has {header.entry_count} entries, and it has {len(header.journal)}"
             raise self._headers.broken(problem)
         for (what, asset), net in header.net.items():
             if net:

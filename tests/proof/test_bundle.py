@@ -9,10 +9,12 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Final, TypeAlias
+from uuid import UUID
 
 import pytest
 from log import KEY, OTHER
@@ -24,7 +26,9 @@ from ledger.audit.anchors import FileAnchor, timestamp_request
 from ledger.audit.archive import FOLDER, Archive, write_archive
 from ledger.audit.bundle import Verified, verify_bundle, write_bundle
 from ledger.audit.checkpoint import Checkpoint, SigningKey, sign
-from ledger.core.chain import leaf_hash
+from ledger.core.book import Stream, with_movement
+from ledger.core.chain import Place, leaf_hash, link, sealed
+from ledger.core.codec import event_record, transaction_header
 from ledger.core.commands import Direction
 from ledger.core.events import AssetDefined, EntryPosted, FeedEntry
 from ledger.core.merkle import Frontier, consistency_proof
@@ -326,9 +330,109 @@ def test_false_books_are_found_though_they_are_signed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def signed(files: Files) -> Files:
+    """The members, with a checkpoint of their records that is signed with the ledger's own key."""
+    frontier = Frontier()
+    frontier.extend(map(leaf_hash, files["records.jsonl"].splitlines()))
+    return with_manifest({**files, "checkpoint": sign(Checkpoint(KEY.name, frontier.size, frontier.root()), KEY)})
+
+
+SIGNED: Final = {
+    "a record's amount": "line 60 of records.jsonl: its numbers are not what the events of",
+    "a record's time": "line 60 of records.jsonl: it is not of line",
+    "a record's numbers": "line 60 of records.jsonl: its numbers are not what the events of",
+    "a record's version": "line 60 of records.jsonl: its transaction does not announce",
+    "a record's link": "line 60 of records.jsonl: prev is not the hash of the event before it",
+    "records swapped": "line 60 of records.jsonl",
+    "a payload": "line 60 of records.jsonl: the same line of payloads.jsonl is not its payload",
+    "a transaction's actor": "of records.jsonl: it is not of line 30 of transactions.jsonl",
+    "a transaction dropped": "of records.jsonl: it is not of line 30 of transactions.jsonl",
+    "another ledger": "line 1 of records.jsonl: prev is not the hash",
+    "a balance": "exports/balances.csv is not what the records come to",
+    "the journal": "exports/journal.csv is not what the records come to",
+    "the trial balance": "reports/trial-balance.json is not what the records come to",
+    "the counts": "reports/verification.json is not what the records come to",
+}
+
+
+@pytest.mark.parametrize("what", SIGNED)
+def test_what_is_false_is_found_though_it_is_signed(what: str, sound: Files, tmp_path: Path) -> None:
+    """Behind a root and a signature that fit, the script finds what does not follow, and says where."""
+    files = dict(sound)
+    CHANGES[what][0](files)
+    bundle = packed(tmp_path, signed(files))
+
+    with pytest.raises(ProofFailed):
+        verified(bundle)
+    assert SIGNED[what] in by_hand(bundle).stderr
+
+
+def continued(entries: list[FeedEntry], *events: EntryPosted, skipped: int = 0) -> list[FeedEntry]:
+    """The feed with a transaction that no rule has seen; its versions may leave some out."""
+    places: list[Place] = []
+    for event in events:
+        last = [entry.event for entry in entries if entry.event.stream == event.account][-1]
+        assert last.numbers is not None
+        stream = Stream(last.stream, last.version + 1 + skipped, with_movement(last.numbers, event), last.event_hash)
+        places.append((stream, stream.version, stream.numbers))
+    streams, versions = [stream.stream for stream, *_ in places], [version for _, version, _ in places]
+    now = entries[-1].event.recorded_at + timedelta(seconds=1)
+    fields = (str(UUID(int=999)), "post", "", None, "{}", len(events), tuple(streams), tuple(versions), None, now, now)
+    transaction = sealed(*fields, None, None, None, None)
+    recorded = link(transaction, events, places, LEDGER_ID)
+    return [*entries, *(FeedEntry(len(entries) + n, each, transaction) for n, each in enumerate(recorded, 1))]
+
+
+CREDIT, DEBIT = Direction.CREDIT, Direction.DEBIT
+FALSE: Final = {
+    "out of balance": ((EntryPosted("alice", CREDIT, "USD", 100, 0),), 0, "debits and credits of transaction"),
+    "out of balance by one": (
+        (EntryPosted("a", CREDIT, "PTS", 10**30 + 1, 0), EntryPosted("points", DEBIT, "PTS", 10**30, 1)),
+        0,
+        "debits and credits of transaction",
+    ),
+    "a version left out": (
+        (EntryPosted("alice", CREDIT, "USD", 1, 0), EntryPosted("world", DEBIT, "USD", 1, 1)),
+        1,
+        "before version",
+    ),
+    "another asset": (
+        (EntryPosted("a", CREDIT, "USD", 1, 0), EntryPosted("world", DEBIT, "USD", 1, 1)),
+        0,
+        "is no account in USD",
+    ),
+    "nothing": ((EntryPosted("alice", CREDIT, "USD", 1, 0), EntryPosted("world", DEBIT, "USD", 1, 1)), 0, ""),
+}
+
+
+@pytest.mark.parametrize("what", FALSE)
+def test_what_no_rule_allows_is_found(what: str, entries: list[FeedEntry], sound: Files, tmp_path: Path) -> None:
+    """A transaction that is out of balance by one unit, or leaves a version out, is found behind fitting hashes."""
+    events, skipped, problem = FALSE[what]
+    false = continued(entries, *events, skipped=skipped)
+    new = false[len(entries) :]
+    if not problem:
+        assert by_hand(bundled(tmp_path, false)).returncode == 0
+        return
+    with pytest.raises(ProofFailed):
+        bundled(tmp_path, false, "refused.tar")
+
+    lines = {
+        "records.jsonl": [event_record(each.transaction.header_hash.hex(), *each.event[:-1]) for each in new],
+        "payloads.jsonl": [each.event.payload.encode() for each in new],
+        "transactions.jsonl": [transaction_header(*new[0].transaction[:-1])],
+    }
+    files = {**sound, **{name: sound[name] + b"".join(line + b"\n" for line in lines[name]) for name in lines}}
+    bundle = packed(tmp_path, signed(files))
+    with pytest.raises(ProofFailed, match=r"Line \d+ of (records|transactions)\.jsonl"):
+        verified(bundle)
+    found = by_hand(bundle)
+    assert re.search(rf"FAILED: line \d+ of records\.jsonl: .*{problem}", found.stderr), found.stderr
+
+
 def test_another_history_is_found_though_all_of_it_fits(sound: Files, tmp_path: Path) -> None:
     """A history that is lawful, with reports, exports and a manifest of its own, is not that of the checkpoint."""
-    other = [*told([[AssetDefined("EUR", 2), AssetDefined("PTS", 0)], *islice(commands(), 1, TRANSACTIONS)])]
+    other = [*told([[AssetDefined("PTS", 0), AssetDefined("USD", 2)], *islice(commands(), 1, TRANSACTIONS)])]
     shorter = feed(TRANSACTIONS - 1)
     for name, entries, problem in (
         ("other", other, "do not have the root that the checkpoint names"),
