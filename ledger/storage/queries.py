@@ -310,6 +310,12 @@ def history(
     return Page(events, ".".join(map(str, places.values())))
 
 
+def stream(connection: Connection, name: str, after_version: int, limit: int) -> list[Recorded]:
+    """The events of one stream, whichever it is, after a version; at most `limit`."""
+    _check_limit(limit)
+    return [recorded_from(row) for row in connection.query(store.SELECT_STREAM, (name, after_version, limit))]
+
+
 def _places(stream: Stream, field: str, version: int | str, unsaid: int) -> dict[str, int]:
     """Where a page begins in each stream of an account, in order: at a version, or where another page says."""
     streams = stripes_of(stream.stream, 1 if stream.terms is None else stream.terms.streams)
