@@ -204,7 +204,6 @@ class Sealer:
         """After the database: where a crash comes between the two, the file is behind, and that is no contradiction."""
         if self._state is None or note == self._kept:
             return
-        self._kept = note
         new = self._state.with_name(self._state.name + ".new")
         with new.open("wb") as file:
             file.write(note)
@@ -216,6 +215,7 @@ class Sealer:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        self._kept = note
 
 
 _BEHIND: Final = (

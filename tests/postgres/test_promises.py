@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import URL, make_url
 
 from ledger import DatabaseUnavailable, InvalidCommand, Ledger, Message, Rejected, Retry, Strict, Transfer
+from ledger.audit.checkpoint import SigningKey
 from ledger.core.commands import build
 from ledger.storage.tables import APPEND_ONLY
 
@@ -77,6 +78,8 @@ def repaired(funded: Ledger, psql: Psql) -> Ledger:
     for letter in inbox.dead_letters():
         inbox.discard(letter.dead_letter_id)
     assert funded.stamp() > 0
+    assert funded.seal(SigningKey.generate("example.org/ledger"))
+    psql.execute("INSERT INTO tree_tiles VALUES (0, 0, decode(repeat('00', 8192), 'hex'))")
     return funded
 
 

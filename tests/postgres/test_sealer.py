@@ -124,7 +124,7 @@ def test_checkpoints_extend_each_other(funded: Ledger, key: SigningKey, tmp_path
         grown(funded, transfers)
         new = funded.seal(key)
         assert new is not None
-        proof = [] if old is None else funded.extension(old.size, new.size)
+        proof: list[bytes] = [] if old is None else funded.extension(old.size, new.size)
         if old is not None:
             assert verify_consistency(old.size, new.size, proof, old.root, new.root)
         anchor.record(new.note, proof)
