@@ -524,6 +524,16 @@ def test_what_cannot_become_a_bundle_is_refused(tmp_path: Path, entries: list[Fe
     assert [path.name for path in tmp_path.iterdir()] == ["bundle.tar"]
 
 
+def test_no_line_has_a_newline_in_it(tmp_path: Path, entries: list[FeedEntry]) -> None:
+    """A payload that somebody wrote otherwise, with a newline, is refused with its place before anything is written."""
+    first, second, *rest = entries
+    broken = second._replace(event=second.event._replace(payload='{"asset":"USD",\n"scale":2}'))
+
+    with pytest.raises(ProofFailed, match=r"\$ledger version 2.*there is a newline in it"):
+        bundled(tmp_path, [first, broken, *rest])
+    assert list(tmp_path.iterdir()) == []
+
+
 def anchor_of(path: Path, entries: list[FeedEntry], *sizes: int) -> Path:
     """An anchor file with the checkpoints of a feed at these sizes."""
     anchor, last = FileAnchor(path, [KEY.verifier]), 0
