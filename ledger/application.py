@@ -16,6 +16,8 @@ import sqlalchemy.orm
 from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy.exc import InvalidRequestError
 
+from ledger.audit.bundle import write_bundle
+from ledger.audit.checkpoint import Checkpoint
 from ledger.audit.report import Report
 from ledger.audit.verify import verify
 from ledger.batch import Done, Outcome
@@ -322,6 +324,32 @@ class Ledger(Operations, Proofs):
             yield from entries
             after = entries[-1].position
             left = None if left is None else left - len(entries)
+
+    def bundle(
+        self,
+        path: Path,
+        *,
+        note: bytes | None = None,
+        anchors: Sequence[Path] = (),
+        timestamps: Sequence[Path] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> Checkpoint:
+        """
+        Write everything up to a checkpoint, `note` or the last one, into one new file that is verified without us.
+
+        `anchors` are files of anchored checkpoints, `timestamps` are responses of authorities about this one.
+
+        Raises:
+            InvalidCommand: There is such a file; nothing was sealed; or the checkpoint ends within a transaction.
+            ProofFailed: The log is not what the checkpoint is of.
+            CorruptLog: An event is not what the feed has.
+            OSError: A file cannot be read or written.
+        """
+        signed = self.checkpoint().note if note is None else note
+        entries = self.feed()
+        return write_bundle(
+            path, self._ledger_id(), entries, signed, anchors=anchors, timestamps=timestamps, progress=progress
+        )
 
     def feed_head(self) -> int:
         """The last position of the feed; 0 where nothing was stamped yet."""

@@ -123,19 +123,27 @@ class FileAnchor:
         Raises:
             ProofFailed: A checkpoint is not signed, or does not extend the one before.
         """
-        last: Kept | None = None
         with self.path.open("rb") as file:
-            for line in file:
-                kept = Kept.from_line(line)
-                if kept is None:
-                    continue
-                checkpoint = self._opened(kept)
-                _check_extends(last, checkpoint, kept.proof)
-                last = kept
-                yield checkpoint
+            yield from verify_lines(file, self._keys, origin=self._origin)
 
     def _opened(self, kept: Kept) -> Checkpoint:
         return open_checkpoint(kept.note, self._keys, origin=self._origin)
+
+
+def verify_lines(
+    lines: Iterable[bytes], keys: Iterable[VerifierKey], *, origin: str | None = None
+) -> Iterator[Checkpoint]:
+    """The checkpoints in the lines of such a file, wherever they are kept; verified as `FileAnchor.verify` does."""
+    known = tuple(keys)
+    last: Kept | None = None
+    for line in lines:
+        kept = Kept.from_line(line)
+        if kept is None:
+            continue
+        checkpoint = open_checkpoint(kept.note, known, origin=origin)
+        _check_extends(last, checkpoint, kept.proof)
+        last = kept
+        yield checkpoint
 
 
 class TimestampAnchor:

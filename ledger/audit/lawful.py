@@ -137,11 +137,14 @@ _ACTS: Final[dict[type, str]] = {
 
 
 def _verify_hold(event: OfHold, book: Book, broken: Callable[[str, str], CorruptLog]) -> None:
-    leg = book.holds[event.hold].get(event.account)
+    legs = book.holds[event.hold]
+    leg = legs.get(event.account)
     if leg is None:
         raise broken("payload", f"hold {event.hold} is not open here")
     if leg.left < 0:
         raise broken("amount", f"more is taken from hold {event.hold} than it has")
     if leg.left == 0:
         # Nothing may come after: an account that has had a million holds is verified in the memory of the open ones.
-        del book.holds[event.hold]
+        del legs[event.account]
+        if not legs:
+            del book.holds[event.hold]

@@ -16,6 +16,7 @@ import typer
 from ledger.cli import (
     asking,
     bench,
+    bundling,
     consuming,
     demo,
     feeding,
@@ -101,6 +102,8 @@ app.command("export-log", rich_help_panel=_PROVE)(sealing.export_log)
 app.command("verify-checkpoint", rich_help_panel=_PROVE)(proving.verify_checkpoint)
 app.command("verify-proof", rich_help_panel=_PROVE)(proving.verify_proof)
 app.command("verify-log", rich_help_panel=_PROVE)(proving.verify_log)
+app.command("bundle", rich_help_panel=_PROVE)(bundling.bundle)
+app.command("verify-bundle", rich_help_panel=_PROVE)(bundling.verify)
 app.add_typer(proving.anchor_app, rich_help_panel=_PROVE)
 
 
