@@ -69,6 +69,7 @@ from ledger.core.errors import (
     SchemaMismatch,
     StreamExists,
     StripedAccount,
+    SubjectForgotten,
     TransitionRefused,
     UnbalancedTransaction,
     UndecodableMessage,
@@ -76,6 +77,7 @@ from ledger.core.errors import (
     UnknownAsset,
     UnknownMachine,
     UnknownStream,
+    UnknownSubject,
     UnknownTransaction,
     UnsupportedConnection,
     VersionConflict,
@@ -89,12 +91,14 @@ from ledger.order.cursor import OnGap, Strict
 from ledger.order.message import Message
 from ledger.order.monitor import OrderMonitor
 from ledger.order.remote import Applied, RemoteBalances
+from ledger.personal import PersonalData, Shredded, SubjectKeys
 from ledger.receiving import Received, Retry, Unordered
 from ledger.stamper import Stamper
 from ledger.storage.database import Timeouts
 from ledger.storage.leases import Lease
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, Page, StreamState, TransactionDetail, TrialBalance, TrialLine
+from ledger.storage.subject_keys import Forgotten, SubjectKey
 from ledger.storage.subscriptions import Standing
 from ledger.storage.tables import include_object, include_object_for
 from ledger.subscription import Subscription
@@ -136,6 +140,7 @@ __all__ = [
     "ExpireHold",
     "FeedEntry",
     "Finding",
+    "Forgotten",
     "Freeze",
     "GuardRefused",
     "Guest",
@@ -165,6 +170,7 @@ __all__ = [
     "Page",
     "PeriodIsClosed",
     "PeriodNotOver",
+    "PersonalData",
     "Post",
     "ProofFailed",
     "Reason",
@@ -178,6 +184,7 @@ __all__ = [
     "Retry",
     "Reverse",
     "SchemaMismatch",
+    "Shredded",
     "Stamper",
     "Standing",
     "StateMachine",
@@ -185,6 +192,9 @@ __all__ = [
     "StreamState",
     "Strict",
     "StripedAccount",
+    "SubjectForgotten",
+    "SubjectKey",
+    "SubjectKeys",
     "Subscription",
     "Terms",
     "Timeouts",
@@ -202,6 +212,7 @@ __all__ = [
     "UnknownAsset",
     "UnknownMachine",
     "UnknownStream",
+    "UnknownSubject",
     "UnknownTransaction",
     "Unordered",
     "UnsupportedConnection",

@@ -33,6 +33,7 @@ from ledger.lifecycle import shipped_machines
 from ledger.operations import Answer, Operations
 from ledger.order.cursor import Strict
 from ledger.order.message import check_source
+from ledger.personal import PersonalData, SubjectKeys, TableKeys
 from ledger.receiving import Handler, Receiver, Retry, Unordered
 from ledger.stamper import EVENTS_MAX, LEASE_SECONDS, Stamper
 from ledger.storage import embedded, feed, leases, migrations, offsets, projector, queries, repair, subscriptions
@@ -245,6 +246,10 @@ class Ledger(Operations):
         ledger_id = self._ledger_id()
         with self._database.connection() as connection:
             return verify(connection, ledger_id, accounts, progress, jobs, after)
+
+    def personal_data(self, keys: SubjectKeys | None = None) -> PersonalData:
+        """Encrypt, reveal and forget what is about a person, with keys in the ledger's own table, or in `keys`."""
+        return PersonalData(TableKeys(self._database) if keys is None else keys)
 
     def inbox(
         self,

@@ -33,9 +33,11 @@ FLOW: Final = """
     storage.projector storage.repair storage.rebuild    | what it adds up to    → projected
     storage.leases storage.feed storage.subscriptions    | the order of everything
     storage.dead_letters storage.mailbox storage.offsets
+    storage.subject_keys                        | what personal data is encrypted with
     storage.queries storage.inbox_queries       | what is answered              → queried
     stripes batch writer                        | the only write path
     batcher                                     | many callers, one transaction
+    personal                                    | what can be forgotten in a log that never changes
     audit.jobs audit.texts audit.report audit.lawful audit.verify | re-derive, never trust
     audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
     receiving inbox intake                      | messages, once and in order
@@ -51,7 +53,8 @@ FLOW: Final = """
     connect kafka rabbitmq
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
-    cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding cli.upkeep cli.proving
+    cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding cli.forgetting cli.upkeep
+    cli.proving
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program
     cli __main__
 """

@@ -466,7 +466,7 @@ def test_app_role_may_do_to_each_table_what_it_is_for(funded: Ledger, psql: Psql
     expected |= {"identity": ["SELECT"], "schema_version": ["SELECT"], "periods": ["SELECT", "UPDATE"]}
     expected |= dict.fromkeys(["accounts", "balances", "holds"], mend)
     expected |= dict.fromkeys(["inbox_streams", "inbox_messages", "inbox_ids", "dead_letters", "inbox_counters"], mend)
-    expected |= dict.fromkeys(["consumer_offsets", "leases", "subscriptions"], change)
+    expected |= dict.fromkeys(["consumer_offsets", "leases", "subscriptions", "subject_keys"], change)
     granted = psql.execute(
         "SELECT tablename, ARRAY(SELECT p FROM unnest(%s::text[]) AS p"
         " WHERE has_table_privilege(%s, 'ledger.' || tablename, p)) FROM pg_tables WHERE schemaname = 'ledger'",
