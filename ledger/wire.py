@@ -242,6 +242,7 @@ def report_json(report: Report) -> Json:
     return {
         "ok": report.ok,
         "checked": report.checked,
+        "shredded": report.shredded,
         "findings": [finding_json(finding) for finding in report.findings],
         "findings_total": report.findings_total,
     }

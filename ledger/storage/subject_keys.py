@@ -47,6 +47,8 @@ SELECT k.subject, k.forgotten_at AT TIME ZONE 'UTC', k.forgotten_by, k.reason FR
 WHERE k.subject = %s AND k.forgotten_at IS NOT NULL ORDER BY k.generation DESC LIMIT 1
 """
 
+SHREDDED: Final = "SELECT count(DISTINCT k.subject) FROM {schema}.subject_keys AS k WHERE k.forgotten_at IS NOT NULL"
+
 
 @dataclass(frozen=True, slots=True)
 class SubjectKey:
@@ -98,3 +100,8 @@ def destroy(connection: Connection, subject: str, actor: str, reason: str) -> Fo
     for name, moment, who, why in connection.query(FORGOTTEN, (subject,)):
         return Forgotten(name, in_utc(moment), who, why, before=not done)
     return None
+
+
+def shredded(connection: Connection) -> int:
+    """How many subjects were forgotten."""
+    return int(connection.query(SHREDDED)[0][0])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import sys
+from base64 import urlsafe_b64decode
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -13,6 +15,9 @@ from uuid import UUID
 import psycopg
 import psycopg.errors
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +33,11 @@ from ledger import (
     SubjectKey,
     UnknownSubject,
 )
+from ledger.audit.checkpoint import Checkpoint, SigningKey, sign
+from ledger.audit.inclusion import InclusionProof
+from ledger.core.chain import leaf_hash
+from ledger.core.codec import event_record
+from ledger.core.merkle import Frontier, root_at
 from ledger.personal import FIELDS_MAX, TEXT_BYTES_MAX, Field, State, TableKeys, fields_in, key_id_of, shortened
 from ledger.storage.database import Connection, Database
 
@@ -140,10 +150,21 @@ def test_fields_belong_to_their_subject() -> None:
 
 def test_a_field_is_for_ever() -> None:
     """The bytes of a field never change: what was encrypted once is revealed by every later release."""
-    field = "personal.v1.AAAAAAAAAAAAAAAAAAAAAQ.GOLDEN"
+    field = "personal.v1.AAAAAAAAAAAAAAAAAAAAAQ.z5BDlulP2aCLS2ELFkZkiUNs9_Up-8L1X-bDpwiJKx-JOfAEjFD7jto7EWk"
 
     assert in_memory("customer-17").encrypt("customer-17", ERIKA) == field
     assert in_memory("customer-17").reveal(field) == ERIKA
+
+    # By hand, as the module says that it is made.
+    key = (1).to_bytes(32, "big")
+    encrypt, nonce = (
+        HKDFExpand(hashes.SHA256(), 32, b"ledger personal v1 " + purpose).derive(key)
+        for purpose in (b"encrypt", b"nonce")
+    )
+    body = urlsafe_b64decode(field.rpartition(".")[2] + "=" * (-len(field.rpartition(".")[2]) % 4))
+    bound = field[: field.rindex(".") + 1].encode() + b"customer-17"
+    assert body[:12] == hmac.digest(nonce, ERIKA.encode(), "sha256")[:12]
+    assert AESGCM(encrypt).decrypt(body[:12], body[12:], bound) == ERIKA.encode()
 
 
 def test_only_whole_values_are_fields() -> None:
@@ -252,6 +273,45 @@ def test_forgotten_is_shredded_everywhere_and_the_log_is_sound(funded: Ledger, d
         ).fetchone() == (0,)
 
 
+def test_proofs_made_before_hold_after(funded: Ledger, data: PersonalData) -> None:
+    """What was proved with the personal field in it is proved by the log as it is after its key was destroyed."""
+    funded.open_account("erika", asset="USD", type="liability", metadata={"name": data.encrypt("customer-17", ERIKA)})
+    funded.stamp()
+
+    def logged() -> list[bytes]:
+        entries = funded.feed()
+        return [event_record(each.transaction.header_hash.hex(), *each.event[:-1]) for each in entries]
+
+    records = logged()
+    leaves = list(map(leaf_hash, records))
+
+    def subtree(level: int, index: int) -> bytes:
+        part = Frontier()
+        part.extend(leaves[index << level : (index + 1) << level])
+        return part.root()
+
+    key = SigningKey.generate("example.org/ledger")
+    note = sign(Checkpoint(key.name, len(leaves), root_at(len(leaves), subtree)), key)
+    proof = InclusionProof.make(len(records) - 1, note, subtree, records[-1]).to_bytes()
+
+    data.forget("customer-17", actor="dpo", reason="asked")
+
+    assert logged() == records
+    assert InclusionProof.parse(proof).verify([key.verifier], record=logged()[-1]).size == len(records)
+    assert funded.verify().ok
+
+
+def test_the_report_counts_who_was_forgotten(funded: Ledger, data: PersonalData) -> None:
+    """A verification says how many subjects are shredded; of some accounts alone it says nothing of it."""
+    data.encrypt_all([("s", "x"), ("t", "x"), ("u", "x")])
+    for subject in ("s", "s", "t"):
+        data.forget(subject, actor="dpo", reason="asked")
+    data.renew("s")
+    data.forget("s", actor="dpo", reason="asked")
+
+    assert (funded.verify().ok, funded.verify().shredded, funded.verify("alice").shredded) == (True, 2, 0)
+
+
 def test_forgotten_stays_forgotten(data: PersonalData) -> None:
     """A retry makes no key again, asking twice says when it was, and a new beginning is asked for by name."""
     field = data.encrypt("s", "x")
@@ -346,9 +406,8 @@ def test_a_thousand_subjects_take_one_query(ledger: Ledger, monkeypatch: pytest.
 
 # What the database refuses
 
-INSERTED: Final = (
-    "INSERT INTO subject_keys VALUES ('gone', {}, gen_random_uuid(), decode(repeat('ab', 32), 'hex'), now())"
-)
+KEY: Final = "decode(repeat('ab', 32), 'hex')"
+INSERTED: Final = f"INSERT INTO subject_keys VALUES ('gone', {{}}, gen_random_uuid(), {KEY}, now())"
 ATTACKS: Final = {
     "by upsert": INSERTED.format(1) + " ON CONFLICT (subject, generation) DO UPDATE SET key = excluded.key,"
     " forgotten_at = NULL, forgotten_by = NULL, reason = NULL",

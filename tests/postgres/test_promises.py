@@ -499,6 +499,11 @@ def test_app_role_can_do_everything_the_library_needs(funded: Ledger, ledger_url
         subscription = ledger.subscription("mail")
         with ledger.engine.begin() as connection:
             subscription.acknowledge(connection, subscription.next(connection, 5))
+        data = ledger.personal_data()
+        field = data.encrypt("customer-17", "Erika")
+        assert data.reveal(field) == "Erika"
+        data.forget("customer-17", actor="dpo", reason="asked")
+        data.renew("customer-17")
         assert ledger.transactions(reference="payday")
         assert ledger.trial_balance().balanced
         assert ledger.verify().ok
@@ -546,6 +551,8 @@ def test_roles_cannot_touch_history_or_its_guards(repaired: Ledger, ledger_url: 
         "ALTER TABLE outbox DISABLE TRIGGER ALL",
         "DELETE FROM leases",
         "DELETE FROM subscriptions",
+        "DELETE FROM subject_keys",
+        "ALTER TABLE subject_keys DISABLE TRIGGER ALL",
         "INSERT INTO identity VALUES (2, gen_random_uuid(), now())",
     ]
     # A session that *is* the role: one that only took it on could go back.
@@ -584,6 +591,33 @@ def test_audit_role_writes_nothing(funded: Ledger, ledger_url: str, psql: Psql, 
         for table in tables:
             assert sqlstate(session, f"INSERT INTO ledger.{table} SELECT * FROM ledger.{table}") == "42501"
     assert funded.balance("alice").version == 3
+
+
+def test_audit_role_reads_no_key(funded: Ledger, ledger_url: str, psql: Psql, prefix: str) -> None:
+    """Who audits sees who was forgotten, when and why, and that a field is shredded; and can reveal nothing."""
+    data = funded.personal_data()
+    gone, kept = data.encrypt_all([("customer-17", "Erika"), ("customer-18", "Max")])
+    data.forget("customer-17", actor="dpo", reason="asked")
+    for _ in range(2):
+        funded.create_roles(prefix)
+    psql.execute(f"CREATE ROLE {prefix}_login LOGIN IN ROLE {prefix}_audit".encode())
+    with Ledger.connect(as_role(ledger_url, f"{prefix}_login")) as auditor:
+        assert [field.state for field in auditor.personal_data().states([gone, kept]).values()] == [
+            "shredded",
+            "encrypted",
+        ]
+        assert auditor.verify().shredded == 1
+        for attempt in (
+            lambda: auditor.personal_data().reveal(kept),
+            lambda: auditor.personal_data().encrypt("c", "x"),
+        ):
+            with pytest.raises(DatabaseUnavailable, match="lacks a privilege"):
+                attempt()
+    with psycopg.connect(as_role(ledger_url, f"{prefix}_login"), autocommit=True) as session:
+        for query in ("SELECT key", "SELECT *", "SELECT count(key)"):
+            assert sqlstate(session, f"{query} FROM ledger.subject_keys") == "42501"
+        seen = session.execute("SELECT subject, forgotten_by, reason FROM ledger.subject_keys ORDER BY subject")
+        assert seen.fetchall() == [("customer-17", "dpo", "asked"), ("customer-18", None, None)]
 
 
 def test_owner_role_is_refused_by_the_triggers_too(repaired: Ledger, ledger_url: str, prefix: str) -> None:
