@@ -36,7 +36,8 @@ COMMENT ON TABLE {schema}.subject_keys IS
     'What personal data is encrypted with.  A key is made once and destroyed once; its row stays, with who and why.';
 """
 
-# A row trigger, which an INSERT … ON CONFLICT DO UPDATE meets as any UPDATE does.
+# A row trigger, which an INSERT … ON CONFLICT DO UPDATE meets as any UPDATE does.  That of inserts does not stand in the
+# way of a restore, whose rows come in any order.
 GUARDS = """
 CREATE FUNCTION {schema}.check_subject_key() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $body$
 BEGIN
@@ -62,9 +63,11 @@ BEGIN
 END
 $body$;
 
-CREATE TRIGGER check_key BEFORE INSERT OR UPDATE ON {schema}.subject_keys
+CREATE TRIGGER check_made BEFORE INSERT ON {schema}.subject_keys
     FOR EACH ROW EXECUTE FUNCTION {schema}.check_subject_key();
-ALTER TABLE {schema}.subject_keys ENABLE ALWAYS TRIGGER check_key;
+CREATE TRIGGER check_destroyed BEFORE UPDATE ON {schema}.subject_keys
+    FOR EACH ROW EXECUTE FUNCTION {schema}.check_subject_key();
+ALTER TABLE {schema}.subject_keys ENABLE ALWAYS TRIGGER check_destroyed;
 CREATE TRIGGER not_removed BEFORE DELETE OR TRUNCATE ON {schema}.subject_keys
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.refuse_change();
 ALTER TABLE {schema}.subject_keys ENABLE ALWAYS TRIGGER not_removed;

@@ -437,6 +437,20 @@ def test_a_destroyed_key_cannot_come_back(data: PersonalData, psql: Psql, attack
     assert psql.execute("SELECT * FROM subject_keys ORDER BY subject").fetchall() == before
 
 
+@pytest.mark.parametrize("mode", ["origin", "replica"])
+def test_an_upsert_of_a_restore_brings_no_key_back(data: PersonalData, psql: Psql, mode: str) -> None:
+    """Rows of a backup come in any order into an empty table, and not over the record of a destroyed key."""
+    data.encrypt("gone", "x")
+    data.forget("gone", actor="dpo", reason="asked")
+    psql.execute(f"SET session_replication_role = {mode}".encode())
+    with pytest.raises(psycopg.Error) as refused:
+        psql.execute(ATTACKS["by upsert"].encode())
+    assert refused.value.sqlstate == "LD020"
+    row = "INSERT INTO subject_keys VALUES ('other', 2, gen_random_uuid(), NULL, now(), now(), 'x', 'x')"
+    if mode == "replica":
+        assert psql.execute(row.encode()).rowcount == 1
+
+
 @pytest.mark.parametrize("attack", ["DELETE FROM subject_keys", "TRUNCATE subject_keys"])
 def test_the_record_of_keys_stays(data: PersonalData, psql: Psql, attack: str) -> None:
     """Rows of keys are not removed, the owner's own included."""
