@@ -24,7 +24,7 @@ from ledger.core.commands import (
     Command,
     ExpireHold,
 )
-from ledger.core.errors import ConcurrencyError, CorruptLog, InvalidCommand, UnsupportedConnection
+from ledger.core.errors import ConcurrencyError, InvalidCommand, UnsupportedConnection
 from ledger.core.events import FeedEntry, account_of
 from ledger.core.fields import INTEGER_MAX, TEXT, checked
 from ledger.core.lifecycle import StateMachine

@@ -39,7 +39,7 @@ from ledger.core.commands import (
     build,
 )
 from ledger.core.errors import ConcurrencyError, DatabaseUnavailable, Rejected, UnknownMachine
-from ledger.core.events import Transaction
+from ledger.core.events import Recorded, Transaction
 from ledger.core.fields import TEXT, Metadata, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.core.money import Money
@@ -285,6 +285,18 @@ class Operations:
             _ = checked(TEXT, name, place) if isinstance(place, str) else checked(NUMBER, name, place)
         checked(NUMBER, "limit", limit)
         return self._ask(lambda connection: queries.history(connection, account, after_version, before_version, limit))
+
+    def stream(self, stream: str, after_version: int = 0, limit: int = 100) -> list[Recorded]:
+        """
+        The events of one stream after a version, as they are in the log: a page of at most `limit`.
+
+        A stream is an account, one of its stripes (`world#01`), or any other; of one that does not exist there are
+        none.  What `RemoteBalances` fetches again.
+        """
+        checked(TEXT, "stream", stream)
+        checked(NUMBER, "after_version", after_version)
+        checked(NUMBER, "limit", limit)
+        return self._ask(lambda connection: queries.stream(connection, stream, after_version, limit))
 
     def transaction(self, transaction_id: UUID | str) -> queries.TransactionDetail:
         """A transaction with all its events."""

@@ -13,7 +13,8 @@ from ledger.core.errors import ConcurrencyError, InvalidCommand
 from ledger.core.events import FeedEntry
 from ledger.core.fields import TEXT, checked
 from ledger.storage import feed, subscriptions
-from ledger.storage.database import Connection, in_our_words
+from ledger.storage.database import Connection
+from ledger.storage.explained import in_our_words
 
 
 class Subscription:

@@ -17,7 +17,7 @@ from ledger.connect.kafka_publisher import Publisher
 from ledger.core.errors import ConcurrencyError, InvalidCommand, LedgerError
 from ledger.order.published import message_of, source_of
 from ledger.stamper import Pause
-from ledger.storage.database import in_our_words
+from ledger.storage.explained import in_our_words
 
 ENTRIES_MAX: Final = 500
 """Published between two checkpoints, unless it is said otherwise."""

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 from ledger.core.book import Balance, Book, Stream, evolve, with_movement
 from ledger.core.codec import event_from
 from ledger.core.errors import CorruptLog, UnknownAccount
-from ledger.core.events import FeedEntry, Movement, Numbers, OfHold, Recorded
+from ledger.core.events import FeedEntry, Movement, Numbers, OfHold, Recorded, account_of, stripes_of
 from ledger.order.message import Message
 from ledger.order.published import event_in
 
@@ -43,8 +43,8 @@ class RemoteBalances:
     """
     The balances of all accounts that were heard of.  Not for several threads at once.
 
-    `refetch(stream, after_version)` asks the log for the events of a stream: `ledger.history`, or whatever asks it
-    over a network.
+    `refetch(stream, after_version)` asks the log for the events of a stream: `ledger.stream`, or whatever asks it
+    over a network.  Of an account with stripes each is a stream.
     """
 
     def __init__(self, refetch: Refetch) -> None:
@@ -80,12 +80,18 @@ class RemoteBalances:
 
     def catch_up(self, *streams: str) -> None:
         """
-        Ask the log for what was not heard of these streams, or of all that are known.
+        Ask the log for what was not heard of these accounts and other streams, or of all that are known.
 
-        Whatever is lost is missed with the next event of its stream; what was lost last is missed by this alone.
+        Of an account with stripes all are asked for, also those of which nothing was heard.  Whatever is lost is missed
+        with the next event of its stream; what was lost last is missed by this alone.
         """
-        for stream in streams or [*self._book.streams]:
-            self._fetch(stream, None)
+        for account in dict.fromkeys(map(account_of, streams or self._book.streams)):
+            # The first stream says how many there are.
+            self._fetch(account, None)
+            first = self._book.streams.get(account)
+            terms = None if first is None else first.terms
+            for stream in stripes_of(account, 1 if terms is None else terms.streams)[1:]:
+                self._fetch(stream, None)
 
     def version(self, stream: str) -> int:
         """The last version that is known of a stream; 0 if it was not heard of."""
@@ -150,14 +156,8 @@ class RemoteBalances:
     def _keep(self, stream: Stream) -> None:
         if stream.stream not in self._book.streams:
             self._book.streams[stream.stream] = stream
-            self._accounts.setdefault(_account_of(stream.stream), []).append(stream.stream)
+            self._accounts.setdefault(account_of(stream.stream), []).append(stream.stream)
 
     def _forget(self, name: str) -> None:
         if self._book.streams.pop(name, None) is not None:
-            self._accounts[_account_of(name)].remove(name)
-
-
-def _account_of(stream: str) -> str:
-    """The account that a stream is of, also where it is one of several: `world#01` is one of `world`'s."""
-    mark = stream.find("#", 1)
-    return stream if mark < 0 or stream[0] == "#" else stream[:mark]
+            self._accounts[account_of(name)].remove(name)

@@ -13,7 +13,14 @@ from uuid import UUID
 from ledger.core.book import Balance, Book, Stream, Terms, together
 from ledger.core.canonical import canonical_json, utc_text
 from ledger.core.commands import STRIPES_MAX, Direction
-from ledger.core.errors import InvalidCommand, StripedAccount, UnknownAccount, UnknownAsset, UnknownStream, UnknownTransaction
+from ledger.core.errors import (
+    InvalidCommand,
+    StripedAccount,
+    UnknownAccount,
+    UnknownAsset,
+    UnknownStream,
+    UnknownTransaction,
+)
 from ledger.core.events import Numbers, Recorded, Transaction, account_of, stripes_of
 from ledger.core.lifecycle import HOLD, StateMachine
 from ledger.core.money import Money
@@ -301,6 +308,12 @@ def history(
     events = [recorded_from(row) for row in connection.query(sql, (streams, versions, limit, limit))]
     places.update({event.stream: event.version for event in events})
     return Page(events, ".".join(map(str, places.values())))
+
+
+def stream(connection: Connection, name: str, after_version: int, limit: int) -> list[Recorded]:
+    """The events of one stream, whichever it is, after a version; at most `limit`."""
+    _check_limit(limit)
+    return [recorded_from(row) for row in connection.query(store.SELECT_STREAM, (name, after_version, limit))]
 
 
 def _places(stream: Stream, field: str, version: int | str, unsaid: int) -> dict[str, int]:

@@ -175,7 +175,7 @@ def test_commands_are_those_of_the_design() -> None:
         "capture", "release", "holds", "expire-holds", "freeze", "unfreeze", "close-account", "change-account",
         "close-period", "begin", "advance", "state", "machines", "balance", "history", "transaction", "accounts",
         "ingest", "inbox", "dead-letters", "consume", "doctor", "simulate", "trial-balance", "verify", "rebuild",
-        "bench", "keygen", "verify-checkpoint", "verify-proof", "verify-log", "anchor", "forget",
+        "feed", "bench", "keygen", "verify-checkpoint", "verify-proof", "verify-log", "anchor", "forget",
     }  # fmt: skip
 
 

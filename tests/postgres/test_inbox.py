@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from itertools import count
@@ -288,7 +288,7 @@ def test_cursors_move_at_the_same_cost_in_the_plan_of_the_first_minute(bank: Led
     assert psql.execute("SELECT DISTINCT revision FROM inbox_streams").fetchall() == [(2,)]
 
 
-def moved(streams: Sequence[str], revision: int) -> Sequence[Any]:
+def moved(streams: Sequence[str], revision: int) -> Sequence[Any] | Mapping[str, Any]:
     """The parameters that move the cursors of streams that wait."""
     standing = mailbox.Standing(Cursor(1, 0, 2, 1, Status.WAITING, revision=revision))
     _, parameters = mailbox.move("bank", dict.fromkeys(streams, standing), dict.fromkeys(streams, (standing, None)))

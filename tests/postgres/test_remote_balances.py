@@ -149,8 +149,8 @@ def test_log_that_contradicts_itself(entries: list[FeedEntry]) -> None:
 
 
 def test_ledger_itself_is_a_log(funded: Ledger, entries: list[FeedEntry]) -> None:
-    """A page of a stream's history is what `refetch` wants."""
-    remote = RemoteBalances(lambda stream, after: funded.history(stream, after_version=after, limit=2))
+    """A page of a stream is what `refetch` wants."""
+    remote = RemoteBalances(lambda stream, after: funded.stream(stream, after, limit=2))
     remote.apply(entries[-1])
     remote.catch_up("alice")
     assert remote.balance("alice") == funded.balance("alice")
