@@ -36,8 +36,8 @@ COMMENT ON TABLE {schema}.subject_keys IS
     'What personal data is encrypted with.  A key is made once and destroyed once; its row stays, with who and why.';
 """
 
-# Row triggers: an INSERT … ON CONFLICT DO UPDATE meets the one as any UPDATE does.  The other, of inserts, does not stand
-# in the way of a restore, whose rows come in any order.
+# Row triggers.  An INSERT … ON CONFLICT DO UPDATE meets that of updates as any UPDATE does; that of inserts does not
+# stand in the way of a restore, whose rows come in any order.
 GUARDS = """
 CREATE FUNCTION {schema}.check_subject_key() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $body$
 BEGIN

@@ -609,12 +609,10 @@ def test_audit_role_reads_no_key(funded: Ledger, ledger_url: str, psql: Psql, pr
             "encrypted",
         ]
         assert auditor.verify().shredded == 1
-        for attempt in (
-            lambda: auditor.personal_data().reveal(kept),
-            lambda: auditor.personal_data().encrypt("c", "x"),
-        ):
-            with pytest.raises(DatabaseUnavailable, match="lacks a privilege"):
-                attempt()
+        with pytest.raises(DatabaseUnavailable, match="lacks a privilege"):
+            auditor.personal_data().reveal(kept)
+        with pytest.raises(DatabaseUnavailable, match="lacks a privilege"):
+            auditor.personal_data().encrypt("customer-18", "Max")
     with psycopg.connect(as_role(ledger_url, f"{prefix}_login"), autocommit=True) as session:
         for query in ("SELECT key", "SELECT *", "SELECT count(key)"):
             assert sqlstate(session, f"{query} FROM ledger.subject_keys") == "42501"
