@@ -8,6 +8,7 @@ import sys
 from base64 import urlsafe_b64decode
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from string import ascii_letters, digits
 from threading import Barrier
 from typing import Any, Final
 from uuid import UUID
@@ -132,6 +133,17 @@ def test_changed_fields_are_refused(text: str, drawn: st.DataObject) -> None:
         with pytest.raises((ProofFailed, InvalidCommand)):
             data.reveal(changed)
         assert data.revealed([changed]) in ({}, {changed: Field(State.UNREADABLE)})
+
+
+@pytest.mark.parametrize("text", ["", "x", "xy"])
+def test_a_field_is_written_in_one_way(text: str) -> None:
+    """No other last character of key or body stands for the same bytes: who changes one has another text."""
+    data = in_memory("s")
+    field = data.encrypt("s", text)
+    for place in (field.rindex(".") - 1, len(field) - 1):
+        for character in set(ascii_letters + digits + "-_") - {field[place]}:
+            with pytest.raises((ProofFailed, InvalidCommand)):
+                data.reveal(field[:place] + character + field[place + 1 :])
 
 
 def test_fields_belong_to_their_subject() -> None:
