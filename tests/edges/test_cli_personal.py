@@ -57,7 +57,7 @@ def test_what_is_shown_of_a_field(program: Program, answer: Answer, field: str) 
         assert "version 1 metadata name: shredded" in lines(program, "history", "erika", *reveal)
         after = answer("history", "erika", *reveal)[1]
         assert after == {**before, "personal": {field: {"state": "shredded", "text": None}}}
-    assert "shredded: 1 subjects were forgotten" in lines(program, "verify")
+    assert "subjects forgotten, and shredded: 1" in lines(program, "verify")
     code, report = answer("verify")
     assert (code, report["ok"], report["shredded"]) == (0, True, 1)
 
