@@ -38,7 +38,7 @@ FLOW: Final = """
     stripes batch writer                        | the only write path
     batcher                                     | many callers, one transaction
     personal                                    | what can be forgotten in a log that never changes
-    audit.jobs audit.texts audit.report audit.lawful audit.verify | re-derive, never trust
+    audit.jobs audit.texts audit.report audit.lawful audit.stamped audit.verify | re-derive, never trust
     audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
     receiving inbox intake                      | messages, once and in order
     stamper subscription                        | the feed: one writer, many readers
