@@ -69,6 +69,7 @@ from ledger.core.errors import (
     SchemaMismatch,
     StreamExists,
     StripedAccount,
+    SubjectForgotten,
     TransitionRefused,
     UnbalancedTransaction,
     UndecodableMessage,
@@ -76,6 +77,7 @@ from ledger.core.errors import (
     UnknownAsset,
     UnknownMachine,
     UnknownStream,
+    UnknownSubject,
     UnknownTransaction,
     UnsupportedConnection,
     VersionConflict,
@@ -89,6 +91,7 @@ from ledger.order.cursor import OnGap, Strict
 from ledger.order.message import Message
 from ledger.order.monitor import OrderMonitor
 from ledger.order.remote import Applied, RemoteBalances
+from ledger.personal import PersonalData, Shredded, SubjectKeys
 from ledger.receiving import Received, Retry, Unordered
 from ledger.sealer import Sealer
 from ledger.stamper import Stamper
@@ -96,9 +99,10 @@ from ledger.storage.database import Timeouts
 from ledger.storage.leases import Lease
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, Page, StreamState, TransactionDetail, TrialBalance, TrialLine
+from ledger.storage.subject_keys import Forgotten, SubjectKey
 from ledger.storage.subscriptions import Standing
-from ledger.storage.tree import Sealed
 from ledger.storage.tables import include_object, include_object_for
+from ledger.storage.tree import Sealed
 from ledger.subscription import Subscription
 
 __all__ = [
@@ -138,6 +142,7 @@ __all__ = [
     "ExpireHold",
     "FeedEntry",
     "Finding",
+    "Forgotten",
     "Freeze",
     "GuardRefused",
     "Guest",
@@ -167,6 +172,7 @@ __all__ = [
     "Page",
     "PeriodIsClosed",
     "PeriodNotOver",
+    "PersonalData",
     "Post",
     "ProofFailed",
     "Reason",
@@ -182,6 +188,7 @@ __all__ = [
     "SchemaMismatch",
     "Sealed",
     "Sealer",
+    "Shredded",
     "Stamper",
     "Standing",
     "StateMachine",
@@ -189,6 +196,9 @@ __all__ = [
     "StreamState",
     "Strict",
     "StripedAccount",
+    "SubjectForgotten",
+    "SubjectKey",
+    "SubjectKeys",
     "Subscription",
     "Terms",
     "Timeouts",
@@ -206,6 +216,7 @@ __all__ = [
     "UnknownAsset",
     "UnknownMachine",
     "UnknownStream",
+    "UnknownSubject",
     "UnknownTransaction",
     "Unordered",
     "UnsupportedConnection",

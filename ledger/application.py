@@ -35,10 +35,22 @@ from ledger.lifecycle import shipped_machines
 from ledger.operations import Answer, Operations
 from ledger.order.cursor import Strict
 from ledger.order.message import check_source
+from ledger.personal import PersonalData, SubjectKeys, TableKeys
 from ledger.proof import Proofs
 from ledger.receiving import Handler, Receiver, Retry, Unordered
 from ledger.stamper import EVENTS_MAX, LEASE_SECONDS, Stamper
-from ledger.storage import embedded, feed, leases, migrations, offsets, projector, queries, repair, subscriptions
+from ledger.storage import (
+    embedded,
+    feed,
+    leases,
+    migrations,
+    offsets,
+    projector,
+    queries,
+    repair,
+    subject_keys,
+    subscriptions,
+)
 from ledger.storage.database import Connection, Database, Timeouts, check_encoding, engine_for
 from ledger.storage.explained import in_our_words
 from ledger.storage.leases import Lease
@@ -247,7 +259,14 @@ class Ledger(Operations, Proofs):
         _check_selection(accounts, jobs, after)
         ledger_id = self._ledger_id()
         with self._database.connection() as connection:
-            return verify(connection, ledger_id, accounts, progress, jobs, after)
+            report = verify(connection, ledger_id, accounts, progress, jobs, after)
+            if not accounts:
+                report.shredded = subject_keys.shredded(connection)
+            return report
+
+    def personal_data(self, keys: SubjectKeys | None = None) -> PersonalData:
+        """Encrypt, reveal and forget what is about a person, with keys in the ledger's own table, or in `keys`."""
+        return PersonalData(TableKeys(self._database) if keys is None else keys)
 
     def inbox(
         self,

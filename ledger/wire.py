@@ -19,8 +19,10 @@ from ledger.core.errors import LedgerError
 from ledger.core.events import FeedEntry, Recorded, Transaction, account_of
 from ledger.core.lifecycle import StateMachine
 from ledger.core.money import Money
+from ledger.personal import Field
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance
+from ledger.storage.subject_keys import Forgotten
 from ledger.storage.subscriptions import Standing
 
 Json: TypeAlias = dict[str, Any]
@@ -181,6 +183,16 @@ def standing_json(standing: Standing) -> Json:
     return {**standing._asdict(), "changed_at": utc_text(standing.changed_at)}
 
 
+def personal_json(found: Mapping[str, Field]) -> Json:
+    """Each personal field with its state, and its text where it was revealed; the answer itself stays as hashed."""
+    return {field: {"state": seen.state.value, "text": seen.text} for field, seen in found.items()}
+
+
+def forgotten_json(forgotten: Forgotten) -> Json:
+    """Whose key was destroyed, when, by whom and why."""
+    return {**forgotten._asdict(), "forgotten_at": utc_text(forgotten.forgotten_at)}
+
+
 def hold_json(line: HoldLine) -> Json:
     """One side of a hold, as it stands."""
     return {
@@ -230,6 +242,7 @@ def report_json(report: Report) -> Json:
     return {
         "ok": report.ok,
         "checked": report.checked,
+        "shredded": report.shredded,
         "findings": [finding_json(finding) for finding in report.findings],
         "findings_total": report.findings_total,
     }

@@ -34,9 +34,11 @@ FLOW: Final = """
     storage.leases storage.feed storage.subscriptions    | the order of everything
     storage.tree                                | … and what is proved of it
     storage.dead_letters storage.mailbox storage.offsets
+    storage.subject_keys                        | what personal data is encrypted with
     storage.queries storage.inbox_queries       | what is answered              → queried
     stripes batch writer                        | the only write path
     batcher                                     | many callers, one transaction
+    personal                                    | what can be forgotten in a log that never changes
     audit.jobs audit.texts audit.report audit.lawful audit.stamped audit.verify | re-derive, never trust
     audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
     audit.sealed audit.archive audit.replay audit.bundle
@@ -55,7 +57,7 @@ FLOW: Final = """
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding
-    cli.proving cli.sealing cli.bundling cli.upkeep
+    cli.proving cli.sealing cli.bundling cli.forgetting cli.upkeep
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program
     cli __main__
 """

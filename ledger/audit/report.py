@@ -31,6 +31,8 @@ class Report:
     )
     findings: list[Finding] = field(default_factory=list)
     findings_total: int = 0
+    shredded: int = 0
+    """Subjects that were forgotten, of whom nothing is readable any more; the log is as sound with it as without."""
 
     @property
     def ok(self) -> bool:

@@ -17,12 +17,14 @@ from ledger.core.book import Balance, Terms
 from ledger.core.commands import Direction
 from ledger.core.errors import InvalidCommand
 from ledger.core.events import Numbers, Recorded, Transaction, account_of
+from ledger.personal import Field, State, fields_in, shortened
 from ledger.storage.queries import Page, TransactionDetail
 from ledger.wire import (
     account_json,
     balance_json,
     detail_json,
     event_json,
+    personal_json,
     terms_json,
     transaction_json,
     trial_balance_json,
@@ -33,6 +35,7 @@ Metadata = Annotated[
     list[str] | None,
     typer.Option(help="Only with KEY=TEXT, or KEY:=JSON for an integer, true or false.", metavar="KEY=VALUE"),
 ]
+Reveal = Annotated[bool, typer.Option("--reveal", help="Decrypt personal data, where its key is there.")]
 
 
 @command
@@ -62,6 +65,7 @@ def history(
         str | None, typer.Option(help="Backward from this version, newest first.", metavar="VERSION")
     ] = None,
     limit: Limit = 100,
+    reveal: Reveal = False,
 ) -> int:
     """Show the events of an account, or of another stream: of a state machine, or of the ledger itself ($ledger)."""
     if after != "0" and before is not None:
@@ -70,14 +74,17 @@ def history(
         before_version = None if before is None else _version(before)
         events = ledger.history(account, after_version=_version(after), before_version=before_version, limit=limit)
         terms = None if account.startswith(_OURS) else ledger.account(account).terms
-    about = {"stream": account} if terms is None else {"account": account, **terms_json(terms)}
+        about = {"stream": account} if terms is None else {"account": account, **terms_json(terms)}
+        plain = {**about, "events": [event_json(event, terms) for event in events], "next": events.next}
+        personal = _personal(ledger, plain, reveal=reveal)
     if target.as_json:
-        print_json({**about, "events": [event_json(event, terms) for event in events], "next": events.next})
+        print_json({**plain, "personal": personal_json(personal)})
         return 0
     if terms is None:
         _show_stream(account, events)
     else:
         _show_history(account, terms, events)
+    _show_personal(events, personal)
     _lead_on(account, events, terms, full=len(events) == limit)
     return 0
 
@@ -93,6 +100,7 @@ def transaction(
     metadata: Metadata = None,
     after: Annotated[str | None, typer.Option(help="With --reference: those after this id.", metavar="ID")] = None,
     limit: Limit = 100,
+    reveal: Reveal = False,
 ) -> int:
     """Show a transaction with its events, or list those with a reference or metadata."""
     wanted = pairs(metadata)
@@ -102,16 +110,19 @@ def transaction(
         if transaction_id is None:
             found = ledger.transactions(reference=reference, metadata=wanted, after=after, limit=limit)
             plain = {"transactions": [transaction_json(each) for each in found]}
-            answer(target.as_json, plain, _listed(found))
+            personal = _personal(ledger, plain, reveal=reveal)
+            answer(target.as_json, {**plain, "personal": personal_json(personal)}, _listed(found, personal))
             return 0
         detail = ledger.transaction(_id_behind(ledger, transaction_id))
         of_accounts = [event.stream for event in detail.events if event.numbers]
         known = {account: ledger.account(account).terms for account in {*map(account_of, of_accounts)}}
         terms = {stream: known[account_of(stream)] for stream in of_accounts}
+        plain = detail_json(detail, terms)
+        personal = _personal(ledger, plain, reveal=reveal)
     if target.as_json:
-        print_json(detail_json(detail, terms))
+        print_json({**plain, "personal": personal_json(personal)})
     else:
-        _show_detail(detail, terms)
+        _show_detail(detail, terms, personal)
     return 0
 
 
@@ -178,6 +189,30 @@ def _version(text: str) -> int | str:
         return int(text)
     except ValueError:
         return text
+
+
+def _personal(ledger: Ledger, plain: Mapping[str, object], *, reveal: bool) -> dict[str, Field]:
+    """What can be said of the personal fields in an answer; asked for only where there are any."""
+    found = [field for _, field in fields_in(plain)]
+    data = ledger.personal_data()
+    return data.revealed(found) if reveal else data.states(found)
+
+
+def _said(value: str, personal: Mapping[str, Field]) -> str:
+    """A value as people are shown it: a personal field by its text or its state."""
+    field = personal.get(value)
+    if field is None:
+        return value
+    if field.text is not None:
+        return field.text
+    return shortened(value) if field.state is State.ENCRYPTED else field.state.value
+
+
+def _show_personal(events: Iterable[Recorded], personal: Mapping[str, Field]) -> None:
+    """The personal fields of a page, which its table has no room for."""
+    for event in events if personal else ():
+        for path, field in fields_in(json.loads(event.payload)):
+            console().print(f"  version {event.version} {escape(' '.join(path))}: {escape(_said(field, personal))}")
 
 
 def _show_stream(stream: str, events: list[Recorded]) -> None:
@@ -269,14 +304,14 @@ def _limits(terms: Terms) -> str:
     return floor + ceiling
 
 
-def _listed(found: Iterable[Transaction]) -> Table:
+def _listed(found: Iterable[Transaction], personal: Mapping[str, Field]) -> Table:
     made = table("transaction", "kind", "effective (UTC)", "reference")
     for each in found:
-        row(made, each.transaction_id, each.kind, moment(each.effective_at), each.reference or "")
+        row(made, each.transaction_id, each.kind, moment(each.effective_at), _said(each.reference or "", personal))
     return made
 
 
-def _show_detail(detail: TransactionDetail, terms: dict[str, Terms]) -> None:
+def _show_detail(detail: TransactionDetail, terms: dict[str, Terms], personal: Mapping[str, Field]) -> None:
     out = console()
     about = detail.transaction
     out.print(f"[bold]{about.transaction_id}[/]  {about.kind}")
@@ -294,7 +329,7 @@ def _show_detail(detail: TransactionDetail, terms: dict[str, Terms]) -> None:
     facts |= {f"metadata {key}": value for key, value in json.loads(about.metadata or "{}").items()}
     for name, value in facts.items():
         if value is not None:
-            out.print(f"  {escape(name):<16} {escape(str(value))}")
+            out.print(f"  {escape(name):<16} {escape(_said(str(value), personal))}")
     columns = ["event", "debit", "credit", "balance"]
     if not any(event.numbers for event in detail.events):
         columns = ["event"]

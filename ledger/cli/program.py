@@ -20,6 +20,7 @@ from ledger.cli import (
     consuming,
     demo,
     feeding,
+    forgetting,
     holding,
     letters,
     lifecycles,
@@ -33,7 +34,16 @@ from ledger.cli import (
 )
 from ledger.cli.options import INTERRUPTED, READER_GONE, Target
 from ledger.cli.output import complain, print_error
-from ledger.core.errors import CorruptLog, InvalidAmount, InvalidCommand, LedgerError, ProofFailed, Rejected
+from ledger.core.errors import (
+    CorruptLog,
+    InvalidAmount,
+    InvalidCommand,
+    LedgerError,
+    ProofFailed,
+    Rejected,
+    SubjectForgotten,
+    UnknownSubject,
+)
 
 BAD_NEWS: Final = 1
 COULD_NOT: Final = 2
@@ -52,6 +62,7 @@ _HOLD: Final = "Hold"
 _RULE: Final = "Rule what may be posted"
 _ADVANCE: Final = "State machines"
 _ASK: Final = "Ask"
+_PERSONAL: Final = "Personal data"
 _ORDER: Final = "Order"
 _CHECK: Final = "Check"
 _PROVE: Final = "Prove"
@@ -84,6 +95,7 @@ app.command("history", rich_help_panel=_ASK)(asking.history)
 app.command("transaction", rich_help_panel=_ASK)(asking.transaction)
 app.command("accounts", rich_help_panel=_ASK)(asking.accounts)
 app.add_typer(feeding.feed_app, rich_help_panel=_ASK)
+app.command("forget", rich_help_panel=_PERSONAL)(forgetting.forget)
 app.command("ingest", rich_help_panel=_ORDER)(ordering.ingest)
 app.add_typer(ordering.inbox_app, rich_help_panel=_ORDER)
 app.add_typer(letters.letters_app, rich_help_panel=_ORDER)
@@ -170,9 +182,12 @@ def _run(arguments: list[str]) -> int:
         return COULD_NOT
 
 
+_BAD_NEWS: Final = (Rejected, CorruptLog, ProofFailed, UnknownSubject, SubjectForgotten)
+
+
 def exit_code(error: LedgerError) -> int:
     """The exit code of a command that raised: an answer of the ledger's, or none at all."""
-    if isinstance(error, Rejected | CorruptLog | ProofFailed) and not isinstance(error, InvalidAmount):
+    if isinstance(error, _BAD_NEWS) and not isinstance(error, InvalidAmount):
         return BAD_NEWS
     # An amount that is raised, and not returned as a rejection, could not even be read.
     return COULD_NOT

@@ -162,7 +162,8 @@ def _repair(ledger: Ledger, report: Report, chosen: list[str], jobs: int) -> tup
 
 
 def _counts(report: Report) -> list[str]:
-    return ["checked " + ", ".join(f"{count:,} {what}" for what, count in report.checked.items())]
+    counted = ["checked " + ", ".join(f"{count:,} {what}" for what, count in report.checked.items())]
+    return [*counted, f"subjects forgotten, and shredded: {report.shredded:,}"] if report.shredded else counted
 
 
 def _findings(report: Report) -> list[str]:

@@ -14,6 +14,8 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     ├── ConcurrencyError      lost a race more often than the retry limit allows: try again
     ├── CorruptLog            the event log contradicts itself: stop and verify
     ├── ProofFailed           a checkpoint, a proof or an anchor does not hold: find out what was changed
+    ├── UnknownSubject        nothing was ever encrypted for this subject
+    ├── SubjectForgotten      … or its key was destroyed: nothing is encrypted for it any more
     ├── SchemaMismatch        the database is not at the version this code needs
     ├── DatabaseUnavailable   the database could not be asked: the message says what to do
     │   ├── ConnectionLost    … or went away before it answered: the outcome is unknown
@@ -394,6 +396,26 @@ class ProofFailed(LedgerError):
 
     what: str
     problem: str
+
+
+@dataclass(eq=False)
+class UnknownSubject(LedgerError):
+    """Subject {subject!r} has no key, and never had one: nothing was encrypted for it. Check how it is written."""
+
+    code: ClassVar[str] = "unknown_subject"
+
+    subject: str
+
+
+@dataclass(eq=False)
+class SubjectForgotten(LedgerError):
+    """Subject {subject!r} was forgotten: its key is destroyed, and nothing is encrypted for it any more.
+    If it is to begin anew, say so with `renew`.
+    """
+
+    code: ClassVar[str] = "subject_forgotten"
+
+    subject: str
 
 
 @dataclass(eq=False)

@@ -24,6 +24,9 @@ from ledger.storage.tables import APPEND_ONLY, VERSION_TABLE
 
 _PACKAGE: Final = Path(__file__).parent.parent
 _PREFIX_MAX: Final = 50
+AUDITED: Final = ("subject", "generation", "key_id", "created_at", "forgotten_at", "forgotten_by", "reason")
+"""All of `subject_keys` but the keys."""
+
 _LOCK: Final = 0x6C6564676572  # "ledger": two processes that migrate at once do so one after the other.
 
 
@@ -148,7 +151,7 @@ def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
     projections = "accounts", "balances", "holds"
     inbox = "inbox_streams", "inbox_messages", "inbox_ids", "dead_letters", "inbox_counters"
     # Where a group stands, or who holds what, is never forgotten.
-    standing = "consumer_offsets", "leases", "subscriptions"
+    standing = "consumer_offsets", "leases", "subscriptions", "subject_keys"
     yield f'GRANT "{owner}" TO CURRENT_USER'
     yield f"REVOKE ALL ON SCHEMA {schema} FROM PUBLIC"
     yield f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM PUBLIC"
@@ -163,6 +166,9 @@ def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
     for table in (*projections, *inbox, "outbox"):
         # DELETE: a rebuild removes a projected row that no event stands behind, and the stamper what it has stamped.
         yield f'GRANT UPDATE, DELETE ON {schema}.{table} TO "{app}"'
+    # An auditor sees whose key was destroyed, when and why, and no key.
+    yield f'REVOKE ALL ON {schema}.subject_keys FROM "{audit}"'
+    yield f'GRANT SELECT ({", ".join(AUDITED)}) ON {schema}.subject_keys TO "{audit}"'
     # The row of the period is there from the beginning.
     for table in ("periods", *standing):
         yield f'GRANT UPDATE ON {schema}.{table} TO "{app}"'

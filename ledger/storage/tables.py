@@ -447,6 +447,30 @@ consumer_offsets: Final = Table(
     comment="Where each consumer group stands in each partition; compare-and-set on epoch and offset.",
 )
 
+subject_keys: Final = Table(
+    "subject_keys",
+    metadata,
+    _text("subject", key=True),
+    Column("generation", Integer, primary_key=True, autoincrement=False),
+    Column("key_id", Uuid, nullable=False),
+    Column("key", LargeBinary),
+    _moment("created_at"),
+    Column("forgotten_at", TIMESTAMP(timezone=True, precision=6)),
+    _text("forgotten_by", nullable=True),
+    _text("reason", nullable=True),
+    CheckConstraint("generation >= 1", name="generation"),
+    CheckConstraint("octet_length(key) = 32", name="key_size"),
+    CheckConstraint(
+        "num_nulls(forgotten_at, forgotten_by, reason) IN (0, 3) AND (key IS NULL) = (forgotten_at IS NOT NULL)",
+        name="forgotten",
+    ),
+    # The row as it was before its key was destroyed does not wait for others to be vacuumed.
+    postgresql_with={"autovacuum_vacuum_scale_factor": "0", "autovacuum_vacuum_threshold": "0"},
+    comment="What personal data is encrypted with."
+    "  A key is made once and destroyed once; its row stays, with who and why.",
+)
+Index("subject_keys_id", subject_keys.c.key_id)
+
 APPEND_ONLY: Final = (
     "identity",
     "transactions",

@@ -119,6 +119,8 @@ def test_guards_stand_always(psql: Psql) -> None:
     expected = [(table, "append_only", b"A") for table in APPEND_ONLY]
     expected += [("events", "check_appended", b"O"), ("feed", "check_stamped", b"O")]
     expected += [("outbox", name, b"O") for name in ("check_changed", "check_removed", "not_truncated")]
+    expected += [("subject_keys", name, b"A") for name in ("check_destroyed", "not_removed")]
+    expected += [("subject_keys", "check_made", b"O")]
     assert [(table, name, flag.encode() if isinstance(flag, str) else flag) for table, name, flag in found] == sorted(
         expected
     )
@@ -473,7 +475,7 @@ def test_app_role_may_do_to_each_table_what_it_is_for(funded: Ledger, psql: Psql
     expected |= {"identity": ["SELECT"], "schema_version": ["SELECT"], "periods": ["SELECT", "UPDATE"]}
     expected |= dict.fromkeys(["accounts", "balances", "holds"], mend)
     expected |= dict.fromkeys(["inbox_streams", "inbox_messages", "inbox_ids", "dead_letters", "inbox_counters"], mend)
-    expected |= dict.fromkeys(["consumer_offsets", "leases", "subscriptions"], change)
+    expected |= dict.fromkeys(["consumer_offsets", "leases", "subscriptions", "subject_keys"], change)
     granted = psql.execute(
         "SELECT tablename, ARRAY(SELECT p FROM unnest(%s::text[]) AS p"
         " WHERE has_table_privilege(%s, 'ledger.' || tablename, p)) FROM pg_tables WHERE schemaname = 'ledger'",
@@ -506,6 +508,11 @@ def test_app_role_can_do_everything_the_library_needs(funded: Ledger, ledger_url
         subscription = ledger.subscription("mail")
         with ledger.engine.begin() as connection:
             subscription.acknowledge(connection, subscription.next(connection, 5))
+        data = ledger.personal_data()
+        field = data.encrypt("customer-17", "Erika")
+        assert data.reveal(field) == "Erika"
+        data.forget("customer-17", actor="dpo", reason="asked")
+        data.renew("customer-17")
         assert ledger.transactions(reference="payday")
         assert ledger.trial_balance().balanced
         assert ledger.verify().ok
@@ -553,6 +560,8 @@ def test_roles_cannot_touch_history_or_its_guards(repaired: Ledger, ledger_url: 
         "ALTER TABLE outbox DISABLE TRIGGER ALL",
         "DELETE FROM leases",
         "DELETE FROM subscriptions",
+        "DELETE FROM subject_keys",
+        "ALTER TABLE subject_keys DISABLE TRIGGER ALL",
         "INSERT INTO identity VALUES (2, gen_random_uuid(), now())",
     ]
     # A session that *is* the role: one that only took it on could go back.
@@ -591,6 +600,31 @@ def test_audit_role_writes_nothing(funded: Ledger, ledger_url: str, psql: Psql, 
         for table in tables:
             assert sqlstate(session, f"INSERT INTO ledger.{table} SELECT * FROM ledger.{table}") == "42501"
     assert funded.balance("alice").version == 3
+
+
+def test_audit_role_reads_no_key(funded: Ledger, ledger_url: str, psql: Psql, prefix: str) -> None:
+    """Who audits sees who was forgotten, when and why, and that a field is shredded; and can reveal nothing."""
+    data = funded.personal_data()
+    gone, kept = data.encrypt_all([("customer-17", "Erika"), ("customer-18", "Max")])
+    data.forget("customer-17", actor="dpo", reason="asked")
+    for _ in range(2):
+        funded.create_roles(prefix)
+    psql.execute(f"CREATE ROLE {prefix}_login LOGIN IN ROLE {prefix}_audit".encode())
+    with Ledger.connect(as_role(ledger_url, f"{prefix}_login")) as auditor:
+        assert [field.state for field in auditor.personal_data().states([gone, kept]).values()] == [
+            "shredded",
+            "encrypted",
+        ]
+        assert auditor.verify().shredded == 1
+        with pytest.raises(DatabaseUnavailable, match="lacks a privilege"):
+            auditor.personal_data().reveal(kept)
+        with pytest.raises(DatabaseUnavailable, match="lacks a privilege"):
+            auditor.personal_data().encrypt("customer-18", "Max")
+    with psycopg.connect(as_role(ledger_url, f"{prefix}_login"), autocommit=True) as session:
+        for query in ("SELECT key", "SELECT *", "SELECT count(key)"):
+            assert sqlstate(session, f"{query} FROM ledger.subject_keys") == "42501"
+        seen = session.execute("SELECT subject, forgotten_by, reason FROM ledger.subject_keys ORDER BY subject")
+        assert seen.fetchall() == [("customer-17", "dpo", "asked"), ("customer-18", None, None)]
 
 
 def test_owner_role_is_refused_by_the_triggers_too(repaired: Ledger, ledger_url: str, prefix: str) -> None:
