@@ -97,8 +97,8 @@ from ledger.storage.leases import Lease
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, Page, StreamState, TransactionDetail, TrialBalance, TrialLine
 from ledger.storage.subscriptions import Standing
-from ledger.storage.tree import Sealed
 from ledger.storage.tables import include_object, include_object_for
+from ledger.storage.tree import Sealed
 from ledger.subscription import Subscription
 
 __all__ = [
