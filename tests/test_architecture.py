@@ -37,7 +37,7 @@ FLOW: Final = """
     storage.queries storage.inbox_queries       | what is answered              → queried
     stripes batch writer                        | the only write path
     batcher                                     | many callers, one transaction
-    audit.jobs audit.texts audit.report audit.lawful audit.verify | re-derive, never trust
+    audit.jobs audit.texts audit.report audit.lawful audit.stamped audit.verify | re-derive, never trust
     audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
     audit.sealed
     receiving inbox intake                      | messages, once and in order

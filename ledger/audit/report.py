@@ -27,7 +27,7 @@ class Report:
     """What a verification checked and what it found; `findings` are in the order of the log."""
 
     checked: dict[str, int] = field(
-        default_factory=lambda: {"transactions": 0, "streams": 0, "events": 0, "projections": 0, "assets": 0}
+        default_factory=lambda: dict.fromkeys(("transactions", "streams", "events", "projections", "assets", "feed"), 0)
     )
     findings: list[Finding] = field(default_factory=list)
     findings_total: int = 0

@@ -1,5 +1,5 @@
 """
-Re-derive everything from the log and compare: hashes, links, versions, numbers, projections, transactions.
+Re-derive everything from the log and compare: hashes, links, versions, numbers, projections, transactions, the feed.
 
 One read-only snapshot, streamed: memory does not grow with the log.  What was not checked is not reported
 as sound: the report counts what was.
@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 from ledger.audit.jobs import Tell, in_order
 from ledger.audit.lawful import verify_event
 from ledger.audit.report import Report
+from ledger.audit.stamped import CHECKS, SCOPE
 from ledger.audit.texts import EVENT_TEXTS, TRANSACTION_TEXTS, Entries, event_row, sealed, transaction_row
 from ledger.core import chain
 from ledger.core.book import EPOCH, Book, Stream, evolve
@@ -100,6 +101,7 @@ ORDER BY stream
 
 _SCOPE: Final = {
     **repair.OF_STREAMS,
+    **SCOPE,
     "{of_events}": "AND e.stream = ANY(%(streams)s::text[])",
     "{of_projections}": "AND stream = ANY(%(streams)s::text[])",
     "{of_transactions}": """AND t.transaction_id IN (
@@ -185,6 +187,7 @@ def steps(connection: Connection, accounts: Sequence[str], jobs: int, after: str
         Step("incomplete"),
         Step("miscounted"),
         Step("unbalanced"),
+        *map(Step, CHECKS),
     ]
 
 
@@ -218,8 +221,10 @@ def perform(step: Step, scope: Scope, tell: Tell) -> Outcome:
                 outcome.report.add("projection", name, 0, "stream", "a projected row has no event behind it")
         case "transactions":
             _verify_transactions(scope, step.blocks, outcome.report)
-        case _:
+        case "incomplete" | "miscounted" | "unbalanced":
             _verify_completeness(step.name, scope, outcome.report)
+        case _:
+            CHECKS[step.name](scope.stream, outcome.report)
     if scope.whole:
         outcome.known.clear()
     return outcome

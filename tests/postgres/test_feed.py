@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from feed_readers import at_another_time, disordered, let_clocks_step
 
-from ledger import CorruptLog, InvalidCommand, Ledger, Transfer
+from ledger import CorruptLog, InvalidCommand, Ledger, OpenAccount, Transfer, Unfreeze
 from ledger.core.commands import build
 
 Psql = psycopg.Connection[Any]
@@ -111,6 +111,24 @@ def test_batch_whose_transactions_are_of_different_times(
     seen = [(entry.event.stream, entry.event.version) for entry in funded.feed()]
     assert len(seen) == total == len(set(seen))
     assert disordered(seen) == 0
+
+
+def test_row_that_was_not_looked_into_is_not_overtaken(funded: Ledger, ledger_url: str, psql: Psql) -> None:
+    """
+    A commit of two times, the later of which follows a row that the batch has no room for: that one waits for it.
+
+    Stamped as far as the batch goes, it would come before the version that it follows, again and again.
+    """
+    let_clocks_step(psql)
+    funded.stamp()
+    with Ledger.connect(at_another_time(ledger_url, 3_600)) as ahead:
+        ahead.freeze("bob")
+    # One row: of now, since dora has no past, and of in an hour, since bob was frozen then.
+    funded.handle(
+        [build(OpenAccount, account="dora", asset="USD", account_type="liability"), build(Unfreeze, account="bob")]
+    )
+    assert [funded.stamp(2), funded.stamp(2), funded.stamp(2)] == [1, 2, 0]
+    assert disordered((entry.event.stream, entry.event.version) for entry in funded.feed()) == 0
 
 
 def test_wrong_times_in_the_outbox_are_set_right(funded: Ledger, psql: Psql) -> None:

@@ -239,7 +239,7 @@ def test_sound_ledger(funded: Ledger) -> None:
     report = funded.verify()
     assert report.ok
     assert report.findings == []
-    assert report.checked == {"transactions": 5, "streams": 4, "events": 8, "projections": 4, "assets": 1}
+    assert report.checked == {"transactions": 5, "streams": 4, "events": 8, "projections": 4, "assets": 1, "feed": 0}
 
 
 def test_empty_ledger(ledger: Ledger) -> None:
@@ -274,6 +274,7 @@ def test_verification_of_one_account_finds_what_is_its_own(watched: Ledger, tamp
         "events": 1,
         "projections": 1,
         "assets": 0,
+        "feed": 0,
     }
 
 

@@ -1,0 +1,131 @@
+"""
+The feed against the log: every event has one position or waits for one, and each stream is in order.
+
+What is compared is what the guards of the feed promise, for the case that somebody switched them off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from ledger.audit.report import Report
+from ledger.core.events import LEDGER_STREAM
+from ledger.storage.database import Row
+from ledger.storage.store import first_place
+
+_COUNTED: Final = "SELECT count(*) FROM {schema}.feed AS f WHERE true {of_feed}"
+
+_GAPS: Final = """
+SELECT g.position, g.stream, g.version, g.before
+FROM (
+    SELECT f.position, f.stream, f.version, lag(f.position, 1, 0::bigint) OVER (ORDER BY f.position) AS before
+    FROM {schema}.feed AS f
+) AS g
+WHERE g.position <> g.before + 1 {of_gaps} ORDER BY g.position
+"""
+
+_STRANGE: Final = """
+SELECT f.position, f.stream, f.version, e.stream IS NULL
+FROM {schema}.feed AS f LEFT JOIN {schema}.events AS e ON e.stream = f.stream AND e.version = f.version
+WHERE (e.event_hash = f.event_hash AND e.transaction_id = f.transaction_id) IS NOT TRUE {of_feed} ORDER BY f.position
+"""
+
+_DISORDERED: Final = """
+SELECT d.position, d.stream, d.version, d.before
+FROM (
+    SELECT f.position, f.stream, f.version,
+           lag(f.version) OVER (PARTITION BY f.stream ORDER BY f.position) AS before
+    FROM {schema}.feed AS f WHERE true {of_feed}
+) AS d
+WHERE d.version <= d.before ORDER BY d.position
+"""
+
+_MISSING: Final = """
+SELECT e.stream, e.version, e.transaction_id::text
+FROM {schema}.events AS e
+WHERE NOT EXISTS (SELECT FROM {schema}.feed AS f WHERE f.stream = e.stream AND f.version = e.version)
+  AND NOT EXISTS (
+    SELECT FROM (SELECT unnest(o.transaction_ids) AS transaction_id FROM {schema}.outbox AS o) AS i
+    WHERE i.transaction_id = e.transaction_id
+  ) {of_events}
+ORDER BY e.stream, e.version
+"""
+
+# All events of a transaction are stamped together: any of them in the feed says that it waits in vain.
+_WAITING: Final = """
+SELECT w.transaction_id::text, w.times, w.announced, w.stamped
+FROM (
+    SELECT i.transaction_id, count(*) AS times, min(t.announced[1]) AS announced,
+           bool_or(t.transaction_id IS NOT NULL AND EXISTS (
+               SELECT FROM unnest(t.announced) AS a (place) JOIN {schema}.feed AS f
+                 ON f.stream = substring(a.place FROM '^(.*) [0-9]+$') COLLATE "C"
+                AND f.version = substring(a.place FROM '[0-9]+$')::bigint
+           )) AS stamped
+    FROM {schema}.outbox AS o CROSS JOIN unnest(o.transaction_ids) AS i (transaction_id)
+    LEFT JOIN {schema}.transactions AS t ON t.transaction_id = i.transaction_id
+    WHERE true {of_transactions}
+    GROUP BY i.transaction_id
+) AS w
+WHERE w.times > 1 OR w.stamped OR w.announced IS NULL ORDER BY 1
+"""
+
+SCOPE: Final = {
+    "{of_feed}": "AND f.stream = ANY(%(streams)s::text[])",
+    "{of_gaps}": "AND g.stream = ANY(%(streams)s::text[])",
+}
+"""What a verification of some accounts adds to these statements, beside what it adds to all."""
+
+Rows = Callable[[str], Iterable[Row]]
+
+
+def _count(rows: Rows, report: Report) -> None:
+    for (count,) in rows(_COUNTED):
+        report.checked["feed"] += count
+
+
+def _gaps(rows: Rows, report: Report) -> None:
+    for position, stream, version, before in rows(_GAPS):
+        problem = f"position {position} of the feed comes after {before}: what was between them is missing"
+        report.add("feed", stream, version, "position", problem)
+
+
+def _strange(rows: Rows, report: Report) -> None:
+    for position, stream, version, nowhere in rows(_STRANGE):
+        told = "is no event of the log" if nowhere else "has another hash or transaction than the log"
+        report.add("feed", stream, version, "event_hash", f"position {position} of the feed {told}")
+
+
+def _disordered(rows: Rows, report: Report) -> None:
+    for position, stream, version, before in rows(_DISORDERED):
+        told = "has a position already" if version == before else f"comes after version {before}"
+        report.add("feed", stream, version, "position", f"at position {position} of the feed it {told}")
+
+
+def _missing(rows: Rows, report: Report) -> None:
+    for stream, version, transaction_id in rows(_MISSING):
+        problem = f"it is not in the feed, and the outbox does not have its transaction {transaction_id}"
+        report.add("feed", stream, version, "position", problem)
+
+
+def _waiting(rows: Rows, report: Report) -> None:
+    for transaction_id, times, announced, stamped in rows(_WAITING):
+        place = (LEDGER_STREAM, 0) if announced is None else first_place([announced])
+        if announced is None:
+            told = "is not in the log"
+        elif stamped:
+            told = "is in the feed already"
+        else:
+            told = f"is there {times} times"
+        report.add("feed", *place, "outbox", f"transaction {transaction_id} waits in the outbox and {told}")
+
+
+CHECKS: Final[dict[str, Callable[[Rows, Report], None]]] = {
+    "feed's size": _count,
+    "feed's positions": _gaps,
+    "feed's events": _strange,
+    "feed's order": _disordered,
+    "feed's completeness": _missing,
+    "outbox": _waiting,
+}
+"""Each is a step of a verification; rows of a statement → what is found."""
