@@ -25,7 +25,7 @@ Why every stream is in order, however long a transaction takes and whatever the 
    statement itself compares: each event must follow the version before it, in the feed or in the batch, or nothing is
    stamped; the times in the outbox are then set right from the transactions, and it is stamped again.
 
-4 alone is what order rests on.  Times decide only what is tried first; without 3 that would be the same, in vain, for ever.
+4 alone is what order rests on.  Times decide only what is tried first, and without 3 the same in vain for ever.
 """
 
 from __future__ import annotations
