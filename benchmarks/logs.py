@@ -240,6 +240,10 @@ def _copy(connection: psycopg.Connection, made: Sequence[tuple[Transaction, list
     events = sorted(event for _, events in made for event in events)
     with cursor.copy("COPY events FROM STDIN") as copy:
         copy.write("".join([_event_line(event) for event in events]))
+    transactions = [transaction for transaction, _ in made]
+    together = [transactions[at : at + _TOGETHER] for at in range(0, len(transactions), _TOGETHER)]
+    with cursor.copy("COPY outbox FROM STDIN") as copy:
+        copy.write("".join(map(_outbox_line, together)))
 
 
 def _transaction_line(transaction: Transaction) -> str:
@@ -252,6 +256,12 @@ def _transaction_line(transaction: Transaction) -> str:
         f"{transaction.entry_count}\t{{{places}}}\t\\N\t{recorded}\t{recorded}\t\\N\t\\N\t\\N\t\\N\t"
         f"\\\\x{transaction.header_hash.hex()}\n"
     )
+
+
+def _outbox_line(together: Sequence[Transaction]) -> str:
+    ids = ",".join(transaction.transaction_id for transaction in together)
+    earliest = utc_text(min(transaction.recorded_at for transaction in together))
+    return f"{together[0].transaction_id}\t{{{ids}}}\t{earliest}\n"
 
 
 def _event_line(event: Recorded) -> str:
