@@ -137,7 +137,10 @@ class FaultyProxy:
             upstream = socket.socket(socket.AF_UNIX)
             upstream.connect(f"{host}/.s.PGSQL.{port}")
             return upstream
-        return socket.create_connection((host, port))
+        upstream = socket.create_connection((host, port))
+        # Or each message of a pipeline would wait for the acknowledgement of the one before it.
+        upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return upstream
 
     def _forward_requests(self, session: Session) -> None:
         for kind, message in _messages(session.client, typed_from_the_start=False):
