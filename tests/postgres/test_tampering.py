@@ -245,9 +245,13 @@ def transaction_deleted_with_its_events(scene: Scene) -> list[Place]:
             (amount, stream, version),
         )
         for table in ("events", "feed"):
+            # By way of negative ones: the order in which rows are changed is chance, and two would be alike meanwhile.
             scene.psql.execute(
-                f"UPDATE {table} SET version = version - 1 WHERE stream = %s AND version > %s".encode(),
+                f"UPDATE {table} SET version = 1 - version WHERE stream = %s AND version > %s".encode(),
                 (stream, version),
+            )
+            scene.psql.execute(
+                f"UPDATE {table} SET version = -version WHERE stream = %s AND version < 0".encode(), (stream,)
             )
         scene.psql.execute("UPDATE feed SET position = position - 1 WHERE position > %s", (position,))
         scene.psql.execute(
