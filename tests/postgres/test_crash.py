@@ -108,7 +108,7 @@ def strike_everywhere(ledger: Ledger, proxy: FaultyProxy, point: Point, strike: 
         for number in range(1, POINTS_MAX):
             reference = f"{strike.__name__}-{point}-{number}"
             # Connected, and the ledger's id is known: the first thing counted is the write path's.
-            assert client.ledger_id
+            assert client.trial_balance().balanced  # It has a connection.
             before = ledger.balance("alice").version
             proxy.arm(Fault(point, number, strike))
             answers = ask(client, reference)

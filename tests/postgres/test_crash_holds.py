@@ -113,7 +113,7 @@ def test_what_was_struck_happened_once(
         for number in range(1, POINTS_MAX):
             about = prepare(ledger, number)
             # Connected, and the ledger's id is known: the first thing counted is the write path's.
-            assert client.ledger_id
+            assert client.trial_balance().balanced  # It has a connection.
             proxy.arm(Fault(point, number, blow))
             act(client, about)
             if not proxy.disarm():

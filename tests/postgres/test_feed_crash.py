@@ -24,7 +24,7 @@ def test_stamper_whose_connection_breaks(funded: Ledger, ledger_url: str, point:
     with FaultyProxy(make_url(ledger_url)) as proxy, Ledger.connect(proxy.url, pool_size=1) as client:
         for number in range(1, POINTS_MAX):
             stamper = client.stamper(lease_seconds=0.001)
-            assert client.ledger_id
+            assert client.trial_balance().balanced  # It has a connection.
             proxy.arm(Fault(point, number))
             with suppress(ConnectionLost):
                 stamper.step()
