@@ -5,12 +5,19 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from ledger.core.errors import InvalidCommand
 from ledger.storage.tables import DEFAULT_SCHEMA
+
+_SERVE: Final = (
+    *("HOST", "PORT", "CERTIFICATE", "PRIVATE_KEY", "BEHIND_PROXY"),
+    *("TOKEN_ISSUER", "TOKEN_AUDIENCE", "TOKEN_KEYS", "TOKEN_ALGORITHMS"),
+)
+_PORT: Final = 8321
+_PORT_MAX: Final = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,3 +57,105 @@ class Settings:
         except ImportError:
             raise InvalidCommand("LEDGER_DATA", "name a folder for the data, or install ledger[cli]") from None
         return Path(platformdirs.user_data_path("ledger")) / "postgresql"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """
+    How much the service takes at once; beyond it a request is refused, and nothing is done.
+
+    Bytes are those of a body, seconds those until an answer.  `rate` is requests a second of one credential in this
+    process, which may be exceeded for a second's worth; `requests` are all that are on their way at once.
+    """
+
+    body_bytes: int = 256 * 1024
+    bulk_bytes: int = 16 * 1024 * 1024
+    bulk_lines: int = 10_000
+    bulks: int = 4
+    requests: int = 2_000
+    rate: int = 20_000
+    readers: int = 8
+    auditors: int = 2
+    followers: int = 256
+    append_seconds: float = 10.0
+    read_seconds: float = 10.0
+    audit_seconds: float = 300.0
+    follow_seconds: float = 300.0
+    shutdown_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """
+    Whose JSON Web Tokens are accepted: of this issuer, for this audience, signed with one of these algorithms.
+
+    `keys` is a file or an https URL with the issuer's public keys, a JSON Web Key Set (RFC 7517).
+    """
+
+    issuer: str
+    audience: str
+    keys: str
+    algorithms: tuple[str, ...] = ("ES256", "EdDSA", "RS256")
+    leeway_seconds: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """
+    Where the service listens, and whom it lets in.
+
+    Without `authentication` everybody may do everything, which only this machine's own address is good for.
+    `behind_proxy` says that a proxy in front does TLS.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = _PORT
+    certificate: Path | None = None
+    private_key: Path | None = None
+    behind_proxy: bool = False
+    authentication: bool = True
+    tokens: Tokens | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """
+        Read LEDGER_SERVE_HOST, …_PORT, …_CERTIFICATE, …_PRIVATE_KEY, …_BEHIND_PROXY (1), and of tokens …_TOKEN_ISSUER,
+        …_TOKEN_AUDIENCE, …_TOKEN_KEYS and …_TOKEN_ALGORITHMS; an empty one counts as not set.
+
+        Raises:
+            InvalidCommand: One of them is not what it should be.
+        """
+        given = {name: environment.get(f"LEDGER_SERVE_{name}") or None for name in _SERVE}
+        return cls(
+            host=given["HOST"] or "127.0.0.1",
+            port=_port(given["PORT"]),
+            certificate=_path(given["CERTIFICATE"]),
+            private_key=_path(given["PRIVATE_KEY"]),
+            behind_proxy=given["BEHIND_PROXY"] == "1",
+            tokens=_tokens(given),
+        )
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _port(text: str | None) -> int:
+    if text is None:
+        return _PORT
+    if not text.isdecimal() or int(text) > _PORT_MAX:
+        raise InvalidCommand("LEDGER_SERVE_PORT", f"{text!r:.80} is not a port from 0 to {_PORT_MAX}")
+    return int(text)
+
+
+def _tokens(given: Mapping[str, str | None]) -> Tokens | None:
+    issuer, audience, keys = (given[f"TOKEN_{name}"] for name in ("ISSUER", "AUDIENCE", "KEYS"))
+    if issuer is None and audience is None and keys is None:
+        return None
+    if issuer is None or audience is None or keys is None:
+        raise InvalidCommand("LEDGER_SERVE_TOKEN_…", "tokens take an issuer, an audience and keys, all three")
+    algorithms = given["TOKEN_ALGORITHMS"]
+    if algorithms is None:
+        return Tokens(issuer, audience, keys)
+    return Tokens(issuer, audience, keys, tuple(algorithms.replace(",", " ").split()))

@@ -20,6 +20,7 @@ from ledger.core.events import FeedEntry, Recorded, Transaction, account_of
 from ledger.core.lifecycle import StateMachine
 from ledger.core.money import Money
 from ledger.personal import Field
+from ledger.storage.api_keys import ApiKey
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance
 from ledger.storage.subject_keys import Forgotten
@@ -186,6 +187,21 @@ def standing_json(standing: Standing) -> Json:
 def personal_json(found: Mapping[str, Field]) -> Json:
     """Each personal field with its state, and its text where it was revealed; the answer itself stays as hashed."""
     return {field: {"state": seen.state.value, "text": seen.text} for field, seen in found.items()}
+
+
+def api_key_json(key: ApiKey) -> Json:
+    """Whose key it is, and what it is good for; not the secret, which nobody has, nor its hash."""
+    return {
+        "key": key.key_id,
+        "actor": key.actor,
+        "scopes": list(key.scopes),
+        "active": key.active,
+        "created_at": utc_text(key.created_at),
+        "created_by": key.created_by,
+        "expires_at": None if key.expires_at is None else utc_text(key.expires_at),
+        "revoked_at": None if key.revoked_at is None else utc_text(key.revoked_at),
+        "revoked_by": key.revoked_by,
+    }
 
 
 def forgotten_json(forgotten: Forgotten) -> Json:

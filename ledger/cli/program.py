@@ -28,6 +28,7 @@ from ledger.cli import (
     proving,
     ruling,
     sealing,
+    serving,
     simulate,
     upkeep,
     writing,
@@ -66,6 +67,7 @@ _PERSONAL: Final = "Personal data"
 _ORDER: Final = "Order"
 _CHECK: Final = "Check"
 _PROVE: Final = "Prove"
+_SERVE: Final = "Serve"
 
 app.command("demo", rich_help_panel=_FIRST)(demo.demo)
 app.command("migrate", rich_help_panel=_FIRST)(upkeep.migrate)
@@ -117,6 +119,9 @@ app.command("verify-log", rich_help_panel=_PROVE)(proving.verify_log)
 app.command("bundle", rich_help_panel=_PROVE)(bundling.bundle)
 app.command("verify-bundle", rich_help_panel=_PROVE)(bundling.verify)
 app.add_typer(proving.anchor_app, rich_help_panel=_PROVE)
+
+app.command("serve", rich_help_panel=_SERVE)(serving.serve)
+app.add_typer(serving.keys_app, rich_help_panel=_SERVE)
 
 
 @app.callback(invoke_without_command=True)

@@ -485,7 +485,11 @@ Command: TypeAlias = (
     | Advance
 )
 
+_KINDS: Final[dict[Any, TypeAdapter[Any]]] = {kind: TypeAdapter(kind) for kind in get_args(Command)}
 _COMMAND: Final[TypeAdapter[Command]] = TypeAdapter(Annotated[Command, Field(discriminator="type")])
+
+
+Sent = TypeVar("Sent", bound=Command)
 
 
 def build(model: type[Model], **values: object) -> Model:
@@ -505,8 +509,23 @@ def parse_command(line: bytes | str) -> Command:
     Raises:
         InvalidAmount, InvalidCommand: As `build`; or a key is there twice.
     """
+    return _parsed(_COMMAND, line)
+
+
+def parse(model: type[Sent], line: bytes | str) -> Sent:
+    """
+    Read one kind of command from JSON; it need not name its type.
+
+    Raises:
+        InvalidAmount, InvalidCommand: As `parse_command`.
+    """
+    kind: TypeAdapter[Sent] = _KINDS[model]
+    return _parsed(kind, line)
+
+
+def _parsed(kind: TypeAdapter[Sent], line: bytes | str) -> Sent:
     try:
-        command = _COMMAND.validate_json(line)
+        command = kind.validate_json(line)
     except ValidationError as error:
         raise explained(error) from None
     keys = _KEY_BYTES.findall(line) if isinstance(line, bytes) else _KEY.findall(line)

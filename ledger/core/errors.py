@@ -23,6 +23,11 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     ├── DeadlineExceeded      a batcher did not get to it in time: nothing was written
     ├── BatcherClosed         … or takes no more
     ├── BrokerUnavailable     a message broker could not be asked, or refuses
+    ├── Unauthenticated       the service does not know who asks
+    ├── Forbidden             … or knows, and what is asked for takes another scope
+    ├── TooManyRequests       … or is asked more than it answers at once: nothing was done
+    ├── RequestTooLarge       … or more at once than it takes
+    ├── ServiceUnavailable    … or cannot be reached by its client: the outcome is unknown
     └── UnsupportedConnection a connection that a guest cannot work on
 
 The message of an error is its docstring, filled with its fields.
@@ -483,6 +488,56 @@ class BrokerUnavailable(LedgerError):
 
     problem: str
     advice: str
+
+
+@dataclass(eq=False)
+class Unauthenticated(LedgerError):
+    """Who asks is not known: {problem}. Send `Authorization: Bearer` with an API key or a token."""
+
+    code: ClassVar[str] = "unauthenticated"
+
+    problem: str
+
+
+@dataclass(eq=False)
+class Forbidden(LedgerError):
+    """It takes a credential with the scope {scope}; yours has: {scopes}."""
+
+    code: ClassVar[str] = "forbidden"
+
+    scope: str
+    scopes: list[str]
+
+
+@dataclass(eq=False)
+class TooManyRequests(LedgerError):
+    """The service takes {limit}. Nothing was done; try again in {retry_after_seconds} s."""
+
+    code: ClassVar[str] = "too_many_requests"
+    retryable: ClassVar[bool] = True
+
+    limit: str
+    retry_after_seconds: int
+
+
+@dataclass(eq=False)
+class RequestTooLarge(LedgerError):
+    """{what} is larger than {bytes_max} bytes. Send less at once."""
+
+    code: ClassVar[str] = "request_too_large"
+
+    what: str
+    bytes_max: int
+
+
+@dataclass(eq=False)
+class ServiceUnavailable(LedgerError):
+    """The service cannot be reached: {problem}. What was asked for may have been done: ask again with the same key."""
+
+    code: ClassVar[str] = "service_unavailable"
+    retryable: ClassVar[bool] = True
+
+    problem: str
 
 
 @dataclass(eq=False)

@@ -27,6 +27,11 @@ _PREFIX_MAX: Final = 50
 AUDITED: Final = ("subject", "generation", "key_id", "created_at", "forgotten_at", "forgotten_by", "reason")
 """All of `subject_keys` but the keys."""
 
+KEYS_AUDITED: Final = (
+    *("key_id", "actor", "slot", "scopes", "created_at", "created_by", "expires_at", "revoked_at", "revoked_by"),
+)
+"""All of `api_keys` but the hashes."""
+
 _LOCK: Final = 0x6C6564676572  # "ledger": two processes that migrate at once do so one after the other.
 
 
@@ -44,6 +49,23 @@ def script_location() -> Path:
     """The migrations: packed into a wheel as `ledger/migrations`, or beside the package in a checkout."""
     packed = _PACKAGE / "migrations"
     return packed if packed.is_dir() else _PACKAGE.parent / "alembic"
+
+
+def check(database: Database) -> None:
+    """
+    Compare the ledger's schema with head.
+
+    Raises:
+        SchemaMismatch: It is not at head.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
+    head = ScriptDirectory.from_config(config).get_current_head()
+    with in_our_words(), database.engine.connect() as connection:
+        found = _current_revision(connection, database.schema_name)
+    if found != head:
+        state = "holds no ledger" if found is None else f"is at revision {found}"
+        raise SchemaMismatch(f"The database {state}, and this release needs {head}. Run `ledger migrate` first.")
 
 
 def migrate(database: Database, partitions: int | None = None) -> Migrated:
@@ -151,7 +173,7 @@ def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
     projections = "accounts", "balances", "holds"
     inbox = "inbox_streams", "inbox_messages", "inbox_ids", "dead_letters", "inbox_counters"
     # Where a group stands, or who holds what, is never forgotten.
-    standing = "consumer_offsets", "leases", "subscriptions", "subject_keys"
+    standing = "consumer_offsets", "leases", "subscriptions", "subject_keys", "api_keys"
     yield f'GRANT "{owner}" TO CURRENT_USER'
     yield f"REVOKE ALL ON SCHEMA {schema} FROM PUBLIC"
     yield f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM PUBLIC"
@@ -169,6 +191,9 @@ def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
     # An auditor sees whose key was destroyed, when and why, and no key.
     yield f'REVOKE ALL ON {schema}.subject_keys FROM "{audit}"'
     yield f'GRANT SELECT ({", ".join(AUDITED)}) ON {schema}.subject_keys TO "{audit}"'
+    # … and who may do what, without the hashes.
+    yield f'REVOKE ALL ON {schema}.api_keys FROM "{audit}"'
+    yield f'GRANT SELECT ({", ".join(KEYS_AUDITED)}) ON {schema}.api_keys TO "{audit}"'
     # The row of the period is there from the beginning.
     for table in ("periods", *standing):
         yield f'GRANT UPDATE ON {schema}.{table} TO "{app}"'

@@ -471,6 +471,45 @@ subject_keys: Final = Table(
 )
 Index("subject_keys_id", subject_keys.c.key_id)
 
+api_keys: Final = Table(
+    "api_keys",
+    metadata,
+    _text("key_id", key=True),
+    _text("actor"),
+    Column("slot", SmallInteger, nullable=False),
+    Column("scopes", ARRAY(Text(collation="C")), nullable=False),
+    _hash("secret_hash"),
+    _moment("created_at"),
+    _text("created_by"),
+    Column("expires_at", TIMESTAMP(timezone=True, precision=6)),
+    Column("revoked_at", TIMESTAMP(timezone=True, precision=6)),
+    _text("revoked_by", nullable=True),
+    CheckConstraint("slot IN (1, 2)", name="slot"),
+    CheckConstraint("octet_length(secret_hash) = 32", name="hash_size"),
+    CheckConstraint("cardinality(scopes) > 0", name="some_scope"),
+    CheckConstraint("num_nulls(revoked_at, revoked_by) IN (0, 2)", name="revoked"),
+    comment="Who may do what: the hash of each key, two at most for an actor at once."
+    "  A key is made once and revoked once.",
+)
+Index(
+    "api_keys_two_at_once",
+    api_keys.c.actor,
+    api_keys.c.slot,
+    unique=True,
+    postgresql_where=api_keys.c.revoked_at.is_(None),
+)
+
+account_reads: Final = Table(
+    "account_reads",
+    metadata,
+    _text("account", key=True),
+    _moment("recorded_at", key=True),
+    Column("read_id", Uuid, primary_key=True),
+    _text("actor"),
+    _text("question"),
+    comment="Append-only: which accounts auditors have read through the service, when, and by which question.",
+)
+
 APPEND_ONLY: Final = (
     "identity",
     "transactions",
@@ -481,6 +520,7 @@ APPEND_ONLY: Final = (
     "feed",
     "tree_tiles",
     "checkpoints",
+    "account_reads",
 )
 """Tables that the database itself refuses to change."""
 

@@ -1,0 +1,1 @@
+"""The ledger behind an API: HTTP, access, and what is served there."""

@@ -1,0 +1,96 @@
+"""What the requests to one service share: the ledger, its batcher and its threads, and the limits of all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from fastapi import Request
+
+from ledger.access import ApiKeys, Credential
+from ledger.application import Ledger
+from ledger.asynchronous import AsyncLedger
+from ledger.core.errors import DeadlineExceeded
+from ledger.service.gate import Gate
+from ledger.settings import ServiceSettings
+
+Asked = ParamSpec("Asked")
+Answer = TypeVar("Answer")
+
+
+class Desk:
+    """
+    Where requests are answered; `desk_of(request)` gives it to a route.
+
+    Commands of all requests go through one batcher; questions are asked in a bounded number of threads, and what takes
+    long in others, so that an audit keeps nobody waiting.
+    """
+
+    def __init__(self, ledger: Ledger, settings: ServiceSettings) -> None:
+        limits = settings.limits
+        self.ledger = ledger
+        self.settings = settings
+        self.keys: ApiKeys = ledger.api_keys()
+        self.commands = AsyncLedger(ledger)
+        self._readers = ThreadPoolExecutor(limits.readers, "ledger-reader")
+        self._auditors = ThreadPoolExecutor(limits.auditors, "ledger-auditor")
+        self.gate = Gate(self.keys, settings, self.ask)
+        self.ending = asyncio.Event()
+
+    async def ask(self, question: Callable[Asked, Answer], *how: Asked.args, **named: Asked.kwargs) -> Answer:
+        """
+        Ask something in a reader's thread: `await desk.ask(desk.ledger.balance, "alice")`.
+
+        Raises:
+            DeadlineExceeded: It took too long.
+        """
+        return await _within(self._readers, self.settings.limits.read_seconds, partial(question, *how, **named))
+
+    async def audit(self, question: Callable[Asked, Answer], *how: Asked.args, **named: Asked.kwargs) -> Answer:
+        """As `ask`, of what takes longer: verification, proofs, reports."""
+        return await _within(self._auditors, self.settings.limits.audit_seconds, partial(question, *how, **named))
+
+    async def read(
+        self, credential: Credential, name: str, question: Callable[[], Answer], accounts: Callable[[Answer], list[str]]
+    ) -> Answer:
+        """
+        Ask something about accounts.
+
+        Where an auditor asks, the `accounts` in the answer are put on record before it is given: in the same thread,
+        for the price of a commit.  What cannot be recorded is not answered.
+        """
+
+        def recorded() -> Answer:
+            answer = question()
+            if credential.is_auditor:
+                self.keys.record_reads(credential, name, accounts(answer))
+            return answer
+
+        return await self.ask(recorded)
+
+    def end(self) -> None:
+        """Let what is followed end, so that the service can."""
+        self.ending.set()
+
+    async def close(self) -> None:
+        """Answer everyone, and take no more."""
+        await self.commands.close()
+        for threads in (self._readers, self._auditors):
+            await asyncio.to_thread(threads.shutdown, wait=True, cancel_futures=True)
+
+
+def desk_of(request: Request) -> Desk:
+    """The desk of the service that was asked."""
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+async def _within(threads: ThreadPoolExecutor, seconds: float, question: Callable[[], Answer]) -> Answer:
+    try:
+        async with asyncio.timeout(seconds):
+            return await asyncio.get_running_loop().run_in_executor(threads, question)
+    except TimeoutError:
+        raise DeadlineExceeded("for its answer", seconds) from None

@@ -1,0 +1,65 @@
+"""
+Which credential a route takes: `require(scope)` is the dependency that every route has.
+
+A service with a route that has none is not made: what nobody thought of is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, TypeAlias
+
+from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
+
+from ledger.access import Credential, Scope
+from ledger.core.errors import Forbidden
+from ledger.service.desk import desk_of
+
+Dependency: TypeAlias = Callable[[Request], Awaitable[Credential]]
+
+_SCOPES: Final[dict[object, frozenset[Scope]]] = {}
+
+
+def require(*scopes: Scope) -> Dependency:
+    """
+    Let in whoever has one of these scopes, and give their credential.
+
+    To a route: `credential: Annotated[Credential, Depends(require(Scope.READ))]`.
+    """
+    wanted = frozenset(scopes)
+    named = " or ".join(scopes)
+
+    async def admitted(request: Request) -> Credential:
+        credential = await desk_of(request).gate.admit(request.headers.get("authorization"))
+        if wanted.isdisjoint(credential.scopes):
+            raise Forbidden(named, sorted(credential.scopes))
+        return credential
+
+    _SCOPES[admitted] = wanted
+    return admitted
+
+
+async def public(_request: Request) -> None:
+    """Let everybody in: the dependency of a route in whose answer there is nothing of the ledger."""
+
+
+_SCOPES[public] = frozenset()
+
+
+def routes_of(app: FastAPI) -> Iterator[tuple[str, str, frozenset[Scope] | None]]:
+    """Each method and path, with the scopes of which it takes one: none if it is public, None if nobody said."""
+    for route in app.routes:
+        if not isinstance(route, APIRoute):
+            for method in getattr(route, "methods", None) or ("ANY",):
+                yield method, getattr(route, "path", "?"), None
+            continue
+        found = [_SCOPES[each.call] for each in route.dependant.dependencies if each.call in _SCOPES]
+        for method in sorted(route.methods or ()):
+            yield method, route.path, found[0] if found else None
+
+
+def check_scopes(app: FastAPI) -> None:
+    """Refuse a service with a route of which nobody has said who may ask it."""
+    unsaid = [f"{method} {path}" for method, path, scopes in routes_of(app) if scopes is None]
+    assert not unsaid, f"no scope is required by {', '.join(unsaid)}: say require(…) or public"
