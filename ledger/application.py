@@ -36,6 +36,7 @@ from ledger.lifecycle import shipped_machines
 from ledger.operations import Answer, Operations
 from ledger.order.cursor import Strict
 from ledger.order.message import check_source
+from ledger.overview import Overviews
 from ledger.personal import PersonalData, SubjectKeys, TableKeys
 from ledger.proof import Proofs
 from ledger.receiving import Handler, Receiver, Retry, Unordered
@@ -71,7 +72,7 @@ EXPIRED_TOGETHER: Final = 500
 """Holds expired in one transaction: how long writers to their accounts may wait."""
 
 
-class Ledger(Operations, Proofs):
+class Ledger(Operations, Proofs, Overviews):
     """
     An event-sourced, double-entry ledger on a PostgreSQL database.
 

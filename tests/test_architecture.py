@@ -36,7 +36,7 @@ FLOW: Final = """
     storage.dead_letters storage.mailbox storage.offsets
     storage.subject_keys                        | what personal data is encrypted with
     storage.api_keys                            | who may do what
-    storage.queries storage.inbox_queries       | what is answered              → queried
+    storage.queries storage.inbox_queries storage.overview | what is answered    → queried
     stripes batch writer                        | the only write path
     batcher                                     | many callers, one transaction
     personal                                    | what can be forgotten in a log that never changes
@@ -47,7 +47,7 @@ FLOW: Final = """
     receiving inbox intake                      | messages, once and in order
     stamper subscription                        | the feed: one writer, many readers
     sealer                                      | … and what is signed of it
-    lifecycle operations proof application      | the one public object
+    lifecycle operations proof overview application      | the one public object
     asynchronous                                | … awaited
     ledger                                      | the public names
     simulation                                  | the incident, at any scale

@@ -21,9 +21,14 @@ Dependency: TypeAlias = Callable[[Request], Awaitable[Credential]]
 _SCOPES: Final[dict[object, frozenset[Scope]]] = {}
 
 
-def require(*scopes: Scope) -> Dependency:
+def by_header(request: Request) -> str | None:
+    """What a request says about who asks, as programs say it."""
+    return request.headers.get("authorization")
+
+
+def require(*scopes: Scope, told: Callable[[Request], str | None] = by_header) -> Dependency:
     """
-    Let in whoever has one of these scopes, and give their credential.
+    Let in whoever has one of these scopes, and give their credential; `told` finds what the request says about them.
 
     To a route: `credential: Annotated[Credential, Depends(require(Scope.READ))]`.
     """
@@ -31,7 +36,8 @@ def require(*scopes: Scope) -> Dependency:
     named = " or ".join(scopes)
 
     async def admitted(request: Request) -> Credential:
-        credential = await desk_of(request).gate.admit(request.headers.get("authorization"))
+        credential = await desk_of(request).gate.admit(told(request))
+        request.state.credential = credential
         if wanted.isdisjoint(credential.scopes):
             raise Forbidden(named, sorted(credential.scopes))
         return credential

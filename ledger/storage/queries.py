@@ -294,7 +294,7 @@ def history(
         StripedAccount: No version of one stream is a version of the account; its pages are found by their `next`.
         InvalidCommand: That leads to no page.
     """
-    _check_limit(limit)
+    check_limit(limit)
     stream = _head(connection, account_of(name))
     if not stream.version or account_of(name) != name:
         machine, _, subject = name.removeprefix("#").partition("/")
@@ -312,7 +312,7 @@ def history(
 
 def stream(connection: Connection, name: str, after_version: int, limit: int) -> list[Recorded]:
     """The events of one stream, whichever it is, after a version; at most `limit`."""
-    _check_limit(limit)
+    check_limit(limit)
     return [recorded_from(row) for row in connection.query(store.SELECT_STREAM, (name, after_version, limit))]
 
 
@@ -352,7 +352,7 @@ def holds(connection: Connection, name: str, status: str | None, after: str | No
     Raises:
         UnknownAccount, Drift: As `account`; a hold that is not what we wrote is drift as well.
     """
-    _check_limit(limit)
+    check_limit(limit)
     if status is not None and status not in HOLD.states:
         raise InvalidCommand("status", f"{status!r} is none; a hold is {', '.join(HOLD.states)}")
     terms = account(connection, name).terms
@@ -421,7 +421,7 @@ def transactions(
     connection: Connection, reference: str | None, metadata: Mapping[str, Any] | None, after: str | None, limit: int
 ) -> list[Transaction]:
     """Transactions by reference, by metadata (all of the given pairs), or both; pages in order of id."""
-    _check_limit(limit)
+    check_limit(limit)
     wanted = _wanted((BY_REFERENCE, reference), (BY_METADATA, _pairs(metadata)))
     if not wanted:
         raise InvalidCommand("transactions", "ask by reference, by metadata, or by both")
@@ -435,16 +435,20 @@ def accounts(
     connection: Connection, asset: str | None, metadata: Mapping[str, Any] | None, after: str, limit: int
 ) -> list[AccountLine]:
     """Accounts in order of their id, with terms and balance."""
-    _check_limit(limit)
+    check_limit(limit)
     wanted = _wanted((OF_ASSET, asset), (WITH_METADATA, _pairs(metadata)))
     conditions = " ".join(condition for condition, _ in wanted)
     parameters = (after, *(value for _, value in wanted), limit)
-    names = [name for (name,) in connection.query(ACCOUNTS.replace("{wanted}", conditions), parameters)]
+    return lines(connection, [name for (name,) in connection.query(ACCOUNTS.replace("{wanted}", conditions), parameters)])
+
+
+def lines(connection: Connection, names: Sequence[str]) -> list[AccountLine]:
+    """These accounts, with terms and balance."""
     streams = _heads(connection, names)
     if missing := [name for name, stream in streams.items() if stream.version == 0]:
         raise Drift(missing)
-    lines = [(name, stream.terms, stream.balance) for name, stream in streams.items() if stream.terms is not None]
-    return [AccountLine(*line) for line in lines]
+    found = [(name, stream.terms, stream.balance) for name, stream in streams.items() if stream.terms is not None]
+    return [AccountLine(*line) for line in found]
 
 
 def trial_balance(connection: Connection) -> TrialBalance:
@@ -473,6 +477,7 @@ def _canonical_id(transaction_id: str) -> str:
         raise InvalidCommand("transaction id", f"{transaction_id!r} is not a UUID") from None
 
 
-def _check_limit(limit: int) -> None:
+def check_limit(limit: int) -> None:
+    """Refuse a page without rows, or of more than PAGE_MAX."""
     if not 1 <= limit <= PAGE_MAX:
         raise InvalidCommand("limit", f"a page has 1 to {PAGE_MAX} rows, not {limit}")

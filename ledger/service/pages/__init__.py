@@ -1,0 +1,1 @@
+"""The audit page: the ledger for people who would rather look than read, in HTML that needs no script."""

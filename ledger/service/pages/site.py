@@ -1,0 +1,145 @@
+"""What the pages share: who visits, what surrounds every page, and the page that tells what went wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any, Final
+
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import RedirectResponse
+from fastapi.routing import APIRoute
+
+from ledger.access import Credential, Scope
+from ledger.core.errors import InvalidCommand, LedgerError, TooManyRequests, Unauthenticated
+from ledger.service.desk import Desk
+from ledger.service.pages.rendering import HEADERS, html
+from ledger.service.pages.visiting import Sessions
+from ledger.service.pages.watching import Pulse, Verification
+from ledger.service.problem_details import problem_json
+from ledger.service.scoped import public, require
+
+READING: Final = (Scope.READ, Scope.AUDIT)
+"""Who may look at accounts and transactions."""
+
+LOOKING: Final = (Scope.READ, Scope.AUDIT, Scope.ADMIN)
+"""Who may look at the whole, and at what waits for a decision."""
+
+CHECKING: Final = (Scope.AUDIT, Scope.ADMIN)
+"""Who may have everything verified."""
+
+DECIDING: Final = (Scope.ADMIN,)
+"""Who may decide about dead letters."""
+
+Endpoint = Callable[..., Awaitable[Response]]
+
+log: Final = logging.getLogger(__name__)
+
+
+@dataclass
+class Site:
+    """The pages of one service."""
+
+    desk: Desk
+    sessions: Sessions = field(init=False)
+    pulse: Pulse = field(init=False)
+    verification: Verification = field(init=False)
+    routes: APIRouter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sessions = Sessions(self.desk.settings)
+        self.pulse = Pulse(self.desk)
+        self.verification = Verification(self.desk.ledger, self.desk.ending.is_set)
+        self.routes = APIRouter(include_in_schema=False, route_class=_route_class(self))
+
+    def get(self, path: str, endpoint: Endpoint, *scopes: Scope) -> None:
+        """Answer at a path whoever has one of these scopes; without any, everybody."""
+        self._add("GET", path, endpoint, scopes)
+
+    def post(self, path: str, endpoint: Endpoint, *scopes: Scope) -> None:
+        """Take a form at a path, from whoever has one of these scopes; without any, from everybody."""
+        self._add("POST", path, endpoint, scopes)
+
+    def _add(self, method: str, path: str, endpoint: Endpoint, scopes: tuple[Scope, ...]) -> None:
+        entrance = require(*scopes, told=self.sessions.authorization) if scopes else public
+        self.routes.add_api_route(path, endpoint, methods=[method], dependencies=[Depends(entrance)])
+
+    def page(self, request: Request, template: str, status: int = HTTPStatus.OK, **context: Any) -> Response:
+        """A page, in what surrounds each of them."""
+        credential: Credential | None = getattr(request.state, "credential", None)
+        scopes = frozenset() if credential is None else credential.scopes
+        return html(
+            template,
+            status,
+            here=request.url.path,
+            version=version("ledger"),
+            actor=None if credential is None else credential.actor,
+            can_sign_out=self.sessions.of(request) is not None,
+            may_read=not scopes.isdisjoint(READING),
+            may_look=not scopes.isdisjoint(LOOKING),
+            may_check=not scopes.isdisjoint(CHECKING),
+            may_decide=not scopes.isdisjoint(DECIDING),
+            token=self.sessions.token(request),
+            **context,
+        )
+
+    def problem(self, request: Request, error: Exception) -> Response:
+        """The page that tells what went wrong; where it is not known who asks, the one that asks who they are."""
+        if isinstance(error, Unauthenticated):
+            asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            wanted = asked if request.method == "GET" else "/"
+            return self.page(request, "sign_in.html", HTTPStatus.UNAUTHORIZED, next=wanted, problem=None)
+        plain = _plain(error)
+        answer = self.page(request, "problem.html", plain["status"], problem=plain)
+        if isinstance(error, TooManyRequests):
+            answer.headers["Retry-After"] = str(error.retry_after_seconds)
+        return answer
+
+
+def credential_of(request: Request) -> Credential:
+    """Who asks, as it was found on the way in."""
+    credential: Credential = request.state.credential
+    return credential
+
+
+def go_to(path: str) -> Response:
+    """Let the browser ask for another page."""
+    return RedirectResponse(path, HTTPStatus.SEE_OTHER, headers=dict(HEADERS))
+
+
+def _plain(error: Exception) -> dict[str, Any]:
+    """A problem as the API tells it."""
+    if isinstance(error, LedgerError):
+        return problem_json(error)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:]) or "request"
+        return problem_json(InvalidCommand(where, first["msg"]))
+    if isinstance(error, HTTPException):
+        title = HTTPStatus(error.status_code).phrase
+        return {"title": title, "status": error.status_code, "detail": error.detail, "code": "http_error"}
+    log.error("a page could not be made", exc_info=error)
+    detail = "Something went wrong here; the server's log tells what."
+    return {"title": "Internal error", "status": 500, "detail": detail, "code": "internal_error"}
+
+
+def _route_class(site: Site) -> type[APIRoute]:
+    """Routes whose problems are told as pages, since people read them."""
+
+    class PageRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handler = super().get_route_handler()
+
+            async def answer(request: Request) -> Response:
+                try:
+                    return await handler(request)
+                except Exception as error:  # noqa: BLE001  (whatever it is, somebody waits for a page)
+                    return site.problem(request, error)
+
+            return answer
+
+    return PageRoute
