@@ -13,8 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ledger import Balance, InvalidCommand, Ledger, NotYetKnown, Recorded, Rejected, UnknownAccount
-from ledger.core.events import account_of
+from ledger import Balance, Ledger, Recorded, Rejected
 
 Psql = psycopg.Connection[Any]
 Gross = tuple[int, int, int, int]
@@ -77,9 +76,7 @@ def counted(known: Iterable[Fact], effective: datetime | None) -> Gross:
 def known_at(everything: Iterable[Fact], position: int | None) -> list[Fact]:
     """What was known at a position; without one, everything."""
     return [
-        fact
-        for fact in everything
-        if position is None or (fact.position is not None and fact.position <= position)
+        fact for fact in everything if position is None or (fact.position is not None and fact.position <= position)
     ]
 
 
