@@ -62,6 +62,7 @@ from ledger.core.errors import (
     LedgerError,
     LimitExceeded,
     NotReversible,
+    NotYetKnown,
     PeriodIsClosed,
     PeriodNotOver,
     ProofFailed,
@@ -104,6 +105,7 @@ from ledger.storage.database import Timeouts
 from ledger.storage.leases import Lease
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, Page, StreamState, TransactionDetail, TrialBalance, TrialLine
+from ledger.storage.statement import Statement, StatementLine
 from ledger.storage.subject_keys import Forgotten, SubjectKey
 from ledger.storage.subscriptions import Standing
 from ledger.storage.tables import include_object, include_object_for
@@ -171,6 +173,7 @@ __all__ = [
     "Migrated",
     "Money",
     "NotReversible",
+    "NotYetKnown",
     "Numbers",
     "OnGap",
     "OpenAccount",
@@ -200,6 +203,8 @@ __all__ = [
     "Stamper",
     "Standing",
     "StateMachine",
+    "Statement",
+    "StatementLine",
     "StreamExists",
     "StreamState",
     "Strict",

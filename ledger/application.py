@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,7 @@ from ledger.audit.report import Report
 from ledger.audit.verify import verify
 from ledger.batch import Done, Outcome
 from ledger.batcher import Batcher
-from ledger.core.commands import (
-    Command,
-    ExpireHold,
-)
+from ledger.core.commands import Command, ExpireHold
 from ledger.core.errors import ConcurrencyError, InvalidCommand, UnsupportedConnection
 from ledger.core.events import FeedEntry, account_of
 from ledger.core.fields import INTEGER_MAX, TEXT, checked
@@ -393,7 +390,7 @@ class Ledger(Operations, Proofs, Overviews):
         Raises:
             CorruptLog: What waits contradicts the log or the feed; nothing was stamped.
         """
-        stamper = Stamper(self._database, limit=limit)
+        stamper = Stamper(self._database, limit=limit, clock_seconds=0)
         try:
             return stamper.step()
         finally:
@@ -448,12 +445,7 @@ class Ledger(Operations, Proofs, Overviews):
             subscriptions.seek(connection, name, position, owner)
 
     @contextmanager
-    def join(
-        self,
-        connection: Lender,
-        *,
-        accounts: Iterable[str] = (),
-    ) -> Iterator[Guest]:
+    def join(self, connection: Lender, *, accounts: Iterable[str] = ()) -> Iterator[Guest]:
         """
         Work inside the caller's transaction, which alone decides whether anything lasts.
 
@@ -476,6 +468,9 @@ class Ledger(Operations, Proofs, Overviews):
 
     def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
         return self._database.ask(question)
+
+    def _lend(self) -> AbstractContextManager[Connection]:
+        return self._database.reading()
 
     def _mend(self, streams: Sequence[str]) -> None:
         self.rebuild(*streams, noticed_by="read")
@@ -517,6 +512,9 @@ class Guest(Operations):
     def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
         with self._connection() as connection:
             return question(connection)
+
+    def _lend(self) -> AbstractContextManager[Connection]:
+        return self._connection()
 
     def _mend(self, streams: Sequence[str]) -> None:
         with self._connection() as connection:

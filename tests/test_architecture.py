@@ -36,7 +36,8 @@ FLOW: Final = """
     storage.dead_letters storage.mailbox storage.offsets
     storage.subject_keys                        | what personal data is encrypted with
     storage.api_keys                            | who may do what
-    storage.queries storage.inbox_queries storage.overview | what is answered    → queried
+    storage.queries storage.asof storage.statement storage.inbox_queries   | what is answered → queried
+    storage.overview
     stripes batch writer                        | the only write path
     batcher                                     | many callers, one transaction
     personal                                    | what can be forgotten in a log that never changes
@@ -58,9 +59,12 @@ FLOW: Final = """
     connect kafka rabbitmq
     service.problem_details service.gate service.desk service.scoped service.bodies   | the API
     service.command_routes service.question_routes
+    service.pages.charts service.pages.rendering service.pages.visiting service.pages.watching   | the audit page
+    service.pages.site service.pages.entrance service.pages.overview_pages service.pages.account_pages
+    service.pages.transaction_pages service.pages.order_pages service.page_routes
     service.app service.server
     cli.output cli.options cli.lines            | the command line
-    cli.asking cli.writing cli.holding
+    cli.asking cli.stating cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding
     cli.proving cli.sealing cli.bundling cli.forgetting cli.serving cli.upkeep
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program

@@ -21,14 +21,9 @@ Dependency: TypeAlias = Callable[[Request], Awaitable[Credential]]
 _SCOPES: Final[dict[object, frozenset[Scope]]] = {}
 
 
-def by_header(request: Request) -> str | None:
-    """What a request says about who asks, as programs say it."""
-    return request.headers.get("authorization")
-
-
-def require(*scopes: Scope, told: Callable[[Request], str | None] = by_header) -> Dependency:
+def require(*scopes: Scope) -> Dependency:
     """
-    Let in whoever has one of these scopes, and give their credential; `told` finds what the request says about them.
+    Let in whoever has one of these scopes, and give their credential.
 
     To a route: `credential: Annotated[Credential, Depends(require(Scope.READ))]`.
     """
@@ -36,14 +31,19 @@ def require(*scopes: Scope, told: Callable[[Request], str | None] = by_header) -
     named = " or ".join(scopes)
 
     async def admitted(request: Request) -> Credential:
-        credential = await desk_of(request).gate.admit(told(request))
-        request.state.credential = credential
+        credential = await desk_of(request).gate.admit(request.headers.get("authorization"))
         if wanted.isdisjoint(credential.scopes):
             raise Forbidden(named, sorted(credential.scopes))
         return credential
 
     _SCOPES[admitted] = wanted
     return admitted
+
+
+def entrance(dependency: Dependency, *scopes: Scope) -> Dependency:
+    """A dependency that lets in whoever has one of these scopes, in a way of its own."""
+    _SCOPES[dependency] = frozenset(scopes)
+    return dependency
 
 
 async def public(_request: Request) -> None:

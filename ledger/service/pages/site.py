@@ -15,13 +15,13 @@ from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 
 from ledger.access import Credential, Scope
-from ledger.core.errors import InvalidCommand, LedgerError, TooManyRequests, Unauthenticated
+from ledger.core.errors import Forbidden, InvalidCommand, LedgerError, TooManyRequests, Unauthenticated
 from ledger.service.desk import Desk
 from ledger.service.pages.rendering import HEADERS, html
 from ledger.service.pages.visiting import Sessions
 from ledger.service.pages.watching import Pulse, Verification
 from ledger.service.problem_details import problem_json
-from ledger.service.scoped import public, require
+from ledger.service.scoped import Dependency, entrance, public
 
 READING: Final = (Scope.READ, Scope.AUDIT)
 """Who may look at accounts and transactions."""
@@ -65,8 +65,20 @@ class Site:
         self._add("POST", path, endpoint, scopes)
 
     def _add(self, method: str, path: str, endpoint: Endpoint, scopes: tuple[Scope, ...]) -> None:
-        entrance = require(*scopes, told=self.sessions.authorization) if scopes else public
-        self.routes.add_api_route(path, endpoint, methods=[method], dependencies=[Depends(entrance)])
+        way_in = self._entrance(scopes) if scopes else public
+        self.routes.add_api_route(path, endpoint, methods=[method], dependencies=[Depends(way_in)])
+
+    def _entrance(self, scopes: tuple[Scope, ...]) -> Dependency:
+        """By a session, or as programs come in; who it is, is known even where they are not let in."""
+
+        async def let_in(request: Request) -> Credential:
+            credential = await self.desk.gate.admit(self.sessions.authorization(request))
+            request.state.credential = credential
+            if credential.scopes.isdisjoint(scopes):
+                raise Forbidden(" or ".join(scopes), sorted(credential.scopes))
+            return credential
+
+        return entrance(let_in, *scopes)
 
     def page(self, request: Request, template: str, status: int = HTTPStatus.OK, **context: Any) -> Response:
         """A page, in what surrounds each of them."""
