@@ -9,7 +9,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from ledger.application import Ledger
-from ledger.service import command_routes, question_routes
+from ledger.service import command_routes, page_routes, question_routes
 from ledger.service.desk import Desk
 from ledger.service.problem_details import add_problems
 from ledger.service.scoped import check_scopes
@@ -41,7 +41,7 @@ def create_app(ledger: Ledger, settings: ServiceSettings | None = None) -> FastA
     )
     app.state.desk = desk
     add_problems(app)
-    for module in (command_routes, question_routes):
+    for module in (command_routes, question_routes, page_routes):
         app.router.routes.extend(module.router(desk).routes)
     check_scopes(app)
     return app

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final, NamedTuple
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Annotated, Final, NamedTuple
 
 from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.concurrency import iterate_in_threadpool
 
 from ledger.core.book import Balance
 from ledger.core.canonical import utc_text
@@ -20,14 +25,19 @@ from ledger.core.money import Money
 from ledger.service.pages.charts import Chart, balance_chart
 from ledger.service.pages.rendering import HEADERS
 from ledger.service.pages.site import READING, Site, credential_of
+from ledger.storage.asof import KnownAsOf
 from ledger.storage.overview import Found, Sort
-from ledger.storage.queries import AccountLine, HoldLine, Page
+from ledger.storage.queries import AccountLine, HoldLine
+from ledger.storage.statement import Statement, StatementLine
 
 PAGE: Final = 50
 ENTRIES: Final = 50
 STATEMENT_LINES: Final = 200
 HOLDS: Final = 100
 _DOWNLOADS: Final = 2
+_LINES_TOGETHER: Final = 500
+_DAYS: Final = 31
+_DAY: Final = 86_400
 
 Name = Annotated[str, Query(min_length=1, max_length=193)]
 Text = Annotated[str, Query(max_length=193)]
@@ -114,6 +124,56 @@ class AccountPages:
             self._ledger.holds(name, status="open", limit=HOLDS),
         )
 
+    def _as_of(self, name: str, effective: datetime | None, known: KnownAsOf) -> Balance:
+        return self._ledger.balance(name, effective_as_of=effective, known_as_of=known)
+
+    async def statement(
+        self, request: Request, name: Name, since: Moment = "", until: Moment = "", known: Moment = ""
+    ) -> Response:
+        """What was posted in a period; so many lines of it as one can look through."""
+        first, end = _period(since, until)
+
+        def asked() -> tuple[Statement, list[StatementLine]]:
+            made = self._ledger.statement(name, first, end, known_as_of=known_of(known))
+            with closing(iter(made)) as lines:  # type: ignore[type-var]  # It is a generator.
+                return made, list(islice(lines, STATEMENT_LINES + 1))
+
+        credential = credential_of(request)
+        made, lines = await self._site.desk.read(credential, "statement", asked, lambda _: [name])
+        return self._site.page(
+            request,
+            "statement.html",
+            name=name,
+            made=made,
+            lines=lines[:STATEMENT_LINES],
+            more=len(lines) > STATEMENT_LINES,
+            since=_as_field(first),
+            until=_as_field(end),
+            known=known,
+        )
+
+    async def download(
+        self, request: Request, name: Name, since: Moment = "", until: Moment = "", known: Moment = ""
+    ) -> Response:
+        """All lines of a statement as a file, as they are read: neither side holds them all."""
+        first, end = _period(since, until)
+        if self._downloads.locked():
+            raise TooManyRequests(f"{_DOWNLOADS} downloads at once", 10)
+
+        def asked() -> Statement:
+            return self._ledger.statement(name, first, end, known_as_of=known_of(known))
+
+        made = await self._site.desk.read(credential_of(request), "statement", asked, lambda _: [name])
+        named = re.sub(r"[^A-Za-z0-9._-]", "_", f"{name}_{first:%Y-%m-%d}_{end:%Y-%m-%d}.csv")
+        headers = {**HEADERS, "Content-Disposition": f'attachment; filename="{named}"'}
+        return StreamingResponse(self._sent(made), headers=headers, media_type="text/csv; charset=utf-8")
+
+    async def _sent(self, made: Statement) -> AsyncIterator[str]:
+        async with self._downloads:
+            with closing(_csv(made)) as parts:
+                async for part in iterate_in_threadpool(parts):
+                    yield part
+
 
 def _entry(event: Recorded, line: AccountLine) -> Entry:
     """The running balance of an account with stripes is known to nobody: an event knows that of its stripe."""
@@ -123,6 +183,61 @@ def _entry(event: Recorded, line: AccountLine) -> Entry:
     if event.numbers is not None and terms.streams == 1:
         balance = Balance.from_numbers(line.account, terms, event.numbers, event.version).posted
     return Entry(event, amount, balance)
+
+
+def _period(since: str, until: str) -> tuple[datetime, datetime]:
+    """What is asked for, or the last days up to and with today."""
+    today = datetime.fromtimestamp(time.time() // _DAY * _DAY, UTC)
+    end = moment_of("until", until) or today + timedelta(days=1)
+    return moment_of("since", since) or end - timedelta(days=_DAYS), end
+
+
+def _as_field(moment: datetime) -> str:
+    """As a field for a moment has it."""
+    return utc_text(moment)[:16]
+
+
+def _csv(made: Statement) -> Iterator[str]:
+    """The lines of a statement, a few at a time; amounts are texts without an asset, which has its own column."""
+    yield _row("effective_at", "recorded_at", "transaction_id", "reference", "asset", "amount", "balance")
+    yield _row(
+        utc_text(made.since), "", "", "opening balance", made.opening.posted.asset, "", _number(made.opening.posted)
+    )
+    parts = []
+    for line in made:
+        event = line.event
+        moments = utc_text(event.effective_at), utc_text(event.recorded_at)
+        asset = line.amount.asset
+        parts.append(
+            _row(
+                *moments, event.transaction_id, line.reference or "", asset, _number(line.amount), _number(line.balance)
+            )
+        )
+        if len(parts) == _LINES_TOGETHER:
+            yield "".join(parts)
+            parts.clear()
+    parts.append(
+        _row(
+            utc_text(made.until), "", "", "closing balance", made.closing.posted.asset, "", _number(made.closing.posted)
+        )
+    )
+    yield "".join(parts)
+
+
+def _number(money: Money) -> str:
+    return str(money).partition(" ")[0]
+
+
+def _row(*cells: str) -> str:
+    """A line of a file of values; none of them is what a spreadsheet would carry out."""
+    line = io.StringIO()
+    csv.writer(line).writerow([_harmless(cell) for cell in cells])
+    return line.getvalue()
+
+
+def _harmless(cell: str) -> str:
+    is_number = re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", cell)
+    return f"'{cell}" if cell[:1] in set("=+-@\t\r") and not is_number else cell
 
 
 def moment_of(field: str, text: str) -> datetime | None:

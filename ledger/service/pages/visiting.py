@@ -128,9 +128,7 @@ async def _fields(request: Request) -> dict[str, str]:
     if body and kind != "application/x-www-form-urlencoded":
         raise InvalidCommand("Content-Type", "a form is sent as application/x-www-form-urlencoded")
     try:
-        return dict(
-            parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_FIELDS_MAX, errors="strict")
-        )
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_FIELDS_MAX, errors="strict"))
     except ValueError:
         raise InvalidCommand("form", "its fields cannot be read") from None
 
