@@ -13,6 +13,7 @@ from ledger.service import command_routes, page_routes, question_routes
 from ledger.service.desk import Desk
 from ledger.service.problem_details import add_problems
 from ledger.service.scoped import check_scopes
+from ledger.service.shortcut import Shortcut
 from ledger.settings import ServiceSettings
 
 
@@ -44,4 +45,5 @@ def create_app(ledger: Ledger, settings: ServiceSettings | None = None) -> FastA
     for module in (command_routes, question_routes, page_routes):
         app.router.routes.extend(module.router(desk).routes)
     check_scopes(app)
+    app.add_middleware(Shortcut, service=app)
     return app

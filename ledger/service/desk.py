@@ -12,9 +12,9 @@ from fastapi import Request
 
 from ledger.access import ApiKeys, Credential
 from ledger.application import Ledger
-from ledger.asynchronous import AsyncLedger
 from ledger.core.errors import DeadlineExceeded
 from ledger.service.gate import Gate
+from ledger.service.group_commit import GroupCommit
 from ledger.settings import ServiceSettings
 
 Asked = ParamSpec("Asked")
@@ -34,7 +34,7 @@ class Desk:
         self.ledger = ledger
         self.settings = settings
         self.keys: ApiKeys = ledger.api_keys()
-        self.commands = AsyncLedger(ledger)
+        self.commands = GroupCommit(ledger, limits.append_seconds)
         self._readers = ThreadPoolExecutor(limits.readers, "ledger-reader")
         self._auditors = ThreadPoolExecutor(limits.auditors, "ledger-auditor")
         self.gate = Gate(self.keys, settings, self.ask)
