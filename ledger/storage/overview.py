@@ -71,10 +71,10 @@ FROM (
         SELECT d.first_seen AS happened, 'dead letters' AS kind, row_number() OVER () AS number
         FROM (SELECT first_seen FROM {schema}.dead_letters LIMIT %(limit)s) AS d
         UNION ALL
-        SELECT r.recorded_at, 'gone on without', row_number() OVER ()
+        SELECT r.recorded_at, 'released gaps', row_number() OVER ()
         FROM (SELECT recorded_at FROM {schema}.inbox_releases LIMIT %(limit)s) AS r
         UNION ALL
-        SELECT p.repaired_at, 'repairs', row_number() OVER ()
+        SELECT p.repaired_at, 'projection repairs', row_number() OVER ()
         FROM (SELECT repaired_at FROM {schema}.projection_repairs LIMIT %(limit)s) AS p
     ) AS found
 ) AS a
@@ -211,7 +211,7 @@ def anomalies(connection: Connection, days: int) -> Anomalies:
         raise InvalidCommand("days", f"{days} is not from 1 to {DAYS_MAX}")
     asked = {"limit": SORTED_MAX, "days": days}
     ((today,),), rows = connection.send([(TODAY, ()), (ANOMALIES, asked)])
-    counts: dict[str, dict[date, int]] = {"dead letters": {}, "gone on without": {}, "repairs": {}}
+    counts: dict[str, dict[date, int]] = {"dead letters": {}, "released gaps": {}, "projection repairs": {}}
     for day, kind, count, _ in rows:
         counts[kind][day] = count
     last = today.toordinal()
@@ -274,7 +274,7 @@ def series(connection: Connection, name: str) -> Series:
     terms = queries.account(connection, name).terms
     assert terms is not None
     streams = stripes_of(name, terms.streams)
-    heads = {stream: version for stream, version in connection.query(HEADS, (text_array(streams),))}
+    heads = dict(connection.query(HEADS, (text_array(streams),)))
     each = max(2, POINTS_MAX // len(streams))
     wanted = [(stream, version) for stream, head in heads.items() for version in _spread(head, each)]
     places = text_array(stream for stream, _ in wanted), plain_array(str(version) for _, version in wanted)

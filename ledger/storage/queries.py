@@ -475,7 +475,8 @@ def accounts(
     wanted = _wanted((OF_ASSET, asset), (WITH_METADATA, _pairs(metadata)))
     conditions = " ".join(condition for condition, _ in wanted)
     parameters = (after, *(value for _, value in wanted), limit)
-    return lines(connection, [name for (name,) in connection.query(ACCOUNTS.replace("{wanted}", conditions), parameters)])
+    rows = connection.query(ACCOUNTS.replace("{wanted}", conditions), parameters)
+    return lines(connection, [name for (name,) in rows])
 
 
 def lines(connection: Connection, names: Sequence[str]) -> list[AccountLine]:

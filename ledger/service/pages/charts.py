@@ -17,10 +17,10 @@ from ledger.core.money import Money
 
 WIDTH: Final = 1000
 HEIGHT: Final = 300
-_STEPS: Final = 4
+_STEPS: Final = 5
 """Into about how many the vertical axis is divided."""
 
-_NICE: Final = (1, 2, 5, 10)
+_NICE: Final = (10, 20, 25, 50, 100)
 _MOMENTS: Final = 3
 
 
@@ -97,9 +97,13 @@ def spark(numbers: Sequence[int]) -> Spark:
     least, most = min(numbers), max(numbers)
     span = (most - least) or 1
     places = len(numbers) - 1 or 1
-    flat = most == least
+    # What never changed lies in the middle, and at the bottom if there never was any.
+    flat = HEIGHT / 2 if most else float(HEIGHT)
     spots = [
-        (round(WIDTH * at / places, 1), HEIGHT / 2 if flat else round(HEIGHT * float(Fraction(most - each, span)), 1))
+        (
+            round(WIDTH * at / places, 1),
+            flat if most == least else round(HEIGHT * float(Fraction(most - each, span)), 1),
+        )
         for at, each in enumerate(numbers)
     ]
     if len(spots) == 1:
@@ -123,4 +127,4 @@ def _step(span: int) -> int:
     """A round number of which about _STEPS make the span."""
     least = max(1, -(-span // _STEPS))
     power = 10 ** (len(str(least)) - 1)
-    return int(next(nice * power for nice in _NICE if nice * power >= least))
+    return int(next(nice * power // 10 for nice in _NICE if nice * power >= least * 10))

@@ -10,12 +10,13 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from ledger.application import Ledger
+from ledger.core.money import Money
 from ledger.service.pages.charts import Spark, spark
 from ledger.service.pages.rendering import HEADERS
 from ledger.service.pages.site import CHECKING, LOOKING, Site, credential_of, go_to
 from ledger.service.pages.watching import Run, Sample
 from ledger.storage.overview import Overview
-from ledger.storage.queries import TrialBalance
+from ledger.storage.queries import TrialBalance, TrialLine
 from ledger.storage.tree import Sealed
 
 _SPARING = 20.0
@@ -30,6 +31,16 @@ class Health(NamedTuple):
     held: Spark
     parked: Spark
     open_letters: Spark
+
+
+class Total(NamedTuple):
+    """What all accounts of an asset come to."""
+
+    asset: str
+    accounts: int
+    debits: Money
+    credits: Money
+    difference: Money
 
 
 @dataclass
@@ -64,6 +75,7 @@ class OverviewPages:
             sealed=sealed,
             ledger_id=ledger_id,
             trial=trial,
+            totals=_totals(trial),
             accounts=sum(line.accounts for line in trial.lines),
             health=[_health(source, seen) for source, seen in samples.items()],
             since=self._site.pulse.since,
@@ -98,6 +110,19 @@ class OverviewPages:
 
 def _standing(ledger: Ledger) -> tuple[Overview, Sealed | None, str]:
     return ledger.overview(), ledger.last_checkpoint(), str(ledger.ledger_id)
+
+
+def _totals(trial: TrialBalance) -> list[Total]:
+    found = []
+    for asset, difference in trial.difference.items():
+        lines = [line for line in trial.lines if line.asset == asset]
+        debits, credits = (sum((side for side in sides), difference - difference) for sides in _sides(lines))
+        found.append(Total(asset, sum(line.accounts for line in lines), debits, credits, difference))
+    return found
+
+
+def _sides(lines: list[TrialLine]) -> tuple[list[Money], list[Money]]:
+    return [line.debits for line in lines], [line.credits for line in lines]
 
 
 def _health(source: str, samples: list[Sample]) -> Health:

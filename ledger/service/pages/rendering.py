@@ -156,16 +156,15 @@ def pretty(value: object) -> str:
     return json.dumps(read, indent=2, ensure_ascii=False)
 
 
-_SPANS: Final = ((86_400, "day"), (3_600, "hour"), (60, "minute"))
+_SPANS: Final = ((172_800, 86_400, "days"), (7_200, 3_600, "h"), (120, 60, "min"))
 
 
 def span(seconds: float) -> str:
     """How long, to what matters of it."""
-    for size, name in _SPANS:
-        if seconds >= size * (2 if name == "minute" else 1):
-            number = int(seconds // size)
-            return f"{number:,} {name}{'' if number == 1 else 's'}"
-    return f"{seconds:.0f} seconds" if seconds >= 1 else "under a second"
+    for least, size, name in _SPANS:
+        if seconds >= least:
+            return f"{int(seconds // size):,}\N{NO-BREAK SPACE}{name}"
+    return f"{seconds:.0f}\N{NO-BREAK SPACE}s" if seconds >= 1 else "under 1\N{NO-BREAK SPACE}s"
 
 
 def words(code: str) -> str:
