@@ -40,6 +40,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = {
     "transition_refused": HTTPStatus.CONFLICT,
     "striped_account": HTTPStatus.CONFLICT,
     "version_conflict": HTTPStatus.CONFLICT,
+    "not_yet_known": HTTPStatus.CONFLICT,
     "hold_not_open": HTTPStatus.CONFLICT,
     "hold_not_due": HTTPStatus.CONFLICT,
     "not_reversible": HTTPStatus.CONFLICT,

@@ -35,6 +35,8 @@ CHECKING: Final = (Scope.AUDIT, Scope.ADMIN)
 DECIDING: Final = (Scope.ADMIN,)
 """Who may decide about dead letters."""
 
+_UNTOLD: Final = {"status": 500, "code": "internal_error", "retryable": False}
+
 Endpoint = Callable[..., Awaitable[Response]]
 
 log: Final = logging.getLogger(__name__)
@@ -133,10 +135,10 @@ def _plain(error: Exception) -> dict[str, Any]:
         return problem_json(InvalidCommand(where, first["msg"]))
     if isinstance(error, HTTPException):
         title = HTTPStatus(error.status_code).phrase
-        return {"title": title, "status": error.status_code, "detail": error.detail, "code": "http_error"}
+        return {"title": title, "detail": error.detail, **_UNTOLD, "status": error.status_code, "code": "http_error"}
     log.error("a page could not be made", exc_info=error)
     detail = "Something went wrong here; the server's log tells what."
-    return {"title": "Internal error", "status": 500, "detail": detail, "code": "internal_error"}
+    return {"title": "Internal error", "detail": detail, **_UNTOLD}
 
 
 def _route_class(site: Site) -> type[APIRoute]:
