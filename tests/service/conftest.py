@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import httpx
 import pytest
+from eventful import make_eventful
 
 from ledger import Ledger
 from ledger.access import Scope
@@ -80,3 +81,17 @@ def http(service: Server, secrets: dict[Scope, str]) -> Iterator[Callable[..., h
     yield client
     for each in made:
         each.close()
+
+
+@pytest.fixture
+def eventful(ledger: Ledger) -> Ledger:
+    """A ledger in which there is something to see on every page."""
+    make_eventful(ledger)
+    return ledger
+
+
+@pytest.fixture
+def site(eventful: Ledger) -> Iterator[Server]:
+    """The service of that ledger."""
+    with served(eventful) as server:
+        yield server

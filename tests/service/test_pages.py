@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import httpx
 import psycopg
 import pytest
-from eventful import LONG, REVERSED_KEY, make_eventful
+from eventful import LONG, REVERSED_KEY
 from fastapi import Request, Response
 from test_service import Http
 
@@ -30,20 +30,6 @@ SignIn: TypeAlias = Callable[..., httpx.Client]
 Serve: TypeAlias = Callable[..., AbstractContextManager[Server]]
 
 WAIT_SECONDS = 30
-
-
-@pytest.fixture
-def eventful(ledger: Ledger) -> Ledger:
-    """A ledger in which there is something to see on every page."""
-    make_eventful(ledger)
-    return ledger
-
-
-@pytest.fixture
-def site(eventful: Ledger, serve: Serve) -> Iterator[Server]:
-    """The service of that ledger."""
-    with serve(eventful) as server:
-        yield server
 
 
 @pytest.fixture
