@@ -57,7 +57,8 @@ class Visitor:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         if key is not None:
             self.page.goto("/sign-in")
-            self.look()
+            if how.get("java_script_enabled", True):  # axe-core is a script itself.
+                self.look()
             self.page.get_by_label("API key").fill(key)
             self.page.get_by_role("button", name="Sign in").click()
             self.page.get_by_role("heading", name="Overview").wait_for()
@@ -308,7 +309,7 @@ def test_everything_works_without_scripts(visit: Visit, psql: psycopg.Connection
     visitor.click("Find", "button")
     page.get_by_role("heading", name="customers/alice").wait_for()
     page.get_by_text("The same as a table").click()
-    assert page.get_by_role("region", name="Balance over time").is_visible()
+    assert page.get_by_role("region", name="Table of the balance over time").is_visible()
     page.goto("/proof?stream=customers/alice&version=2")
     assert page.get_by_text("Without one, save the proof").is_visible()
     page.goto("/verify")
@@ -316,7 +317,9 @@ def test_everything_works_without_scripts(visit: Visit, psql: psycopg.Connection
         psql.execute("LOCK TABLE holds IN ACCESS EXCLUSIVE MODE")
         visitor.click("Verify everything", "button")
         assert page.get_by_role("progressbar").is_visible()
-    while page.get_by_role("heading", name="Last report").count() == 0:
+    for _ in range(300):
+        if page.get_by_role("heading", name="Last report").count():
+            break
         visitor.click("Look again")
     assert page.get_by_text("sound").is_visible()
 
