@@ -20,7 +20,8 @@ from ledger.core.events import FeedEntry, Recorded, Transaction, account_of
 from ledger.core.lifecycle import StateMachine
 from ledger.core.money import Money
 from ledger.personal import Field
-from ledger.storage.api_keys import ApiKey
+from ledger.storage.api_keys import AccountRead, ApiKey
+from ledger.storage.dead_letters import DeadLetter
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance
 from ledger.storage.subject_keys import Forgotten
@@ -201,6 +202,34 @@ def api_key_json(key: ApiKey) -> Json:
         "expires_at": None if key.expires_at is None else utc_text(key.expires_at),
         "revoked_at": None if key.revoked_at is None else utc_text(key.revoked_at),
         "revoked_by": key.revoked_by,
+    }
+
+
+def read_json(read: AccountRead) -> Json:
+    """Which account was read, when, by which auditor and by which question."""
+    return {
+        "account": read.account,
+        "recorded_at": utc_text(read.recorded_at),
+        "actor": read.actor,
+        "question": read.question,
+    }
+
+
+def letter_json(letter: DeadLetter) -> Json:
+    """A message that a person decides about."""
+    return {
+        "dead_letter_id": letter.dead_letter_id,
+        "stream": letter.stream,
+        "sequence": letter.sequence,
+        "id": letter.message_id,
+        "type": letter.message.type,
+        "why": letter.why,
+        "error": letter.error,
+        "attempts": letter.attempts,
+        "first_seen": utc_text(letter.first_seen),
+        "last_seen": utc_text(letter.last_seen),
+        "state": letter.state,
+        "data": letter.message.data,
     }
 
 
