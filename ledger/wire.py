@@ -7,12 +7,14 @@ hashes are texts.  A field that holds nothing is null, not left out.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
 from ledger.audit.report import Finding, Report
 from ledger.batch import Done
+from ledger.core import errors
 from ledger.core.book import Balance, Terms
 from ledger.core.canonical import utc_text
 from ledger.core.errors import LedgerError
@@ -29,6 +31,13 @@ from ledger.storage.subscriptions import Standing
 
 Json: TypeAlias = dict[str, Any]
 
+ERRORS: Final[Mapping[str, type[LedgerError]]] = {
+    each.code: each
+    for each in vars(errors).values()
+    if isinstance(each, type) and issubclass(each, LedgerError) and "code" in each.__dict__
+}
+"""Every error by its code."""
+
 _STATE_AFTER: Final = {"account_state_changed": "state", "state_advanced": "target"}
 """The events that lead to another state, and where in their payload it stands."""
 
@@ -41,6 +50,19 @@ def error_json(error: LedgerError) -> Json:
         "retryable": error.retryable,
         "fields": {name: _printable(fact) for name, fact in error.fields.items()},
     }
+
+
+def error_of(plain: Json) -> LedgerError | None:
+    """The error that `error_json` told of; None where there is none of its code, or of its facts."""
+    known = ERRORS.get(plain.get("code", ""))
+    names = {field.name for field in dataclasses.fields(known)} if known is not None else set()
+    facts = plain.get("fields")
+    if known is None or not isinstance(facts, dict):
+        return None
+    try:
+        return known(**{name: fact for name, fact in facts.items() if name in names})
+    except TypeError:
+        return None
 
 
 def _printable(fact: object) -> object:

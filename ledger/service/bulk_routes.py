@@ -18,6 +18,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
+from starlette.types import Receive, Scope, Send
 
 from ledger.access import Credential
 from ledger.batch import Done, Outcome
@@ -81,8 +82,8 @@ def router(desk: Desk) -> APIRouter:
         "/bulk",
         operation_id="bulk",
         response_class=StreamingResponse,
-        responses={200: {"description": "A line for each line.", "content": {JSON_LINES: {"schema": _TEXT}}}},
-        openapi_extra={"requestBody": {"required": True, "content": {JSON_LINES: {"schema": _TEXT}}}},
+        responses={200: {"description": "A line for each line.", "content": {JSON_LINES: _ANSWERED}}},
+        openapi_extra={"requestBody": {"required": True, "content": {JSON_LINES: _ASKED}}},
     )
     async def bulk(request: Request, credential: Appending, _key: IdempotencyKey) -> Response:
         """
@@ -93,12 +94,24 @@ def router(desk: Desk) -> APIRouter:
         key = _short_key(request)
         check_content(request.headers, JSON_LINES)
         desk.check_bulk()
-        return StreamingResponse(_answers(desk, request, credential, key), media_type=JSON_LINES)
+        return _BothWays(_answers(desk, request, credential, key), media_type=JSON_LINES)
 
     return routes
 
 
-_TEXT: Final[Json] = {"type": "string", "examples": ['{"type": "transfer", "amount": "5 USD", "debit": "a", …}']}
+class _BothWays(StreamingResponse):
+    """Is read while it is written: the framework's own would listen for whoever goes away, and so take the lines."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's shape)
+        await self.stream_response(send)
+
+
+_EXAMPLE: Final = b"".join(
+    to_json({"type": "transfer", "amount": "5.00 USD", "debit": "alice", "credit": credited}) + b"\n"
+    for credited in ("bob", "carol")
+).decode()
+_ANSWERED: Final[Json] = {"schema": {"type": "string"}}
+_ASKED: Final[Json] = {"schema": {"description": "A command a line, with its type."}, "example": _EXAMPLE}
 _HANDLE: Final[Json] = {"required": True, "content": {JSON: {"schema": Several.model_json_schema()}}}
 
 

@@ -17,6 +17,7 @@ from ledger.core.errors import DeadlineExceeded, ServiceUnavailable, TooManyRequ
 from ledger.inbox import Inbox
 from ledger.service.gate import Gate
 from ledger.service.group_commit import GroupCommit
+from ledger.service.tokens import TokenReader
 from ledger.settings import ServiceSettings
 
 Asked = ParamSpec("Asked")
@@ -42,7 +43,8 @@ class Desk:
         self._auditors = ThreadPoolExecutor(limits.auditors, "ledger-auditor")
         self._writers = ThreadPoolExecutor(limits.bulks, "ledger-writer")
         self._bulks = limits.bulks
-        self.gate = Gate(self.keys, settings, self.ask)
+        tokens = None if settings.tokens is None else TokenReader(settings.tokens)
+        self.gate = Gate(self.keys, settings, self.ask, tokens)
         self.ending = asyncio.Event()
 
     async def ask(self, question: Callable[Asked, Answer], *how: Asked.args, **named: Asked.kwargs) -> Answer:

@@ -11,16 +11,14 @@ from pydantic import TypeAdapter
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-import ledger.core.errors
 from ledger.access import Scope
 from ledger.core.commands import Command
-from ledger.core.errors import LedgerError
 from ledger.service import shapes
 from ledger.service.bodies import JSON, OURS
 from ledger.service.command_routes import COMMANDS, kind_of
 from ledger.service.problem_details import PROBLEM_JSON, STATUS
 from ledger.service.scoped import public, routes_of
-from ledger.wire import Json
+from ledger.wire import ERRORS, Json
 
 _COMPONENTS: Final = "#/components/schemas/{model}"
 
@@ -68,7 +66,7 @@ def router(_desk: object) -> APIRouter:
     @routes.get("/problems/{code}", include_in_schema=False)
     async def problem(code: Annotated[str, Path(max_length=80)]) -> Response:
         """What the `type` of a problem leads to: what its code means."""
-        found = _ERRORS.get(code)
+        found = ERRORS.get(code)
         if found is None:
             raise HTTPException(404)
         said = " ".join((found.__doc__ or "").split())
@@ -109,12 +107,6 @@ _DESCRIPTION: Final = (
     " does nothing again, and answers as it did. What goes wrong is a problem (RFC 9457) with a stable code."
 )
 
-_ERRORS: Final[Mapping[str, type[LedgerError]]] = {
-    each.code: each
-    for each in vars(ledger.core.errors).values()
-    if isinstance(each, type) and issubclass(each, LedgerError) and "code" in each.__dict__
-}
-
 
 def _operations(app: FastAPI) -> Iterator[tuple[str, str, frozenset[Scope]]]:
     for method, path, scopes in routes_of(app):
@@ -153,11 +145,30 @@ def _add_commands(paths: Json, schemas: Json) -> None:
             schema["properties"].pop(ours, None)
         media = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}, "example": EXAMPLES[name]}
         operation["requestBody"] = {"required": True, "content": {JSON: media}}
-        operation["responses"]["201"] = done
+        operation["responses"]["201"] = {**done, "links": _links(name)}
         operation["responses"]["200"] = {**done, "description": "Done before, with the same key and body."}
         if "account" in model.model_fields:
             operation["responses"]["412"] = _PROBLEM
             operation["parameters"].append(_IF_MATCH)
+
+
+def _links(name: str) -> Json:
+    """What may be asked next, with what is in the request or its answer."""
+    made = "$response.body#/transaction_id"
+    links: Json = {"what_happened": {"operationId": "transaction", "parameters": {"transaction_id": made}}}
+    if name in ("post", "transfer", "deposit", "withdraw"):
+        links["take_back"] = {"operationId": "reverse", "requestBody": {"transaction_id": made}}
+    if name == "hold":
+        links |= {
+            then: {"operationId": then, "requestBody": {"hold": made}} for then in ("capture", "release", "expire_hold")
+        }
+    if name == "open_account":
+        account = "$request.body#/account"
+        links |= {
+            then: {"operationId": then, "parameters": {"account": account}} for then in ("balance", "account", "holds")
+        }
+        links["freeze"] = {"operationId": "freeze", "requestBody": {"account": account}}
+    return links
 
 
 _IF_MATCH: Final[Json] = {

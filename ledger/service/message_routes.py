@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from hashlib import sha256
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -19,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ledger.access import Credential, Scope
 from ledger.core.errors import InvalidCommand, UndecodableMessage
-from ledger.inbox import TOGETHER_MAX, Inbox
-from ledger.intake import Intake, together, totals
+from ledger.inbox import Inbox
+from ledger.intake import Delivery, Intake, totals
 from ledger.order.cursor import Tally
-from ledger.order.decoders import Decoded, Headers, cloudevents
+from ledger.order.decoders import Decoded, cloudevents
 from ledger.order.message import Message
 from ledger.receiving import COMMAND_PREFIX, Received
 from ledger.service import shapes
@@ -153,7 +152,7 @@ def _deciding(desk: Desk, decision: str) -> Callable[..., Any]:
         received = await desk.append(
             lambda: verdict(inbox, asked.dead_letter_id, actor=credential.actor, note=asked.note)
         )
-        return json_response(_counted([received], 0))
+        return json_response(_counted([received]))
 
     decide.__doc__ = verdict.__doc__
     return decide
@@ -166,28 +165,28 @@ def _inbox(desk: Desk, source: str) -> Inbox:
 
 
 def _taken_in(desk: Desk, body: bytes, headers: Iterable[tuple[str, str]], actor: str) -> Json:
-    """Take in what one body holds; what cannot be read of it is kept for a person to see."""
+    """
+    Take in what one body holds: all of it, or nothing.
 
-    def decode(body: bytes, headers: Headers = (), source: str = "") -> list[Decoded]:
-        return [_in_the_name_of(actor, each) for each in cloudevents(body, headers, source)]
+    Elsewhere what cannot be read is kept for a person to see; here whoever sent it is told.
+    """
+    messages = [_in_the_name_of(actor, each) for each in cloudevents(body, headers)]
+    for message in messages:
+        _inbox(desk, message.source)
+    return _counted(Intake(desk.inboxes.values(), cloudevents).take([Delivery(messages, [])]))
 
-    intake = Intake(desk.inboxes.values(), decode)
-    delivery = intake.read(body, headers, sha256(body).hexdigest()[:32])
-    assert together([delivery], TOGETHER_MAX) == 1
-    return _counted(intake.take([delivery]), len(delivery.refused))
 
-
-def _in_the_name_of(actor: str, decoded: Decoded) -> Decoded:
+def _in_the_name_of(actor: str, decoded: Decoded) -> Message:
     """A command for the ledger, with who asks for it; other messages say what they say."""
-    if not isinstance(decoded, Message) or not decoded.type.startswith(COMMAND_PREFIX):
-        return decoded
-    if not isinstance(decoded.data, dict):
+    if isinstance(decoded, UndecodableMessage):
+        raise decoded
+    if not decoded.type.startswith(COMMAND_PREFIX) or not isinstance(decoded.data, dict):
         return decoded
     if "actor" in decoded.data:
-        return UndecodableMessage("data.actor", "a message does not say it", "The credential says who asks.")
+        raise UndecodableMessage("data.actor", "a message does not say it", "The credential says who asks.")
     return replace(decoded, data={**decoded.data, "actor": actor})
 
 
-def _counted(received: Iterable[Received], undecodable: int) -> Json:
+def _counted(received: Iterable[Received]) -> Json:
     tally = totals(received)
-    return {name: tally[name] for name in (*Tally._fields, "rejected", "failed")} | {"undecodable": undecodable}
+    return {name: tally[name] for name in (*Tally._fields, "rejected", "failed")}

@@ -1,7 +1,8 @@
 """
 The shapes of answers, for the document: what `ledger.wire` writes, as JSON Schema.
 
-Nothing is made of them at run time.  That answers are as they say is what schemathesis checks.
+The service makes nothing of them: that its answers are as they say is what schemathesis checks.
+A client reads by them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ Next: TypeAlias = Annotated[str | None, Field(description="Where the next page b
 
 
 class _Shape(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    # The document says that there is nothing else; a client of an older release reads past what it does not know.
+    model_config = ConfigDict(extra="ignore", json_schema_extra={"additionalProperties": False})
 
 
 class Problem(_Shape):
@@ -261,17 +263,21 @@ class FeedShape(_Shape):
 
 
 class FindingShape(_Shape):
-    """Something that is not as it should be."""
+    """Something that is not as it must be: where, and what."""
 
-    model_config = ConfigDict(extra="allow")
+    kind: str
+    stream: str
+    version: int
+    column: str
+    problem: str
 
 
 class ReportShape(_Shape):
     """What a verification checked and found."""
 
     ok: bool
-    checked: dict[str, Any]
-    shredded: int | None
+    checked: dict[str, int]
+    shredded: int
     findings: list[FindingShape]
     findings_total: int
 
@@ -301,13 +307,19 @@ class ReadsShape(_Shape):
 class TallyShape(_Shape):
     """What came of messages, counted."""
 
-    model_config = ConfigDict(extra="allow")
     received: int
     processed: int
     duplicates: int
+    out_of_order: int
+    late: int
+    conflicts: int
+    unnumbered: int
+    set_aside: int
+    gaps_opened: int
+    gaps_filled: int
+    gaps_timed_out: int
     rejected: int
     failed: int
-    undecodable: int
 
 
 class LetterShape(_Shape):

@@ -23,6 +23,7 @@ from ledger.wire import api_key_json, read_json, report_json
 
 Auditing = Annotated[Credential, Depends(require(Scope.AUDIT))]
 _STREAMS_MAX: Final = 1_000
+_SCOPE: Final = f"^({'|'.join(Scope)})$"
 _KEY_ID: Final = r"^[0-9a-z]{16}$"
 
 
@@ -40,7 +41,7 @@ class Wanted(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     actor: Annotated[str, Field(min_length=1, max_length=ACTOR_CHARACTERS_MAX, pattern=r"^[^\x00]*$")]
-    scopes: Annotated[list[Scope], Field(min_length=1, max_length=len(Scope))]
+    scopes: Annotated[list[Annotated[str, Field(pattern=_SCOPE)]], Field(min_length=1, max_length=len(Scope))]
     days: Annotated[int, Field(strict=True, ge=1, le=EXPIRES_DAYS_MAX)] = EXPIRES_DAYS
 
 
@@ -107,11 +108,13 @@ def _add_keys(routes: APIRouter, desk: Desk) -> None:
         limit: Limit = 100,
     ) -> Response:
         """The keys, those that were revoked too; never a secret."""
-        found = await desk.ask(partial(keys.keys, after=after or "", limit=limit))
+        found = await desk.ask(partial(keys.page, after=after or "", limit=limit))
         plain = [api_key_json(each) for each in found]
         return json_response({"keys": plain, "next": next_of(plain, limit, "key")})
 
-    @routes.post("/keys", operation_id="create_key", tags=["Access"], **_answered(shapes.NewKeyShape, Wanted, 201))
+    @routes.post(
+        "/keys/create", operation_id="create_key", tags=["Access"], **_answered(shapes.NewKeyShape, Wanted, 201)
+    )
     async def create(request: Request, credential: Administering) -> Response:
         """Make a key; its secret is in this answer, and nowhere else."""
         check_content(request.headers, JSON)
