@@ -249,7 +249,7 @@ def position(connection: Connection, known_as_of: KnownAsOf) -> int | None:
 
 
 def known_versions(connection: Connection, streams: list[str], pinned: int | None) -> dict[str, int]:
-    """Stream → its last version that was known at a position, or its last one; streams that are nowhere are left out."""
+    """Stream → its last version that was known at a position, or its last one; of what is nowhere, nothing."""
     found = connection.query(KNOWN_VERSIONS, {"streams": text_array(streams), "position": pinned})
     known = {stream: version for stream, version in found if version}
     return {stream: known[stream] for stream in streams if stream in known}

@@ -34,7 +34,8 @@ EVENT_AT: Final = f"SELECT {EVENT_COLUMNS} FROM {{schema}}.events AS e WHERE e.s
 
 # A page is made of one page of each stream, which the primary key finds, however long their lives are.
 HISTORY_FORWARD: Final = f"""
-SELECT {EVENT_COLUMNS} FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS s (stream, version, last) CROSS JOIN LATERAL (
+SELECT {EVENT_COLUMNS}
+FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS s (stream, version, last) CROSS JOIN LATERAL (
     SELECT * FROM {{schema}}.events AS e
     WHERE e.stream = s.stream AND e.version > s.version AND e.version <= s.last ORDER BY e.version LIMIT %s
 ) AS e
@@ -42,7 +43,8 @@ ORDER BY e.recorded_at, e.stream, e.version LIMIT %s
 """
 
 HISTORY_BACKWARD: Final = f"""
-SELECT {EVENT_COLUMNS} FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS s (stream, version, last) CROSS JOIN LATERAL (
+SELECT {EVENT_COLUMNS}
+FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS s (stream, version, last) CROSS JOIN LATERAL (
     SELECT * FROM {{schema}}.events AS e
     WHERE e.stream = s.stream AND e.version < s.version AND e.version <= s.last ORDER BY e.version DESC LIMIT %s
 ) AS e
