@@ -474,6 +474,7 @@ def test_app_role_may_do_to_each_table_what_it_is_for(funded: Ledger, psql: Psql
     grow, change, mend = ["SELECT", "INSERT"], ["SELECT", "INSERT", "UPDATE"], ["SELECT", "INSERT", "UPDATE", "DELETE"]
     expected = dict.fromkeys(APPEND_ONLY, grow) | {"outbox": mend}
     expected |= {"identity": ["SELECT"], "schema_version": ["SELECT"], "periods": ["SELECT", "UPDATE"]}
+    expected |= {"feed_clock": ["SELECT", "UPDATE"]}
     expected |= dict.fromkeys(["accounts", "balances", "holds"], mend)
     expected |= dict.fromkeys(["inbox_streams", "inbox_messages", "inbox_ids", "dead_letters", "inbox_counters"], mend)
     expected |= dict.fromkeys(["consumer_offsets", "leases", "subscriptions", "subject_keys"], change)

@@ -85,7 +85,7 @@ TAMPERING: dict[str, tuple[list[str], str, int, str, str]] = {
     ),
     "known earlier than the one before": (
         ["UPDATE feed SET known_at = known_at + interval '1 day' WHERE position = 3"],
-        "alice", 1, "known_at", "known earlier than the one before it",
+        "bob", 1, "known_at", "known earlier than the one before it",
     ),
     "waiting one doubled": (
         ["INSERT INTO outbox SELECT gen_random_uuid(), transaction_ids, recorded_at FROM outbox"],
