@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,11 +20,13 @@ from sqlalchemy import text
 
 from ledger import Balance, CorruptLog, InvalidCommand, Ledger, NotYetKnown, Rejected, UnknownAccount
 from ledger.core.events import account_of
+from ledger.stamper import Stamper
 from ledger.storage import feed
 
 Psql = psycopg.Connection[Any]
 Gross = tuple[int, int, int, int]
 
+WAIT_SECONDS: Final = 60
 MICROSECOND: Final = timedelta(microseconds=1)
 LATENESS: Final = [
     timedelta(0),
@@ -320,6 +323,56 @@ def until(ledger: Ledger) -> datetime:
     with pytest.raises(NotYetKnown) as refused:
         ledger.balance("world", known_as_of=10**9)
     return datetime.fromisoformat(refused.value.known_until)
+
+
+def test_answers_stay_as_they_are_under_load(funded: Ledger, ledger_url: str) -> None:
+    """Writers that commit late, a stamper, and a clock that is moved all the time: each answer is given again."""
+    ended = threading.Event()
+    faults: list[BaseException] = []
+
+    def write(name: str) -> None:
+        with psycopg.connect(ledger_url) as own:
+            for number in range(60):
+                with funded.join(own, accounts=["world", name]) as guest:
+                    guest.transfer("1 USD", debit="world", credit=name)
+                if number % 3 == 0:
+                    until(funded)
+                own.commit()
+
+    def stamp() -> None:
+        stamper = Stamper(funded._database, limit=7, clock_seconds=0)  # noqa: SLF001
+        while not ended.is_set():
+            stamper.step()
+        stamper.close()
+
+    def kept(work: Callable[..., None], *arguments: str) -> threading.Thread:
+        def run() -> None:
+            try:
+                work(*arguments)
+            except BaseException as fault:  # noqa: BLE001  (raised below)
+                faults.append(fault)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    writers = [kept(write, name) for name in ("alice", "bob")]
+    stamping = kept(stamp)
+    given: dict[datetime, Balance] = {}
+    while any(writer.is_alive() for writer in writers) and len(given) < 2_000:
+        moment = until(funded)
+        if moment > datetime(1970, 1, 1, tzinfo=UTC):
+            given[moment] = funded.balance("world", known_as_of=moment)
+    for writer in writers:
+        writer.join(WAIT_SECONDS)
+    ended.set()
+    stamping.join(WAIT_SECONDS)
+    assert not faults
+    while funded.stamp():
+        continue
+    assert len({answer.position for answer in given.values()}) > 3
+    assert {moment: funded.balance("world", known_as_of=moment) for moment in given} == given
+    assert funded.verify().ok
 
 
 def test_transaction_is_known_as_a_whole(funded: Ledger) -> None:
