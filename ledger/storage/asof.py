@@ -294,13 +294,22 @@ def account(connection: Connection, name: str, known_as_of: KnownAsOf) -> tuple[
     Raises:
         UnknownAccount, NotYetKnown, Drift: As `balance`.
     """
-    terms = queries.account(connection, name).terms
-    assert terms is not None
     pinned = position(connection, known_as_of)
-    known = known_versions(connection, stripes_of(name, terms.streams), pinned)
+    while True:  # An account never has fewer streams: the second time is mostly the last.
+        terms = _terms(connection, name)
+        known = known_versions(connection, stripes_of(name, terms.streams), pinned)
+        # What was known at a position is in streams that were there when the position was found.
+        if pinned is not None or _terms(connection, name).streams == terms.streams:
+            break
     if name not in known:
         raise UnknownAccount(name)
     return terms, known, pinned
+
+
+def _terms(connection: Connection, name: str) -> Terms:
+    terms = queries.account(connection, name).terms
+    assert terms is not None  # Or there would be no such account.
+    return terms
 
 
 def summed(name: str, terms: Terms, found: Mapping[str, Counted], pinned: int | None) -> Balance:
