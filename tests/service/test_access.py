@@ -42,7 +42,7 @@ EXPECTED: dict[str, set[str]] = {
     },
     "read": {
         *(f"GET /v1/{name}" for name in ("account", "accounts", "asset", "balance", "history", "holds", "state")),
-        *("GET /v1/transaction", "GET /v1/transactions", "GET /v1/trial-balance"),
+        *("GET /v1/transaction", "GET /v1/transactions", "GET /v1/trial-balance", "GET /v1/statement"),
         *("GET /v1/feed", "GET /v1/feed/events", "GET /v1/dead-letters"),
     },
     "export": set(),
