@@ -90,9 +90,7 @@ def _charts() -> Iterator[Chart]:
     yield Ratios("The service beside a bare route")
 
 
-def _requests(
-    ready: Ready, program: list[str], key: str, accounts: int, connections: int, seconds: float
-) -> Tally:
+def _requests(ready: Ready, program: list[str], key: str, accounts: int, connections: int, seconds: float) -> Tally:
     """Start the service, and let so many connections ask it, one request after the other each."""
     server = subprocess.Popen(program, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
     try:

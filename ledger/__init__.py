@@ -59,9 +59,9 @@ from ledger.core.errors import (
     InvalidAmount,
     InvalidCommand,
     InvalidStateMachine,
-    MissingIdempotencyKey,
     LedgerError,
     LimitExceeded,
+    MissingIdempotencyKey,
     NotReversible,
     NotYetKnown,
     PeriodIsClosed,
@@ -87,6 +87,7 @@ from ledger.core.errors import (
     UnknownSubject,
     UnknownTransaction,
     UnsupportedConnection,
+    UnsupportedMediaType,
     VersionConflict,
 )
 from ledger.core.events import FeedEntry, Numbers, Recorded, Transaction
@@ -237,6 +238,7 @@ __all__ = [
     "UnknownTransaction",
     "Unordered",
     "UnsupportedConnection",
+    "UnsupportedMediaType",
     "VersionConflict",
     "Withdraw",
     "command_schema",

@@ -57,12 +57,15 @@ FLOW: Final = """
     connect.kafka_settings connect.kafka_clients connect.kafka_consumer connect.kafka_publisher connect.kafka_feed
     connect.kafka_doctor connect.kafka_naive connect.kafka_simulation connect.rabbitmq_consumer
     connect kafka rabbitmq
-    service.problem_details service.gate service.desk service.scoped service.bodies   | the API
-    service.command_routes service.question_routes
+    service.problem_details service.tokens service.gate service.group_commit service.desk   | the API
+    service.scoped service.bodies service.shortcut service.bounds service.shapes
+    service.command_routes service.question_routes service.bulk_routes service.feed_routes service.message_routes
+    service.upkeep_routes service.document_routes
     service.pages.charts service.pages.rendering service.pages.visiting service.pages.watching   | the audit page
     service.pages.site service.pages.entrance service.pages.overview_pages service.pages.account_pages
     service.pages.transaction_pages service.pages.order_pages service.page_routes
     service.app service.server
+    client                                      | … and whoever speaks with it
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.stating cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding

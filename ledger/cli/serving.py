@@ -16,6 +16,7 @@ from rich.markup import escape
 from ledger.access import EXPIRES_DAYS, EXPIRES_DAYS_MAX, Scope
 from ledger.cli.consuming import until_signalled
 from ledger.cli.options import Target, command, opened
+from ledger.cli.ordering import Policy
 from ledger.cli.output import answer, complain, moment, row, table
 from ledger.core.errors import InvalidCommand
 from ledger.settings import ServiceSettings
@@ -29,6 +30,7 @@ Actor = Annotated[str | None, typer.Option(help="Who decides; you, unless it is 
 
 @command
 def serve(
+    policy: Policy,
     target: Target,
     host: Annotated[str | None, typer.Option(help="The address to listen on; 127.0.0.1, unless it is said.")] = None,
     port: Annotated[int | None, typer.Option(help="The port; 8321, unless it is said, and 0 for any.", min=0)] = None,
@@ -41,6 +43,10 @@ def serve(
         bool,
         typer.Option("--without-authentication", help="Whoever reaches it may do everything; for this machine only."),
     ] = False,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Take the messages of this source in; repeatable.", metavar="NAME"),
+    ] = None,
     stamp: Annotated[bool, typer.Option("--stamp/--no-stamp", help="Stamp the feed as well.")] = True,
 ) -> int:
     """
@@ -55,7 +61,8 @@ def serve(
     size = limits.readers + limits.auditors + 4
     with opened(target.settings, timeouts=timeouts, pool_size=size) as ledger:
         ledger.check_schema()
-        serving = server.Server(app.create_app(ledger, settings), settings)
+        inboxes = [policy.inbox(ledger, name) for name in dict.fromkeys(source or ())]
+        serving = server.Server(app.create_app(ledger, settings, inboxes), settings)
         answer(target.as_json, {"listening": serving.address}, f"listening on {serving.address}")
         sys.stdout.flush()
         stamper = ledger.stamper(on_problem=complain)
@@ -128,7 +135,7 @@ def show(
 ) -> int:
     """Show the keys, those that were revoked too."""
     with opened(target.settings) as ledger:
-        found = ledger.api_keys().keys(after=after, limit=limit)
+        found = ledger.api_keys().page(after=after, limit=limit)
     made = table("key", "actor", "scopes", "state", "expires", "made by", whole=("key",))
     for key in found:
         state = "active" if key.active else "expired" if key.revoked_at is None else f"revoked by {key.revoked_by}"

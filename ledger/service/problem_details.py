@@ -40,7 +40,6 @@ STATUS: Final[Mapping[str, HTTPStatus]] = {
     "transition_refused": HTTPStatus.CONFLICT,
     "striped_account": HTTPStatus.CONFLICT,
     "version_conflict": HTTPStatus.CONFLICT,
-    "not_yet_known": HTTPStatus.CONFLICT,
     "hold_not_open": HTTPStatus.CONFLICT,
     "hold_not_due": HTTPStatus.CONFLICT,
     "not_reversible": HTTPStatus.CONFLICT,
@@ -50,6 +49,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = {
     "limit_exceeded": HTTPStatus.CONFLICT,
     "atomic_batch": HTTPStatus.CONFLICT,
     "proof_failed": HTTPStatus.CONFLICT,
+    "not_yet_known": HTTPStatus.CONFLICT,
     # The request itself is wrong, and stays so.
     "idempotency_conflict": HTTPStatus.UNPROCESSABLE_ENTITY,
     "invalid_amount": HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -64,6 +64,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = {
     "forbidden": HTTPStatus.FORBIDDEN,
     "too_many_requests": HTTPStatus.TOO_MANY_REQUESTS,
     "request_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "unsupported_media_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     # Not now: nothing was written, or the same key tells.
     "concurrency_error": HTTPStatus.SERVICE_UNAVAILABLE,
     "schema_mismatch": HTTPStatus.SERVICE_UNAVAILABLE,

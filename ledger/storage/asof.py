@@ -39,8 +39,15 @@ _KNOWN_UNTIL: Final = """greatest(
     (SELECT f.known_at FROM {schema}.feed AS f ORDER BY f.position DESC LIMIT 1)
 )"""
 
-HEAD: Final = f"""
-SELECT (SELECT coalesce(max(position), 0) FROM {{schema}}.feed), {readable("k.known_until")}
+# A transaction is known as a whole: one that a position stands in the midst of is not known there.
+WHOLE: Final = f"""
+SELECT (SELECT coalesce(max(position), 0) FROM {{schema}}.feed), {readable("k.known_until")}, coalesce((
+    SELECT f.position FROM {{schema}}.feed AS f
+    WHERE f.position <= %(position)s::bigint AND f.transaction_id IS DISTINCT FROM (
+        SELECT n.transaction_id FROM {{schema}}.feed AS n WHERE n.position = %(position)s::bigint + 1
+    )
+    ORDER BY f.position DESC LIMIT 1
+), 0)
 FROM (SELECT {_KNOWN_UNTIL} AS known_until) AS k
 """
 
@@ -55,7 +62,7 @@ WITH RECURSIVE search (low, high) AS (
             SELECT f.known_at <= %(moment)s::timestamptz FROM {{schema}}.feed AS f
             WHERE f.position = (s.low + s.high) / 2
         ) AS hit
-        FROM search AS s WHERE s.high - s.low > 1
+        FROM search AS s WHERE s.high - s.low > 1 OFFSET 0
     ) AS s
 )
 SELECT s.low, (SELECT coalesce(max(position), 0) FROM {{schema}}.feed), {readable("k.known_until")},
@@ -70,7 +77,8 @@ def _searched(name: str, found: str, streams: str, reached: str) -> str:
 
     `streams` has stream, version, at which the search begins, and known.  From there it goes back in steps that double
     until one is reached, and halves what is left: most streams end before a question, which then takes one look.  A
-    condition in a sub-select is looked up by its key, whatever is thought of the size of a table.
+    condition in a sub-select is looked up by its key, whatever is thought of the size of a table; behind an OFFSET 0
+    once, and not for each column that depends on it.
     """
     return f"""
 {name} (stream, known, low, high, step) AS (
@@ -83,7 +91,7 @@ def _searched(name: str, found: str, streams: str, reached: str) -> str:
         FROM (
             SELECT s.*, CASE WHEN low = 0 THEN greatest(high - step, 1) ELSE (low + high) / 2 END AS probe
             FROM {name} AS s WHERE s.high - s.low > 1
-        ) AS p
+        ) AS p OFFSET 0
     ) AS s
 ), {found} AS (
     SELECT stream, coalesce(known, low) AS known, low AS version FROM {name} WHERE high - low = 1
@@ -207,7 +215,7 @@ SELECT stream, recorded, {", ".join(f"{name}::text" for name in _NUMBERS)} FROM 
 
 TRIAL_BALANCE: Final = f"""
 WITH RECURSIVE {_HEADS.replace("{streams}", _ACCOUNTS)}{_KNOWN}, {_RECORDED}, {_DISTANCES}, {_CROSSING}, {_PARTS}
-SELECT o.asset, o.scale, o.account_type, count(*) FILTER (WHERE strpos(s.stream, '#') = 0),
+SELECT o.asset, o.scale, o.account_type, count(DISTINCT split_part(s.stream, '#', 1)),
        sum(s.posted_debits)::text, sum(s.posted_credits)::text
 FROM standing AS s CROSS JOIN LATERAL (
     SELECT e.payload ->> 'asset' COLLATE "C" AS asset, (e.payload ->> 'scale')::integer AS scale,
@@ -231,16 +239,18 @@ def position(connection: Connection, known_as_of: KnownAsOf) -> int | None:
     """
     The position of the feed that a question is pinned to; None where it is about all that was committed.
 
+    It is the end of a transaction: of one in the midst of which the question stands nothing is known.
+
     Raises:
         NotYetKnown: Something may still be stamped that was known by then.
     """
     if known_as_of is None:
         return None
     if isinstance(known_as_of, int):
-        ((head, until),) = connection.query(HEAD)
+        ((head, until, whole),) = connection.query(WHOLE, {"position": known_as_of})
         if known_as_of > head:
             raise NotYetKnown(f"position {known_as_of}", utc_text(in_utc(until)), head)
-        return known_as_of
+        return int(whole)
     moment = utc_text(known_as_of)
     ((found, head, until, known),) = connection.query(POSITION, {"moment": moment})
     if not known:
@@ -249,7 +259,7 @@ def position(connection: Connection, known_as_of: KnownAsOf) -> int | None:
 
 
 def known_versions(connection: Connection, streams: list[str], pinned: int | None) -> dict[str, int]:
-    """Stream → its last version that was known at a position, or its last one; streams that are nowhere are left out."""
+    """Stream → its last version that was known at a position, or its last one; of what is nowhere, nothing."""
     found = connection.query(KNOWN_VERSIONS, {"streams": text_array(streams), "position": pinned})
     known = {stream: version for stream, version in found if version}
     return {stream: known[stream] for stream in streams if stream in known}
@@ -284,13 +294,22 @@ def account(connection: Connection, name: str, known_as_of: KnownAsOf) -> tuple[
     Raises:
         UnknownAccount, NotYetKnown, Drift: As `balance`.
     """
-    terms = queries.account(connection, name).terms
-    assert terms is not None
     pinned = position(connection, known_as_of)
-    known = known_versions(connection, stripes_of(name, terms.streams), pinned)
+    while True:  # An account never has fewer streams: the second time is mostly the last.
+        terms = _terms(connection, name)
+        known = known_versions(connection, stripes_of(name, terms.streams), pinned)
+        # What was known at a position is in streams that were there when the position was found.
+        if pinned is not None or _terms(connection, name).streams == terms.streams:
+            break
     if name not in known:
         raise UnknownAccount(name)
     return terms, known, pinned
+
+
+def _terms(connection: Connection, name: str) -> Terms:
+    terms = queries.account(connection, name).terms
+    assert terms is not None  # Or there would be no such account.
+    return terms
 
 
 def summed(name: str, terms: Terms, found: Mapping[str, Counted], pinned: int | None) -> Balance:

@@ -274,7 +274,7 @@ def series(connection: Connection, name: str) -> Series:
     terms = queries.account(connection, name).terms
     assert terms is not None
     streams = stripes_of(name, terms.streams)
-    heads = dict(connection.query(HEADS, (text_array(streams),)))
+    heads: dict[str, int] = dict(connection.query(HEADS, (text_array(streams),)))
     each = max(2, POINTS_MAX // len(streams))
     wanted = [(stream, version) for stream, head in heads.items() for version in _spread(head, each)]
     places = text_array(stream for stream, _ in wanted), plain_array(str(version) for _, version in wanted)

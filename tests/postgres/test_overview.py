@@ -47,7 +47,7 @@ def test_counting_ends_at_its_bound(funded: Ledger, monkeypatch: pytest.MonkeyPa
 
 
 def test_accounts_are_found_in_every_order(ledger: Ledger) -> None:
-    """Pages of accounts, in each order, are all of them once; names that begin alike are found; stripes are no account."""
+    """Pages of accounts are all of them once, in each order; stripes are no accounts."""
     ledger.open_account("world", asset="USD", type="equity", stripes=3)
     names = [f"a/{number:02}" for number in range(7)] + ["b", "b.1", "B"]
     for number, name in enumerate(names):

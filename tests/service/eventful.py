@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from ledger import Ledger
 from ledger.audit.checkpoint import SigningKey
@@ -12,6 +12,7 @@ from ledger.order.message import Message
 
 SIGNER: Final = SigningKey("example.com/ledger", bytes(range(32)))
 
+POLICY: Final = Strict(timedelta(minutes=5))
 REVERSED_KEY: Final = "mistake"
 LONG: Final = "1234567890123456789.12345678 BTC"
 """More digits than a float has."""
@@ -38,7 +39,7 @@ def make_eventful(ledger: Ledger) -> None:
     ledger.reverse(mistake, reason="charged twice")
     hold = ledger.hold("20 USD", debit="customers/alice", credit="customers/bob")
     ledger.capture(hold, "5 USD")
-    ledger.inbox("bank", Strict(timedelta(minutes=5))).receive(
+    ledger.inbox("bank", POLICY).receive(
         [
             message(1, "customers/bob", 1, "10 USD"),
             message(2, "customers/bob", 3, "11 USD"),
@@ -54,5 +55,5 @@ def make_eventful(ledger: Ledger) -> None:
 
 def message(number: int, account: str, sequence: int, amount: str) -> Message:
     """A deposit that a bank tells of."""
-    said = {"account": account, "amount": amount, "against": "world"}
+    said: Any = {"account": account, "amount": amount, "against": "world"}
     return Message("bank", f"m-{number}", "ledger.deposit", account, sequence, data=said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -18,14 +19,14 @@ BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
 @given(st.lists(st.integers(-(10**37), 10**37), min_size=1, max_size=50))
 def test_a_balance_lies_between_its_rules(minors: list[int]) -> None:
-    """The rules go from top to bottom, evenly, are few and round, and all amounts lie between the first and the last."""
+    """The rules go from top to bottom, evenly, and are few; all amounts lie between the first and the last."""
     points = [(BEGAN + timedelta(days=day), TERMS.money(minor)) for day, minor in enumerate(minors)]
     chart = balance_chart(TERMS, points)
     amounts = [money.minor for money in chart.amounts]
 
     assert amounts[-1] <= min(0, *minors) <= max(0, *minors) <= amounts[0]
     assert 2 <= len(amounts) <= 8
-    assert len({one - other for one, other in zip(amounts, amounts[1:], strict=False)}) == 1
+    assert len({one - other for one, other in pairwise(amounts)}) == 1
     assert chart.rules[0] == 0
     assert chart.rules[-1] == HEIGHT
     assert 0 in amounts
@@ -69,5 +70,5 @@ def test_bars_are_as_high_as_their_numbers() -> None:
     drawn = bars([0, 2, 4])
     assert [bar.height for bar in drawn] == [0, HEIGHT / 2, HEIGHT]
     assert [bar.top + bar.height for bar in drawn] == [HEIGHT] * 3
-    assert all(one.left + one.width < other.left for one, other in zip(drawn, drawn[1:], strict=False))
+    assert all(one.left + one.width < other.left for one, other in pairwise(drawn))
     assert bars([0, 0])[0].height == 0

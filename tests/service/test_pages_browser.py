@@ -207,7 +207,7 @@ def test_the_policy_is_in_force(visit: Visit) -> None:
 
 
 def test_a_proof_is_verified_in_the_browser(visit: Visit) -> None:
-    """With the key that signed, every step holds; with another one, or a record that was touched, it is told which fails."""
+    """With the key that signed every step holds; with another one it is told which fails."""
     visitor = visit(Scope.READ)
     page = visitor.page
     page.goto("/proof?stream=customers/alice&version=2")
@@ -338,7 +338,7 @@ def test_progress_moves_by_itself(visit: Visit, psql: psycopg.Connection[Any]) -
 
 
 def test_a_keyboard_is_enough(visit: Visit) -> None:
-    """The first key leads past the menu, each link and field is reached in its order, and what has the focus shows it."""
+    """The first key leads past the menu, all else is reached in its order, and what has the focus shows it."""
     page = visit(Scope.AUDIT).page
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"

@@ -7,7 +7,7 @@ import csv
 import io
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -38,6 +38,7 @@ _DOWNLOADS: Final = 2
 _LINES_TOGETHER: Final = 500
 _DAYS: Final = 31
 _DAY: Final = 86_400
+_POSITION_DIGITS: Final = 18
 
 Name = Annotated[str, Query(min_length=1, max_length=193)]
 Text = Annotated[str, Query(max_length=193)]
@@ -197,7 +198,7 @@ def _as_field(moment: datetime) -> str:
     return utc_text(moment)[:16]
 
 
-def _csv(made: Statement) -> Iterator[str]:
+def _csv(made: Statement) -> Generator[str]:
     """The lines of a statement, a few at a time; amounts are texts without an asset, which has its own column."""
     yield _row("effective_at", "recorded_at", "transaction_id", "reference", "asset", "amount", "balance")
     yield _row(
@@ -258,4 +259,4 @@ def moment_of(field: str, text: str) -> datetime | None:
 
 def known_of(text: str) -> datetime | int | None:
     """A moment, or a position of the feed."""
-    return int(text) if text.isdecimal() and len(text) < 19 else moment_of("known", text)
+    return int(text) if text.isdecimal() and len(text) <= _POSITION_DIGITS else moment_of("known", text)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from typing import Annotated, Final, NamedTuple
 
-from fastapi import HTTPException, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from ledger.core.errors import InvalidCommand
 from ledger.inbox import Inbox
-from ledger.order.cursor import Strict
 from ledger.order.message import encode
 from ledger.receiving import Unordered
 from ledger.service.pages.charts import Bar, bars
@@ -23,7 +21,6 @@ from ledger.storage.overview import Anomalies
 PAGE: Final = 50
 DAYS: Final = 30
 NOTE_MAX: Final = 1_000
-MAX_WAIT: Final = timedelta(minutes=5)
 STATES: Final = ("open", "requeued", "discarded", "settled")
 
 Source = Annotated[str, Query(max_length=300)]
@@ -129,6 +126,7 @@ class OrderPages:
             decisions=decisions,
             done=done if done in STATES else "",
             note_max=NOTE_MAX,
+            decided_here=source in self._site.desk.inboxes,
         )
 
     async def decide(self, request: Request) -> Response:
@@ -140,27 +138,24 @@ class OrderPages:
             raise InvalidCommand("decision", "it is requeue or discard")
         if not 1 <= len(note) <= NOTE_MAX:
             raise InvalidCommand("note", f"say why, in 1 to {NOTE_MAX:,} characters")
-        if not source:
-            raise HTTPException(404, "There is no such dead letter.")
+        inbox = self._decider(source)
+        decide = inbox.requeue if decision == "requeue" else inbox.discard
         actor = credential_of(request).actor
-
-        def decided() -> None:
-            inbox = self._decider(source, name)
-            decide = inbox.requeue if decision == "requeue" else inbox.discard
-            decide(name, actor=actor, note=note)
-
-        await self._site.desk.ask(decided)
+        await self._site.desk.append(lambda: decide(name, actor=actor, note=note))
         return go_to(link("/dead-letter", source=source, id=name, done=f"{decision.removesuffix('e')}ed"))
 
     def _reader(self, source: str) -> Inbox:
         """Whoever only looks needs no policy."""
         return self._ledger.inbox(source, Unordered())
 
-    def _decider(self, source: str, name: str) -> Inbox:
-        """An inbox of the policy that a letter was read by: what has a sequence had its turn."""
-        letter = self._reader(source).dead_letter(name)
-        ordered = letter.sequence is not None and letter.why != "unnumbered"
-        return self._ledger.inbox(source, Strict(MAX_WAIT) if ordered else Unordered())
+    def _decider(self, source: str) -> Inbox:
+        """The inbox that this service has for a source: it knows by which policy its messages are read."""
+        if source not in self._site.desk.inboxes:
+            problem = (
+                f"decisions about {source!r:.80} are taken where its messages are: `ledger serve --source {source}`"
+            )
+            raise InvalidCommand("source", problem)
+        return self._site.desk.inboxes[source]
 
 
 def _trouble(seen: Anomalies) -> list[Trouble]:

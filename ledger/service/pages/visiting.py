@@ -33,6 +33,7 @@ ENDED_MAX: Final = 10_000
 """Sessions that were ended before their time, and are remembered until it comes."""
 
 FORM_BYTES: Final = 16 * 1024
+FORM_SECONDS: Final = 10.0
 _FIELDS_MAX: Final = 20
 
 
@@ -124,7 +125,7 @@ def own_path(text: str) -> str:
 
 async def _fields(request: Request) -> dict[str, str]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip()
-    body = await body_of(request, FORM_BYTES)
+    body = await body_of(request, FORM_BYTES, FORM_SECONDS)
     if body and kind != "application/x-www-form-urlencoded":
         raise InvalidCommand("Content-Type", "a form is sent as application/x-www-form-urlencoded")
     try:
