@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 PROGRAM = Path(sys.executable).with_name("schemathesis")
 EXAMPLES_EACH = os.environ.get("LEDGER_SCHEMATHESIS_EXAMPLES", "5")
 SEED = os.environ.get("LEDGER_SCHEMATHESIS_SEED", "1")
-"""The same requests each time, so that a change is what makes a difference; others, and more, when they are asked for."""
+"""The same requests each time, so that only a change makes a difference; others, and more, when they are asked for."""
 
 WAIT_SECONDS = 600
 
