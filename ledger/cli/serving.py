@@ -57,8 +57,10 @@ def serve(
     server, app = _module("ledger.service.server"), _module("ledger.service.app")
     settings = _chosen(host, port, certificate, private_key, behind_proxy=behind_proxy, open_to_all=open_to_all)
     limits = settings.limits
-    timeouts = Timeouts(statement_seconds=max(limits.append_seconds, limits.read_seconds))
-    size = limits.readers + limits.auditors + 4
+    # What nobody waits for any more ends by then; an answer is given up sooner, each kind after its own time.
+    timeouts = Timeouts(statement_seconds=limits.several_seconds)
+    # Of each thread that asks or writes one, of the batcher two, of the stamper one, and one to spare.
+    size = limits.readers + limits.auditors + limits.bulks + 4
     with opened(target.settings, timeouts=timeouts, pool_size=size) as ledger:
         ledger.check_schema()
         inboxes = [policy.inbox(ledger, name) for name in dict.fromkeys(source or ())]

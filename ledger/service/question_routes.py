@@ -47,6 +47,10 @@ STATEMENT_LINES_MAX: Final = 10_000
 
 Reading = Annotated[Credential, Depends(require(Scope.READ, Scope.AUDIT))]
 
+_TIME: Final = r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9:.]{5,16}([Zz]|[+-][0-9:]{4,5})"
+_KNOWN: Final = f"^([0-9]{{1,15}}|{_TIME})$"
+_PLACE: Final = r"^[0-9]{1,15}(\.[0-9]{1,15}){0,255}$"
+
 ID: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$"
 Account = Annotated[str, Query(description="An account's id.", pattern=ID, examples=["alice"])]
 Stream = Annotated[
@@ -61,14 +65,14 @@ Limit = Annotated[int, Query(description="Rows at most.", ge=1, le=PAGE_MAX)]
 Version = Annotated[int | None, Query(ge=1, le=2**53 - 1)]
 Asset = Annotated[str, Query(pattern=r"^[A-Z][A-Z0-9._-]{0,31}$", examples=["USD"])]
 Text = Annotated[str, Query(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
-_KNOWN: Final = r"^([0-9]{1,15}|[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9:.]{5,16}([Zz]|[+-][0-9:]{4,5}))$"
-_PLACE: Final = r"^[0-9]{1,15}(\.[0-9]{1,15}){0,255}$"
 Pairs = Annotated[
     str | None,
     Query(description="Only with these pairs: a JSON object.", max_length=2_048, examples=['{"month": "May"}']),
 ]
-Moment = Annotated[datetime, Query(examples=["2026-01-01T00:00:00Z"])]
-Effective = Annotated[datetime | None, Query(description="Count what is effective by then.")]
+Moment = Annotated[str, Query(pattern=f"^{_TIME}$", max_length=40, examples=["2026-01-01T00:00:00Z"])]
+Effective = Annotated[
+    str | None, Query(description="Count what is effective by then.", pattern=f"^{_TIME}$", max_length=40)
+]
 Known = Annotated[
     str | None,
     Query(
@@ -132,7 +136,11 @@ class _Questions:
         """The balance of an account, now, right after one of its versions, or as of two times."""
         known = _known(known_as_of)
         asked = partial(
-            self._ledger.balance, account, version=version, effective_as_of=effective_as_of, known_as_of=known
+            self._ledger.balance,
+            account,
+            version=version,
+            effective_as_of=_moment("effective_as_of", effective_as_of),
+            known_as_of=known,
         )
         found = await self._desk.read(credential, "balance", asked, lambda balance: [balance.account])
         return json_response({**balance_json(found), "position": found.position}, version=found.version)
@@ -143,7 +151,8 @@ class _Questions:
         """What was posted to an account in a period, from its opening to its closing balance."""
 
         def asked() -> Json:
-            made = self._ledger.statement(account, since, until, known_as_of=_known(known_as_of))
+            start, end = checked(MOMENT, "since", since), checked(MOMENT, "until", until)
+            made = self._ledger.statement(account, start, end, known_as_of=_known(known_as_of))
             lines = [statement_line_json(line) for line in islice(made, STATEMENT_LINES_MAX + 1)]
             if len(lines) > STATEMENT_LINES_MAX:
                 said = f"there are more than {STATEMENT_LINES_MAX} lines: ask for a shorter period"
@@ -263,12 +272,17 @@ class _Questions:
         self, _credential: Reading, effective_as_of: Effective = None, known_as_of: Known = None
     ) -> Response:
         """Debits and credits of all accounts, by asset and type; now, or as of two times."""
-        asked = partial(self._ledger.trial_balance, effective_as_of=effective_as_of, known_as_of=_known(known_as_of))
+        effective = _moment("effective_as_of", effective_as_of)
+        asked = partial(self._ledger.trial_balance, effective_as_of=effective, known_as_of=_known(known_as_of))
         return json_response(trial_balance_json(await self._desk.audit(asked)))
 
 
 def _pairs(text: str | None) -> Any:
     return None if text is None else json_of(text.encode(errors="surrogatepass"))
+
+
+def _moment(name: str, text: str | None) -> datetime | None:
+    return None if text is None else checked(MOMENT, name, text)
 
 
 def _known(text: str | None) -> KnownAsOf:
