@@ -76,6 +76,15 @@ def test_wheel_holds_types_migrations_and_nothing_else(wheel: Path) -> None:
     expected = {f"ledger/migrations/versions/{file.name}" for file in CHECKOUT.glob("alembic/versions/*.py")}
     assert expected
     assert expected <= set(names)
+    pages = CHECKOUT / "ledger/service/pages"
+    looked_at = {
+        file.relative_to(CHECKOUT).as_posix() for kind in ("html", "css", "js") for file in pages.rglob(f"*.{kind}")
+    }
+    assert (
+        {f"ledger/service/pages/{name}" for name in ("templates/base.html", "static/style.css")}
+        <= looked_at
+        <= set(names)
+    )
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"ledger"}
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc") or "test_" in name]

@@ -32,7 +32,7 @@ from ledger.settings import ServiceSettings, Tokens
 NOBODY = Ledger.connect("postgresql://nobody@localhost/nothing")
 """Of which only the routes are looked at."""
 
-PUBLIC = {"/openapi.json", "/problems/{code}"}
+PUBLIC = {"/openapi.json", "/problems/{code}", "/sign-in", "/sign-out", "/static/{name}"}
 ROUTES = sorted((method, path, scopes) for method, path, scopes in routes_of(create_app(NOBODY)) if scopes is not None)
 
 EXPECTED: dict[str, set[str]] = {
@@ -51,7 +51,13 @@ EXPECTED: dict[str, set[str]] = {
         *("GET /v1/dead-letters", "POST /v1/dead-letters/discard", "POST /v1/dead-letters/requeue"),
     },
 }
-EXPECTED["audit"] = EXPECTED["read"] | {"POST /v1/verify", "GET /v1/reads"}
+LOOKED_AT = {"GET /", "GET /order", "GET /dead-letters", "GET /dead-letter", "GET /verify", "GET /verify/progress"}
+EXPECTED["read"] |= LOOKED_AT | {
+    *("GET /accounts", "GET /account", "GET /account/statement", "GET /account/statement.csv"),
+    *("GET /transaction", "GET /proof", "GET /find"),
+}
+EXPECTED["admin"] |= LOOKED_AT | {"POST /verify", "POST /dead-letter"}
+EXPECTED["audit"] = EXPECTED["read"] | {"POST /v1/verify", "GET /v1/reads", "POST /verify"}
 """Which routes each scope is good for, said once more and by hand."""
 
 
@@ -78,7 +84,7 @@ def test_every_route_lets_in_whoever_has_its_scope_and_nobody_else(http: Http, s
     for method, path, scopes in ROUTES:
         if scopes:
             status = found[method, path]
-            expected = {401} if scope is None else {403} if scope not in scopes else {200, 404, 415, 422}
+            expected = {401} if scope is None else {403} if scope not in scopes else {200, 303, 404, 415, 422}
             wrong += [(method, path, status)] if status not in expected else []
 
     assert wrong == []
