@@ -118,6 +118,7 @@ class Desk:
 
     async def close(self) -> None:
         """Answer everyone, and take no more."""
+        self.end()
         await self.commands.close()
         for threads in (self._readers, self._auditors, self._writers):
             await asyncio.to_thread(threads.shutdown, wait=True, cancel_futures=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -57,6 +58,7 @@ class OverviewPages:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._trial: _Kept | None = None
+        self._adding = asyncio.Lock()
         site.get("/", self.overview, *LOOKING)
         site.get("/verify", self.verify, *LOOKING)
         site.post("/verify", self.begin, *CHECKING)
@@ -100,12 +102,14 @@ class OverviewPages:
         return JSONResponse(_progress(run), headers=dict(HEADERS))
 
     async def _trial_balance(self) -> TrialBalance:
-        now = time.monotonic()
-        if self._trial is None or self._trial.until < now:
-            trial = await self._site.desk.audit(self._site.desk.ledger.trial_balance)
-            took = time.monotonic() - now
-            self._trial = _Kept(trial, now + took * _SPARING)
-        return self._trial.trial
+        # Whoever comes meanwhile waits for the same one.
+        async with self._adding:
+            now = time.monotonic()
+            if self._trial is None or self._trial.until < now:
+                trial = await self._site.desk.audit(self._site.desk.ledger.trial_balance)
+                took = time.monotonic() - now
+                self._trial = _Kept(trial, now + took * _SPARING)
+            return self._trial.trial
 
 
 def _standing(ledger: Ledger) -> tuple[Overview, Sealed | None, str]:
