@@ -177,6 +177,7 @@ def test_commands_are_those_of_the_design() -> None:
         "ingest", "inbox", "dead-letters", "consume", "doctor", "simulate", "trial-balance", "verify", "rebuild",
         "feed", "bench", "keygen", "seal", "checkpoint", "prove", "export-log", "verify-checkpoint",
         "verify-proof", "verify-log", "bundle", "verify-bundle", "anchor", "forget",
+        "serve", "keys", "statement",
     }  # fmt: skip
 
 
