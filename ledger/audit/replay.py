@@ -34,13 +34,17 @@ TRANSACTIONS: Final = "transactions.jsonl"
 LINE_BYTES_MAX: Final = 1 << 26
 """Far beyond any request; a line is read whole."""
 
-JOURNAL_HEAD: Final = (
-    b"position,recorded_at,effective_at,transaction_id,kind,event,stream,version,direction,amount,asset\n"
+JOURNAL_COLUMNS: Final = (
+    *("position", "recorded_at", "effective_at", "transaction_id", "kind", "event", "stream", "version"),
+    *("direction", "amount", "asset"),
 )
 BALANCES_HEAD: Final = b"account,account_type,asset,state,debits,credits,pending_debits,pending_credits,balance\n"
 
-_POSTS: Final = {"entry_posted", "hold_captured"}
-_OF_HOLDS: Final = {"hold_placed": 1, "hold_captured": -1, "hold_released": -1, "hold_expired": -1}
+POSTS: Final = {"entry_posted", "hold_captured"}
+"""The types of events that post an amount."""
+
+OF_HOLDS: Final = {"hold_placed": 1, "hold_captured": -1, "hold_released": -1, "hold_expired": -1}
+"""The types of events about holds, and how often each adds its amount to what is pending."""
 
 
 _MISREAD: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
@@ -126,7 +130,7 @@ class Replay:
         Raises:
             ProofFailed: A line is not what was recorded there, or what no program of ours would record.
         """
-        yield JOURNAL_HEAD
+        yield (",".join(JOURNAL_COLUMNS) + "\n").encode()
         header: Header | None = None
         for record in self._records:
             payload = self._payloads.next(f"{RECORDS} goes on")
@@ -288,7 +292,7 @@ class Replay:
         self.frontier.extend((recorded.event_hash,))
         if recorded.amount is not None:
             signed = recorded.amount if recorded.direction == Direction.DEBIT else -recorded.amount
-            for what, times in (("posted", recorded.type in _POSTS), ("pending", _OF_HOLDS.get(recorded.type, 0))):
+            for what, times in (("posted", recorded.type in POSTS), ("pending", OF_HOLDS.get(recorded.type, 0))):
                 key = (what, str(recorded.asset))
                 header.net[key] = header.net.get(key, 0) + times * signed
 
@@ -311,20 +315,34 @@ class Replay:
         terms = self._book.streams[recorded.stream].terms
         assert terms is not None
         assert recorded.amount is not None
-        cells = (
-            str(self.frontier.size),
+        cells = journal_cells(
+            self.frontier.size,
             header.expected["recorded_at"],
             header.expected["effective_at"],
-            recorded.transaction_id,
             header.kind,
-            recorded.type,
-            recorded.stream,
-            str(recorded.version),
-            str(recorded.direction),
+            recorded,
             _decimal(terms.money(recorded.amount)),
-            terms.asset,
         )
         return (",".join(cells) + "\n").encode()
+
+
+def journal_cells(
+    position: int, recorded_at: str, effective_at: str, kind: str, recorded: Recorded, units: str
+) -> tuple[str, ...]:
+    """A line of a journal, as texts, none of which contains a comma or begins a formula: `JOURNAL_COLUMNS`."""
+    return (
+        str(position),
+        recorded_at,
+        effective_at,
+        recorded.transaction_id,
+        kind,
+        recorded.type,
+        recorded.stream,
+        str(recorded.version),
+        str(recorded.direction),
+        units,
+        str(recorded.asset),
+    )
 
 
 def _listed(lines: Iterable[dict[str, object]]) -> Iterator[bytes]:
