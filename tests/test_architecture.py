@@ -42,7 +42,7 @@ FLOW: Final = """
     audit.jobs audit.texts audit.report audit.lawful audit.stamped audit.verify | re-derive, never trust
     audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
     audit.sealed audit.archive audit.replay
-    audit.names audit.journal audit.hledger audit.beancount audit.rows audit.parquet audit.export   | … to other programs
+    audit.names audit.journal audit.hledger audit.beancount audit.rows audit.parquet audit.export | to other programs
     audit.bundle
     receiving inbox intake                      | messages, once and in order
     stamper subscription                        | the feed: one writer, many readers

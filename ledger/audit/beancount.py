@@ -5,8 +5,8 @@ A day's balances are asserted at the beginning of the next one, of the accounts 
 end.  beancount forgives half of the last digit in a transaction and a whole one in a balance, unless it is told not to:
 the file says so for transactions, and each assertion for itself (`~ 0.00`).
 
-beancount computes with 28 digits, and rounds where a number has more: what is right is refused then.  The second command
-in the file's head lets it have 99, which is more than any sum of ours.
+beancount computes with 28 digits, and rounds where a number has more: what is right is refused then.  The second
+command in the file's head lets it have 99, which is more than any sum of ours.
 
 Source: the grammar of beancount 3.2.
 """

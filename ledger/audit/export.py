@@ -10,25 +10,21 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, Final, assert_never, cast
+from typing import Any, BinaryIO, assert_never, cast
 
 from ledger.audit.beancount import beancount_lines
 from ledger.audit.hledger import hledger_lines
-from ledger.audit.journal import Journal
+from ledger.audit.journal import Journal, Progress
 from ledger.audit.parquet import write_parquet
 from ledger.audit.rows import csv_lines
 from ledger.core.errors import InvalidCommand
 from ledger.core.events import FeedEntry
-
-_PROGRESS_EVENTS: Final = 1_000
-
-Progress = Callable[[int], None]
 
 
 class Format(StrEnum):
@@ -85,7 +81,7 @@ def write_export(
         CorruptLog: An entry is posted to an account that is not open.
         OSError: The file cannot be written; nothing of it is left.
     """
-    journal = Journal(ledger_id, position, _watched(entries, progress))
+    journal = Journal(ledger_id, position, entries, progress=progress)
     if isinstance(target, Path):
         with _appearing(target) as file:
             digest = _write(kind, journal, file)
@@ -143,10 +139,3 @@ def _appearing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         whole.rename(path)
-
-
-def _watched(entries: Iterable[FeedEntry], progress: Progress | None) -> Iterator[FeedEntry]:
-    for entry in entries:
-        yield entry
-        if progress is not None and entry.position % _PROGRESS_EVENTS == 0:
-            progress(entry.position)

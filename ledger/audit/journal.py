@@ -14,7 +14,7 @@ Memory grows with the accounts and their stripes, and not with the events.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
@@ -128,13 +128,19 @@ TEXTS: Final = ("scope", "idempotency_key", "reference", "actor", "correlation_i
 
 Step: TypeAlias = Defined | Opened | Booked
 
+Progress = Callable[[int], None]
+
+_PROGRESS_EVENTS: Final = 1_000
 _FIRST_DAY: Final = date(1, 1, 1)
 
 
 class Journal:
     """The steps of a log, from the beginning of the feed to a position at which a transaction ends."""
 
-    def __init__(self, ledger_id: str, position: int, entries: Iterable[FeedEntry]) -> None:
+    def __init__(
+        self, ledger_id: str, position: int, entries: Iterable[FeedEntry], *, progress: Progress | None = None
+    ) -> None:
+        """`progress` is called with the number of events that were read."""
         self.ledger_id = ledger_id
         self.position = position
         self.day = _FIRST_DAY
@@ -142,6 +148,7 @@ class Journal:
         self.transactions = 0
         self.entries = 0
         self._feed = entries
+        self._progress = progress
         self._assets: dict[str, int] = {}
         self._nets: dict[str, int] = {}
 
@@ -152,6 +159,7 @@ class Journal:
         Raises:
             CorruptLog: An entry is posted to an account that is not open, or is not what any release has written.
         """
+        reported = 0
         for _, events in groupby(self._feed, lambda entry: entry.transaction.transaction_id):
             lines: list[Line] = []
             for entry in events:
@@ -163,6 +171,9 @@ class Journal:
                 self.entries += len(lines)
                 self.transactions += 1
                 yield Booked(self.day, entry.transaction, lines)
+            if self._progress is not None and entry.position >= reported + _PROGRESS_EVENTS:
+                reported = entry.position
+                self._progress(reported)
 
     def _known(self, entry: FeedEntry) -> Iterator[Step]:
         """What is new with an event: an asset, or an account; a further stripe of one is not."""

@@ -1,13 +1,13 @@
 """
 What bookkeeping programs call our accounts and assets: names that hledger and beancount accept, and the way back.
 
-    alice        a liability   Liabilities:Alice
-    Alice        a liability   Liabilities:Alice-            the first letter is a capital already: a dash at the end
-    users:42     an asset      Assets:Users-3A42          what is no letter or digit: a dash and its code, in hex
-    USD                        USD
-    PTS_                       PTS_'0                       beancount would not take it as it is
+    alice      a liability   Liabilities:Alice
+    Alice      a liability   Liabilities:Alice-    its first letter is a capital already: a dash at the end
+    users:42   an asset      Assets:Users-3A42     what is no letter or digit: a dash and its code, in hex
+    USD                      USD
+    PTS_                     PTS_'0                beancount would not take it as it is
 
-Two ids never get the same name, and an account is never below another one: the balance of one would contain the other's.
+Two ids never get the same name.  No account is below another one, whose balance would contain its own.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from ledger.core.chain import genesis, leaf_hash
 from ledger.core.codec import RECORD_BYTES_MAX
 from ledger.core.commands import Direction
 from ledger.core.errors import CorruptLog, ProofFailed
-from ledger.core.events import Numbers, Recorded, stripes_of
+from ledger.core.events import FeedEntry, Numbers, Recorded, Transaction, stripes_of
 from ledger.core.merkle import Frontier
 from ledger.core.money import Money
 
@@ -113,6 +113,7 @@ class Replay:
         roots_at: Collection[int] = (),
     ) -> None:
         """`roots_at` are sizes at which the tree's root is wanted."""
+        self.ledger_id = ledger_id
         self.frontier = Frontier()
         self.roots: dict[int, bytes] = {}
         self.transactions = 0
@@ -224,27 +225,9 @@ class Replay:
     def _recorded(self, record: bytes, payload: bytes) -> tuple[dict[str, Any], Recorded]:
         try:
             fields: dict[str, Any] = json.loads(record)
-            amount = fields.get("amount")
-            numbers = [fields[name] for name in Numbers._fields] if "posted_debits" in fields else None
-            recorded = Recorded(
-                _is(str, fields["stream"]),
-                _is(int, fields["version"]),
-                _is(str, fields["transaction_id"]),
-                _is(str, fields["type"]),
-                payload.decode(),
-                _is(int, fields["schema"]),
-                fields.get("asset"),
-                fields.get("direction"),
-                None if amount is None else int(amount),
-                None if numbers is None else Numbers(*map(int, numbers)),
-                datetime.fromisoformat(fields["effective_at"]),
-                datetime.fromisoformat(fields["recorded_at"]),
-                bytes.fromhex(fields["prev"]),
-                leaf_hash(record),
-            )
+            return fields, _recorded(fields, record, payload)
         except _MISREAD as error:
             raise self._records.broken(f"it is no record: {_told(error)}") from None
-        return fields, recorded
 
     def _next_header(self) -> Header:
         line = self._headers.next(f"{RECORDS} goes on at line {self._records.number:,}")
@@ -343,6 +326,50 @@ def journal_cells(
         units,
         str(recorded.asset),
     )
+
+
+def entries_of(records: BinaryIO, payloads: BinaryIO, transactions: BinaryIO) -> Iterator[FeedEntry]:
+    """The feed, read back from the lines of a log that a `Replay` has found to be sound."""
+    header: Transaction | None = None
+    left = 0
+    for position, (record, payload) in enumerate(zip(records, payloads, strict=True), 1):
+        if header is None or not left:
+            line = next(transactions).removesuffix(b"\n")
+            header = _transaction(json.loads(line), sha256(line).digest())
+            left = len(header.streams)
+        recorded = _recorded(json.loads(record), record.removesuffix(b"\n"), payload.removesuffix(b"\n"))
+        left -= 1
+        yield FeedEntry(position, recorded, header)
+
+
+def _recorded(fields: dict[str, Any], record: bytes, payload: bytes) -> Recorded:
+    amount = fields.get("amount")
+    numbers = [fields[name] for name in Numbers._fields] if "posted_debits" in fields else None
+    return Recorded(
+        _is(str, fields["stream"]),
+        _is(int, fields["version"]),
+        _is(str, fields["transaction_id"]),
+        _is(str, fields["type"]),
+        payload.decode(),
+        _is(int, fields["schema"]),
+        fields.get("asset"),
+        fields.get("direction"),
+        None if amount is None else int(amount),
+        None if numbers is None else Numbers(*map(int, numbers)),
+        datetime.fromisoformat(fields["effective_at"]),
+        datetime.fromisoformat(fields["recorded_at"]),
+        bytes.fromhex(fields["prev"]),
+        leaf_hash(record),
+    )
+
+
+def _transaction(fields: dict[str, Any], header_hash: bytes) -> Transaction:
+    moments = {name: datetime.fromisoformat(fields[name]) for name in ("effective_at", "recorded_at")}
+    texts = {name: canonical_json(fields[name]) for name in ("request", "metadata")}
+    streams = tuple(stream for stream, _ in fields["events"])
+    versions = tuple(version for _, version in fields["events"])
+    kept = {name: value for name, value in fields.items() if name not in ("events", "format")}
+    return Transaction(**(kept | moments | texts), streams=streams, versions=versions, header_hash=header_hash)
 
 
 def _listed(lines: Iterable[dict[str, object]]) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
 """
 The entries of a log as rows, for spreadsheets, SQL and data frames: one of each event that moves an amount.
 
-A CSV can be opened in a spreadsheet: a user's text that would be a formula there (it begins with = + - @ TAB CR, or the
-apostrophe itself) has an apostrophe before it.  Such texts stand in quotes, always; where there is none, there is nothing.
+A CSV can be opened in a spreadsheet: a user's text that would be a formula there (it begins with = + - @ TAB CR, or
+with the apostrophe itself) has an apostrophe before it.  Such texts always stand in quotes; no text is nothing at all.
 
 Source: OWASP, CSV injection; RFC 4180, with lines that end in LF.
 """
