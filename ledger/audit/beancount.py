@@ -13,7 +13,7 @@ Source: the grammar of beancount 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date, timedelta
 from typing import Final
 
@@ -31,11 +31,12 @@ def beancount_lines(journal: Journal) -> Iterator[bytes]:
         CorruptLog: As `Journal.steps`.
     """
     yield _head(journal).encode()
-    moved: dict[str, Account] = {}
+    # What an account comes to is kept here: once a step of the next day is seen, the account itself has moved on.
+    moved: dict[str, tuple[Account, int]] = {}
     today = journal.day
     for step in journal.steps():
         if step.day != today:
-            yield from _balances(today, moved)
+            yield from _balances(today, moved.values())
             moved, today = {}, step.day
         match step:
             case Defined():
@@ -44,11 +45,11 @@ def beancount_lines(journal: Journal) -> Iterator[bytes]:
                 yield _opened(step).encode()
             case Booked():
                 lines = [line for line in step.lines if line.posts]
-                moved.update((line.account.account, line.account) for line in lines)
+                moved.update((line.account.account, (line.account, line.net)) for line in lines)
                 if lines:
                     yield _booked(step, lines).encode()
     yield f"\n; all accounts at position {journal.position}\n".encode()
-    yield from _balances(journal.day, journal.accounts)
+    yield from _balances(journal.day, ((account, account.net) for account in journal.accounts.values()))
 
 
 def _head(journal: Journal) -> str:
@@ -103,12 +104,12 @@ def _entry(line: Line) -> str:
     )
 
 
-def _balances(day: date, accounts: dict[str, Account]) -> Iterator[bytes]:
+def _balances(day: date, accounts: Iterable[tuple[Account, int]]) -> Iterator[bytes]:
     """What accounts came to on a day: beancount compares it before anything of the next one."""
-    for account in accounts.values():
-        net, zero = account.units(account.net), account.units(0)
-        next_day = (day + timedelta(days=1)).isoformat()
-        yield f"{next_day} balance {account.name}  {net} ~ {zero} {account.commodity}\n".encode()
+    next_day = (day + timedelta(days=1)).isoformat()
+    for account, net in accounts:
+        expected, zero = account.units(net), account.units(0)
+        yield f"{next_day} balance {account.name}  {expected} ~ {zero} {account.commodity}\n".encode()
 
 
 def _string(text: str) -> str:

@@ -9,7 +9,7 @@ Everything up to a checkpoint in one file, with what it takes to check it, for p
     manifest                                                   the hash of each file
 
 The same position of the same ledger, with the same anchors, gives the same bytes.  Who writes and who verifies make
-the reports by one replay of the same lines, so that a bundle that would not verify is not written.
+reports and exports in one way from the same lines, so that a bundle that would not verify is not written.
 """
 
 from __future__ import annotations

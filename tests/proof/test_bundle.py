@@ -10,6 +10,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from decimal import Decimal
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -261,6 +262,18 @@ CHANGES: Final[dict[str, tuple[Change, str]]] = {
     "another ledger": (replaced("ledger.json", b"5f0c", b"6f0c"), "Line 1 of records.jsonl"),
     "a balance": (replaced("exports/balances.csv", b",open,", b",closed,"), "Line 2 of exports/balances.csv"),
     "the journal": (replaced("exports/journal.csv", b",1.25,", b",1.26,"), r"Line \d+ of exports/journal.csv"),
+    "an entry for hledger": (
+        replaced("exports/journal.hledger", b"  1.25 ", b"  1.26 "),
+        r"Line \d+ of exports/journal.hledger",
+    ),
+    "a balance for hledger": (
+        lambda files: last_digit(files, "exports/journal.hledger", -1),
+        r"Line \d+ of exports/journal.hledger",
+    ),
+    "a balance for beancount": (
+        lambda files: last_digit(files, "exports/journal.beancount", 1),
+        r"Line \d+ of exports/journal.beancount",
+    ),
     "an end of the journal": (lambda files: drop_end(files, "exports/journal.csv"), "exports/journal.csv"),
     "an account": (replaced("reports/accounts.json", b'"open"', b'"frozen"'), "Line 2 of reports/accounts.json"),
     "the trial balance": (
@@ -269,6 +282,14 @@ CHANGES: Final[dict[str, tuple[Change, str]]] = {
     ),
     "the counts": (replaced("reports/verification.json", b'"streams":1', b'"streams":2'), "reports/verification.json"),
 }
+
+
+def last_digit(files: Files, name: str, place: int) -> None:
+    """Change the last balance that a journal asserts by one unit: the amount at this place behind its account."""
+    *before, line = files[name].decode().splitlines(keepends=True)
+    found = [*re.finditer(r"-?\d+\.\d+", line)][min(place, 0)]
+    changed = str(Decimal(found[0]) + Decimal("0.01"))
+    files[name] = "".join([*before, line[: found.start()] + changed + line[found.end() :]]).encode()
 
 
 def drop_end(files: Files, name: str) -> None:
