@@ -18,7 +18,7 @@ from ledger.audit.journal import TEXTS, Booked, Journal
 from ledger.audit.rows import COLUMNS
 from ledger.core.errors import InvalidCommand
 
-ROWS_MAX: Final = 65_536
+ROWS_MAX: Final = 16_384
 """Rows of a group; it has fewer where their texts are long."""
 
 TEXT_CHARACTERS_MAX: Final = 1 << 24
@@ -45,9 +45,8 @@ def write_parquet(journal: Journal, out: BinaryIO) -> None:
     schema = _schema(pyarrow, {"ledger_id": journal.ledger_id, "up_to_position": str(journal.position)})
     with parquet.ParquetWriter(out, schema, compression="zstd", use_dictionary=[*_FEW]) as writer:
         for rows in _groups(journal):
-            columns = dict(zip(COLUMNS, zip(*rows, strict=True), strict=True))
-            arrays = [pyarrow.array(columns[field.name], field.type) for field in schema]
-            writer.write_batch(pyarrow.record_batch(arrays, schema=schema), row_group_size=ROWS_MAX)
+            writer.write_batch(_batch(pyarrow, schema, rows), row_group_size=ROWS_MAX)
+            rows.clear()  # Or they would be there until the next group is complete.
 
 
 def _library() -> tuple[Any, Any]:
@@ -64,6 +63,11 @@ def _schema(pyarrow: Any, told: dict[str, str]) -> Any:
     types |= dict.fromkeys(_MOMENTS, pyarrow.timestamp("us", tz="UTC"))
     types |= dict.fromkeys(_HASHES, pyarrow.binary(32))
     return pyarrow.schema([(name, types.get(name, pyarrow.string())) for name in COLUMNS], metadata=told)
+
+
+def _batch(pyarrow: Any, schema: Any, rows: list[tuple[object, ...]]) -> Any:
+    columns = zip(zip(*rows, strict=True), schema, strict=True)
+    return pyarrow.record_batch([pyarrow.array(column, field.type) for column, field in columns], schema=schema)
 
 
 def _groups(journal: Journal) -> Iterator[list[tuple[object, ...]]]:

@@ -37,7 +37,9 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a program to its end."""
     # Whatever the locale is: what we write for hledger is ASCII.
     environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C"}
-    return subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=_SECONDS)
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, timeout=_SECONDS)
+    # Not as `text`, which would make one kind of newline of all.
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def hledger() -> str:
