@@ -15,12 +15,12 @@ import tracemalloc
 from collections.abc import Iterable, Iterator
 from datetime import date, timedelta
 from decimal import Decimal
+from importlib import import_module
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Final
 
 import duckdb
-import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +57,9 @@ TEXTS: Final = (
     "comma, comma",
     "x" * 255,
 )
+PARQUET: Final[Any] = import_module("pyarrow.parquet")
+"""It comes without types."""
+
 DAY: Final = timedelta(hours=7)
 
 
@@ -122,20 +125,40 @@ def written(kind: str, entries: Iterable[FeedEntry]) -> tuple[Exported, bytes]:
     return done, out.getvalue()
 
 
+class Sums:
+    """What each account comes to, added up here from what goes by."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._scales: dict[str, int] = {}
+        self._nets: dict[str, int] = {}
+
+    def watch(self, entries: Iterable[FeedEntry]) -> Iterator[FeedEntry]:
+        """Add up entries on their way to somebody else."""
+        for entry in entries:
+            event, account = entry.event, account_of(entry.event.stream)
+            if event.type == "account_opened":
+                opened = json.loads(event.payload)
+                self._names[account] = account_name(account, AccountType(opened["account_type"]))
+                self._scales[account] = opened["scale"]
+            if event.type in ("entry_posted", "hold_captured"):
+                assert event.amount is not None
+                sign = 1 if event.direction == "debit" else -1
+                self._nets[account] = self._nets.get(account, 0) + sign * event.amount
+            yield entry
+
+    @property
+    def balances(self) -> dict[str, Decimal]:
+        """By the name that other programs have for each account that moved: debits are positive."""
+        return {self._names[account]: units(net, self._scales[account]) for account, net in self._nets.items()}
+
+
 def summed(entries: Iterable[FeedEntry]) -> dict[str, Decimal]:
-    """What each account comes to, by the name that other programs have for it, added up here: debits are positive."""
-    names, scales, found = {}, {}, {}
-    for entry in entries:
-        event, account = entry.event, account_of(entry.event.stream)
-        if event.type == "account_opened":
-            told_of = json.loads(event.payload)
-            names[account] = account_name(account, AccountType(told_of["account_type"]))
-            scales[account] = told_of["scale"]
-        if event.type in ("entry_posted", "hold_captured"):
-            assert event.amount is not None
-            sign = 1 if event.direction == "debit" else -1
-            found[account] = found.get(account, 0) + sign * event.amount
-    return {names[account]: units(net, scales[account]) for account, net in found.items()}
+    """What each account comes to."""
+    sums = Sums()
+    for _ in sums.watch(entries):
+        pass
+    return sums.balances
 
 
 def units(minor: int | Decimal, scale: int) -> Decimal:
@@ -340,7 +363,7 @@ def test_csv_has_everything_and_no_formula(story: list[FeedEntry]) -> None:
 def test_sql_and_arrow_agree(story: list[FeedEntry], tmp_path: Path) -> None:
     """The sums that DuckDB and Arrow make of the Parquet file are ours, and each value has its type."""
     file = exported("parquet", story, tmp_path / "entries.parquet")
-    table = pyarrow.parquet.read_table(file)
+    table = PARQUET.read_table(file)
     with duckdb.connect() as database:
         scales = accounts_scales(story)
         rows = database.execute(
@@ -491,7 +514,7 @@ def test_groups_of_rows_are_bounded(tmp_path: Path) -> None:
     write_export(Format.PARQUET, long, LEDGER_ID, 1, repeated(1_500, metadata='{"a":"' + "b" * 16_000 + '"}'))
 
     def groups(file: Path) -> list[int]:
-        described = pyarrow.parquet.ParquetFile(file).metadata
+        described = PARQUET.ParquetFile(file).metadata
         return [described.row_group(number).num_rows for number in range(described.num_row_groups)]
 
     assert groups(many)[0] == ROWS_MAX
@@ -504,11 +527,14 @@ def test_groups_of_rows_are_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("oracle", ORACLES, ids=[each.format for each in ORACLES])
 def test_a_hundred_thousand_transactions_of_many_days(oracle: Oracle, tmp_path: Path) -> None:
     """Both agree over 100,000 transactions of three months, and find one unit too many."""
-    entries = [*told(nasty(7, 100_000), timedelta(seconds=80))]
-    file = exported(oracle.format, entries, tmp_path / "journal")
+    sums, file = Sums(), tmp_path / "journal"
+    entries = sums.watch(told(nasty(7, 100_000), timedelta(seconds=80)))
+    done = write_export(Format(oracle.format), file, LEDGER_ID, 10**6, entries)
 
+    assert done.transactions == 100_000
     assert oracle.problem(file) == ""
-    expected = summed(entries)
-    assert moved_only(oracle.balances(file), expected) == expected
-    file.write_text(planted(file.read_text("utf-8"), AMOUNT[oracle.format], 0.7), "utf-8")
-    assert oracle.problem(file)
+    assert moved_only(oracle.balances(file), sums.balances) == sums.balances
+    for what in (AMOUNT, ASSERTED):
+        wrong = tmp_path / "wrong"
+        wrong.write_text(planted(file.read_text("utf-8"), what[oracle.format], 0.7), "utf-8")
+        assert oracle.problem(wrong)
