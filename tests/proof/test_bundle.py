@@ -10,7 +10,6 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from decimal import Decimal
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -160,7 +159,7 @@ def resigned(files: Files) -> Files:
 
 
 def on_line(name: str, number: int, change: Callable[[bytes], bytes]) -> Change:
-    """Change one line of a member."""
+    """Change one line of a member; the last one is 0."""
 
     def changed(files: Files) -> None:
         lines = files[name].splitlines(keepends=True)
@@ -180,6 +179,11 @@ def replaced(name: str, old: bytes, new: bytes) -> Change:
         files[name] = files[name].replace(old, new, 1)
 
     return changed
+
+
+def other_digit(digit: re.Match[bytes]) -> bytes:
+    """One more."""
+    return b"%d" % ((int(digit[0]) + 1) % 10)
 
 
 def swapped(name: str, number: int) -> Change:
@@ -267,11 +271,11 @@ CHANGES: Final[dict[str, tuple[Change, str]]] = {
         r"Line \d+ of exports/journal.hledger",
     ),
     "a balance for hledger": (
-        lambda files: last_digit(files, "exports/journal.hledger", -1),
+        on_line("exports/journal.hledger", 0, lambda line: re.sub(rb'\d(?= "PTS"\n)', other_digit, line)),
         r"Line \d+ of exports/journal.hledger",
     ),
     "a balance for beancount": (
-        lambda files: last_digit(files, "exports/journal.beancount", 1),
+        on_line("exports/journal.beancount", 0, lambda line: re.sub(rb"\d(?= ~)", other_digit, line)),
         r"Line \d+ of exports/journal.beancount",
     ),
     "an end of the journal": (lambda files: drop_end(files, "exports/journal.csv"), "exports/journal.csv"),
@@ -282,14 +286,6 @@ CHANGES: Final[dict[str, tuple[Change, str]]] = {
     ),
     "the counts": (replaced("reports/verification.json", b'"streams":1', b'"streams":2'), "reports/verification.json"),
 }
-
-
-def last_digit(files: Files, name: str, place: int) -> None:
-    """Change the last balance that a journal asserts by one unit: the amount at this place behind its account."""
-    *before, line = files[name].decode().splitlines(keepends=True)
-    found = [*re.finditer(r"-?\d+\.\d+", line)][min(place, 0)]
-    changed = str(Decimal(found[0]) + Decimal("0.01"))
-    files[name] = "".join([*before, line[: found.start()] + changed + line[found.end() :]]).encode()
 
 
 def drop_end(files: Files, name: str) -> None:
