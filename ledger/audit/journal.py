@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
 from typing import Final, NamedTuple, TypeAlias
+from uuid import UUID
 
 from ledger.audit.names import account_name, commodity_name
 from ledger.audit.replay import OF_HOLDS, POSTS
@@ -97,7 +98,9 @@ class Line(NamedTuple):
     @property
     def hold(self) -> str | None:
         """The hold that it is of, if it is of one."""
-        return str(json.loads(self.event.payload)["hold"]) if self.event.type in OF_HOLDS else None
+        if self.event.type not in OF_HOLDS:
+            return None
+        return _transaction_id(self.event, json.loads(self.event.payload), "hold")
 
 
 class Booked(NamedTuple):
@@ -120,11 +123,21 @@ class Booked(NamedTuple):
         """The transaction that it reverses, if it does."""
         if self.transaction.kind != "reverse":
             return None
-        return str(json.loads(self.transaction.request)["transaction_id"])
+        return _transaction_id(self.lines[0].event, json.loads(self.transaction.request), "transaction_id")
 
 
 TEXTS: Final = ("scope", "idempotency_key", "reference", "actor", "correlation_id", "causation_id", "metadata")
 """What users say of a transaction: texts of any kind."""
+
+
+def _transaction_id(event: Recorded, said: object, name: str) -> str:
+    """The id of a transaction, as a field of what was recorded says it; nothing else gets into other people's files."""
+    try:
+        return str(UUID(said[name]))  # type: ignore[index]
+    except (TypeError, KeyError, ValueError, AttributeError):
+        problem = f"{name} is not the id of a transaction"
+        raise CorruptLog(event.stream, event.version, problem) from None
+
 
 Step: TypeAlias = Defined | Opened | Booked
 

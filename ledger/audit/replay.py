@@ -329,13 +329,22 @@ def journal_cells(
 
 
 def entries_of(records: BinaryIO, payloads: BinaryIO, transactions: BinaryIO) -> Iterator[FeedEntry]:
-    """The feed, read back from the lines of a log that a `Replay` has found to be sound."""
+    """
+    The feed, read back from the lines of a log that a `Replay` has found to be sound.
+
+    Raises:
+        ProofFailed: A transaction is not written as any release has written one.
+    """
     header: Transaction | None = None
+    headers = Lines(TRANSACTIONS, transactions)
     left = 0
     for position, (record, payload) in enumerate(zip(records, payloads, strict=True), 1):
         if header is None or not left:
-            line = next(transactions).removesuffix(b"\n")
-            header = _transaction(json.loads(line), sha256(line).digest())
+            line = headers.next(f"{RECORDS} goes on")
+            try:
+                header = _transaction(json.loads(line), sha256(line).digest())
+            except _MISREAD as error:
+                raise headers.broken(f"it is no header of a transaction: {_told(error)}") from None
             left = len(header.streams)
         recorded = _recorded(json.loads(record), record.removesuffix(b"\n"), payload.removesuffix(b"\n"))
         left -= 1

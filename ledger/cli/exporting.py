@@ -36,18 +36,20 @@ def export(
     hledger and beancount add up all entries themselves and compare with what the ledger recorded:
     `hledger -f FILE check -s`, `bean-check --no-cache FILE`.
     """
-    with files(), opened(target.settings) as ledger:
+    printed = out == STANDARD_OUTPUT
+    if printed and (kind is Format.PARQUET or target.as_json):
+        which = "parquet" if kind is Format.PARQUET else "what --json answers beside it"
+        raise InvalidCommand("usage", f"standard output is not for {which}: --out FILE")
+    with opened(target.settings) as ledger:
         last = ledger.feed_head() if position is None else position
-        if out != STANDARD_OUTPUT:
-            with progress("events", last) as watch:
+        with progress("events", last, wanted=not (printed and sys.stdout.isatty())) as watch:
+            if printed:
+                # Not within `files`: that nobody reads any more is no file that cannot be written.
+                ledger.export(kind, sys.stdout.buffer, position=last, progress=watch)
+                return 0
+            with files():
                 written = ledger.export(kind, Path(out), position=last, progress=watch)
-            answer(target.as_json, _plain(written, out), _said(written, out))
-            return 0
-        if kind is Format.PARQUET or target.as_json:
-            which = "parquet" if kind is Format.PARQUET else "what --json answers beside it"
-            raise InvalidCommand("usage", f"standard output is not for {which}: --out FILE")
-        with progress("events", last, wanted=not sys.stdout.isatty()) as watch:
-            ledger.export(kind, sys.stdout.buffer, position=last, progress=watch)
+    answer(target.as_json, _plain(written, out), _said(written, out))
     return 0
 
 

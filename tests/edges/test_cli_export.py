@@ -116,6 +116,21 @@ def test_json_needs_a_file(stamped: int, program: Program) -> None:
     assert "--out FILE" in json.loads(done.stdout)["error"]["message"]
 
 
+def test_who_stops_reading_is_no_error(stamped: int, ledger: Ledger, ledger_url: str) -> None:
+    """Where nobody reads what is printed any more, the program ends as others do then, without a word."""
+    for _ in range(30):
+        ledger.transfer("1.00 USD", debit="world", credit="alice")
+    assert ledger.stamp() > stamped
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "ledger", "export", "csv"]
+    environ = environment(LEDGER_DATABASE_URL=ledger_url)
+    done = subprocess.run(command, env=environ, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_progress_is_shown_on_a_terminal(stamped: int, ledger_url: str, tmp_path: Path) -> None:
     """On a terminal there is a bar; what is no terminal stays empty."""
     primary, terminal = pty.openpty()

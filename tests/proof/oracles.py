@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,21 @@ class Oracle(NamedTuple):
     format: str
     problem: Callable[[Path], str]
     balances: Callable[[Path], Balances]
+
+
+AMOUNT: Final = {"hledger": r"^    \S+  -?[\d.]*?(\d) \"", "beancount": r"^  \S+:\S+  -?[\d.]*?(\d) [A-Z]"}
+"""Where the last digit of an entry is, in each format."""
+
+ASSERTED: Final = {"hledger": r"= -?[\d.]*?(\d) \"", "beancount": r" balance \S+  -?[\d.]*?(\d) ~"}
+"""… and of an assertion."""
+
+
+def planted(text: str, pattern: str, place: float) -> str:
+    """The text with one unit changed: in the last digit that `pattern` finds at this place, from 0 to 1."""
+    found = [*re.finditer(pattern, text, re.MULTILINE)]
+    match = found[int(place * (len(found) - 1))]
+    start, end = match.span(1)
+    return text[:start] + str((int(match[1]) + 1) % 10) + text[end:]
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
