@@ -311,6 +311,14 @@ def test_modules_say_what_they_are_for(path: Path) -> None:
     assert path.parent.name not in VAGUE
 
 
+def test_other_peoples_programs_stay_programs() -> None:
+    """What is under the GPL is run in tests, and imported nowhere."""
+    foreign = {"beancount", "beanquery", "hledger", "pymerkle"}
+    found = [(named(path), name) for path in ALL for name in imported(path) if name.split(".")[0] in foreign]
+
+    assert found == []
+
+
 def test_modules_are_short() -> None:
     """What ships is read module by module; a longer one has a reason, and none is excused without need."""
     too_long = [name for name, path in MODULES.items() if len(path.read_text("utf-8").splitlines()) > LINES_MAX]

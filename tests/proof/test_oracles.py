@@ -24,7 +24,7 @@ import duckdb
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import AMOUNT, ASSERTED, ORACLES, Oracle, planted, query, tags_of_hledger
+from oracles import AMOUNT, ASSERTED, BEANCOUNT, ORACLES, Oracle, planted, query, tags_of_hledger
 from story import BEGUN, LEDGER_ID, commands, feed, told
 
 from ledger import Command, CorruptLog, Direction, Entry, InvalidCommand, Post
@@ -216,7 +216,10 @@ def test_less_than_a_unit_is_found(oracle: Oracle, tmp_path: Path) -> None:
 
     file.write_text(re.sub(r"  1\.25 ", "  1.254 ", text, count=1), "utf-8")
 
-    assert oracle.problem(file)
+    problem = oracle.problem(file)
+    assert problem
+    # In hledger it is the assertion that finds it; beancount must not forgive the transaction itself.
+    assert oracle is not BEANCOUNT or "Transaction does not balance" in problem
 
 
 def test_every_day_and_every_account_is_asserted(story: list[FeedEntry]) -> None:
@@ -229,14 +232,16 @@ def test_every_day_and_every_account_is_asserted(story: list[FeedEntry]) -> None
     }
     last = story[-1].event.recorded_at.date()
     before_last = sum(day != last for _, day in days)
-    assert len(re.findall(rb"^[0-9-]+ balance ", text, re.MULTILINE)) == before_last + len(accounts())
+    exact = rb"^[0-9-]+ balance \S+  -?[0-9.]+ ~ 0(\.0+)? "
+    assert len(re.findall(exact, text, re.MULTILINE)) == before_last + len(accounts())
     assert len({day for _, day in days}) > 100
 
     done, text = written("hledger", story)
     assert text.count(b" = ") == done.entries + len(accounts())
 
 
-def test_days_never_go_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("oracle", ORACLES, ids=[each.format for each in ORACLES])
+def test_days_never_go_back(oracle: Oracle, tmp_path: Path) -> None:
     """A transaction that was stamped behind one of the next day is of that day; what is asserted in between holds."""
     lines = [*islice(commands(), 8)]
     for number in range(8):
@@ -250,12 +255,11 @@ def test_days_never_go_back(tmp_path: Path) -> None:
     times = [entry.event.recorded_at.date() for entry in entries]
     assert times != sorted(times)
 
-    for oracle in ORACLES:
-        file = exported(oracle.format, entries, tmp_path / oracle.format)
-        dates = re.findall(r"^(\d{4}-\d\d-\d\d)\S* \*", file.read_text("utf-8"), re.MULTILINE)
-        assert dates == sorted(dates)
-        assert date.fromisoformat(dates[-1]) == max(times)
-        assert oracle.problem(file) == ""
+    file = exported(oracle.format, entries, tmp_path / "journal")
+    dates = re.findall(r"^(\d{4}-\d\d-\d\d)\S* \*", file.read_text("utf-8"), re.MULTILINE)
+    assert dates == sorted(dates)
+    assert date.fromisoformat(dates[-1]) == max(times)
+    assert oracle.problem(file) == ""
 
 
 def test_texts_are_read_as_they_were_written(story: list[FeedEntry], tmp_path: Path) -> None:
