@@ -41,7 +41,9 @@ FLOW: Final = """
     personal                                    | what can be forgotten in a log that never changes
     audit.jobs audit.texts audit.report audit.lawful audit.stamped audit.verify | re-derive, never trust
     audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
-    audit.sealed audit.archive audit.replay audit.bundle
+    audit.sealed audit.archive audit.replay
+    audit.names audit.journal audit.hledger audit.beancount audit.rows audit.parquet audit.export | to other programs
+    audit.bundle
     receiving inbox intake                      | messages, once and in order
     stamper subscription                        | the feed: one writer, many readers
     sealer                                      | … and what is signed of it
@@ -57,7 +59,7 @@ FLOW: Final = """
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.stating cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding
-    cli.proving cli.sealing cli.bundling cli.forgetting cli.upkeep
+    cli.proving cli.sealing cli.bundling cli.exporting cli.forgetting cli.upkeep
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program
     cli __main__
 """
@@ -307,6 +309,14 @@ def test_modules_say_what_they_are_for(path: Path) -> None:
     assert ast.get_docstring(tree(path))
     assert path.stem not in VAGUE
     assert path.parent.name not in VAGUE
+
+
+def test_other_peoples_programs_stay_programs() -> None:
+    """What is under the GPL is run in tests, and imported nowhere."""
+    foreign = {"beancount", "beanquery", "hledger", "pymerkle"}
+    found = [(named(path), name) for path in ALL for name in imported(path) if name.split(".")[0] in foreign]
+
+    assert found == []
 
 
 def test_modules_are_short() -> None:

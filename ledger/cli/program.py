@@ -19,6 +19,7 @@ from ledger.cli import (
     bundling,
     consuming,
     demo,
+    exporting,
     feeding,
     forgetting,
     holding,
@@ -112,6 +113,7 @@ app.command("keygen", rich_help_panel=_PROVE)(proving.keygen)
 app.command("seal", rich_help_panel=_PROVE)(sealing.seal)
 app.command("checkpoint", rich_help_panel=_PROVE)(sealing.checkpoint)
 app.command("prove", rich_help_panel=_PROVE)(sealing.prove)
+app.command("export", rich_help_panel=_PROVE)(exporting.export)
 app.command("export-log", rich_help_panel=_PROVE)(sealing.export_log)
 app.command("verify-checkpoint", rich_help_panel=_PROVE)(proving.verify_checkpoint)
 app.command("verify-proof", rich_help_panel=_PROVE)(proving.verify_proof)
