@@ -35,6 +35,7 @@ FLOW: Final = """
     storage.tree                                | … and what is proved of it
     storage.dead_letters storage.mailbox storage.offsets
     storage.subject_keys                        | what personal data is encrypted with
+    storage.reconciliations                     | what banks said, and what was decided of it
     storage.queries storage.inbox_queries       | what is answered              → queried
     stripes batch writer                        | the only write path
     batcher                                     | many callers, one transaction
@@ -42,10 +43,12 @@ FLOW: Final = """
     audit.jobs audit.texts audit.report audit.lawful audit.stamped audit.verify | re-derive, never trust
     audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
     audit.sealed audit.archive audit.replay audit.bundle
+    audit.bank_statement audit.camt053 audit.csv_statement       | what others say of an account
+    audit.matching audit.reconciled             | … and which of it is the same
     receiving inbox intake                      | messages, once and in order
     stamper subscription                        | the feed: one writer, many readers
     sealer                                      | … and what is signed of it
-    lifecycle operations proof application      | the one public object
+    lifecycle operations proof desk reconciliation application      | the one public object
     asynchronous                                | … awaited
     ledger                                      | the public names
     simulation                                  | the incident, at any scale
@@ -57,7 +60,7 @@ FLOW: Final = """
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding
-    cli.proving cli.sealing cli.bundling cli.forgetting cli.upkeep
+    cli.proving cli.sealing cli.bundling cli.forgetting cli.reconciling cli.upkeep
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program
     cli __main__
 """

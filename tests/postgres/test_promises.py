@@ -33,6 +33,11 @@ KEYS = {
     "feed": "position",
     "tree_tiles": "level, number",
     "checkpoints": "size",
+    "bank_statements": "account, statement_id",
+    "bank_entries": "account, statement_id, number",
+    "reconciliation_decisions": "account, number",
+    "reconciliation_claims": "account, side, origin, number, generation",
+    "reconciliations": "account, reconciliation_id",
 }
 COLUMNS = {
     "identity": "created_at",
@@ -44,6 +49,11 @@ COLUMNS = {
     "feed": "stream",
     "tree_tiles": "hashes",
     "checkpoints": "root",
+    "bank_statements": "closing",
+    "bank_entries": "amount",
+    "reconciliation_decisions": "actor",
+    "reconciliation_claims": "decision",
+    "reconciliations": "pin",
 }
 ATTACKS = {
     "update": "UPDATE {table} SET {column} = {column}",
