@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from datetime import date
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ledger.core.errors import BrokenStatement, InvalidAmount
 from ledger.core.money import Money
@@ -50,7 +51,7 @@ def refusing(path: Path) -> Refuse:
     return lambda where, problem: BrokenStatement(path.name, where, problem)
 
 
-def fingerprint(file: BinaryIO, refuse: Refuse) -> bytes:
+def fingerprint(file: BufferedReader, refuse: Refuse) -> bytes:
     """
     SHA-256 of a file, which is left at its beginning.
 

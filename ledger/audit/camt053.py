@@ -132,6 +132,7 @@ class _Part:
     left_out: int = 0
     entry_count: int = 0
     wanted: bool = True
+    several: bool = False
 
 
 def read_camt053(
@@ -287,12 +288,14 @@ class _Reader(ContentHandler):
             part.page, part.last = int(page), node.said("StmtPgntn", "LastPgInd") in ("true", "1")
         # Only what will be asked for is read closely: another account in the file may be of another currency.
         part.wanted = _is_wanted(part, self._statement_id, self._account_number)
+        ids = {each.statement_id for each in self.parts if each.wanted}
+        part.several = part.wanted and len(ids) > 1
         return part
 
     def _entry(self, node: Node) -> None:
         part = self._identified(self.parts[-1])
         part.entry_count += 1
-        if not part.wanted:
+        if not part.wanted or part.several:
             return
         status = node.said("Sts", "Cd") or node.said("Sts")
         where = _named(node)

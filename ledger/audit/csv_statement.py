@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from ledger.audit.bank_statement import (
     DESCRIPTION_MAX,
@@ -201,7 +201,7 @@ class _Table:
         self._amount = re.compile(rf"([+-]?)({whole})(?:{point}([0-9]+))?")
         self._places: dict[str, int] = {}
 
-    def entries(self, file: BinaryIO) -> list[BankEntry]:
+    def entries(self, file: io.BufferedReader) -> list[BankEntry]:
         found: list[BankEntry] = []
         text = io.TextIOWrapper(file, encoding=self._profile.encoding, newline="")
         rows = csv.reader(text, delimiter=self._profile.delimiter, strict=True)

@@ -252,8 +252,7 @@ class _Passes:
         uses = Counter(key(item) for one, way in ways for item in (one, *way))
         for one, way in ways:
             if all(uses[key(item)] == 1 for item in (one, *way)):
-                mine, other = ([one], way) if one.side == OURS else (way, [one])
-                self._settle(BY_SEVERAL, mine, other)
+                self._settle(BY_SEVERAL, *(((one,), way) if one.side == OURS else (way, (one,))))
             else:
                 self._found.ambiguous.append(Ambiguous(BY_SEVERAL, one, way))
 

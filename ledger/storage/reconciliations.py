@@ -372,14 +372,17 @@ def balances(connection: Connection, window: Window) -> tuple[int, int]:
 def open_ours(connection: Connection, window: Window, place: str) -> list[OurRow]:
     """Our entries in the window that no decision up to `place` has settled; one more than allowed where too many."""
     rows = connection.query(OPEN_OURS, window.parameters | {"place": place, "limit": OPEN_MAX + 1})
-    return [OurRow(Item(OURS, *row[:3], int(row[3]), generation=row[4], later=row[5]), *row[6:]) for row in rows]
+    return [
+        OurRow(Item(OURS, row[0], row[1], row[2], int(row[3]), generation=row[4], later=row[5]), *row[6:10])
+        for row in rows
+    ]
 
 
 def open_theirs(connection: Connection, window: Window, signs: Mapping[str, int], place: str) -> list[Item]:
     """The entries of these statements that no decision up to `place` has settled; `signs` are of their amounts."""
     asked = window.parameters | {"statements": list(signs), "place": place, "limit": OPEN_MAX + 1}
     return [
-        Item(THEIRS, *row[:3], int(row[3]) * signs[row[0]], tuple(row[6]), row[7], row[4], row[5])
+        Item(THEIRS, row[0], row[1], row[2], int(row[3]) * signs[row[0]], tuple(row[6]), row[7], row[4], row[5])
         for row in connection.query(OPEN_THEIRS, asked)
     ]
 
@@ -540,4 +543,4 @@ def _named(items: Iterable[Item]) -> dict[str, list[list[object]]]:
 
 def _decision(row: Row) -> Decision:
     items = {side: [(origin, number) for origin, number in of] for side, of in json.loads(row[4]).items()}
-    return Decision(*row[:3], int(row[3]), items, *row[5:7], in_utc(row[7]))
+    return Decision(row[0], row[1], row[2], int(row[3]), items, row[5], row[6], in_utc(row[7]))
