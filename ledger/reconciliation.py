@@ -238,6 +238,8 @@ def _look(connection: Connection, asked: _Asked) -> _Seen:
                  each.names, each.description)
             for each in statement.entries
         ]  # fmt: skip
+    # In one order, whether they were kept before or are from the file.
+    theirs.sort(key=lambda item: (item.day, item.origin, item.number))
     for side, items in ((OURS, ours), (THEIRS, theirs)):
         if len(items) > OPEN_MAX:
             raise InvalidCommand("since", f"more than {OPEN_MAX:,} entries of {side} are open; begin later")

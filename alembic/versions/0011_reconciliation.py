@@ -47,7 +47,7 @@ CREATE TABLE {schema}.bank_entries (
     number integer NOT NULL,
     booked_on date NOT NULL,
     amount numeric(38, 0) NOT NULL,
-    names text COLLATE "C" [] NOT NULL,
+    names text[] COLLATE "C" NOT NULL,
     description text COLLATE "C" NOT NULL,
     place text COLLATE "C" NOT NULL,
     CONSTRAINT bank_entries_pkey PRIMARY KEY (account, statement_id, number),

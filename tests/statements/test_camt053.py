@@ -44,8 +44,8 @@ def test_version_02() -> None:
     """Booked entries with their details, references and days; what is pending is counted and left out."""
     read = read_camt053(MARCH, EUR)
 
-    assert (read.statement_id, read.format, read.sequence) == ("2026-03", "camt.053.001.02", 3)
-    assert (read.opens_on, read.closes_on) == (date(2026, 3, 1), date(2026, 3, 31))
+    assert (read.statement_id, read.format, read.sequence) == ("2024-03", "camt.053.001.02", 3)
+    assert (read.opens_on, read.closes_on) == (date(2024, 3, 1), date(2024, 3, 31))
     assert (read.opening, read.closing, read.left_out) == (100_000, 128_850, 1)
     assert read.file_sha256 == sha256(MARCH.read_bytes()).digest()
     assert [(each.number, each.booked_on.day, each.amount, each.names[0]) for each in read.entries] == [
@@ -56,8 +56,8 @@ def test_version_02() -> None:
         (5, 20, 9_700, "0004"),
         (6, 31, -850, "0005"),
     ]
-    assert read.entries[0].names == ("0001", "2603030001", "INV-1001", "Invoice 1001, thank you")
-    assert read.entries[2].names == ("PAY-2", "PAYROLL-03", "0002", "2603050002")
+    assert read.entries[0].names == ("0001", "2403030001", "INV-1001", "Invoice 1001, thank you")
+    assert read.entries[2].names == ("PAY-2", "PAYROLL-03", "0002", "2403050002")
     assert "NOTPROVIDED" not in read.entries[4].names
     assert read.entries[4].description == "CARD PAYOUT"
 
@@ -66,10 +66,10 @@ def test_version_08() -> None:
     """Pages of one statement are put together; PRCD opens it; a detail may go the other way than its entry."""
     read = read_camt053(APRIL, EUR, account_number=IBAN)
 
-    assert (read.statement_id, read.format, read.left_out) == ("2026-04", "camt.053.001.08", 1)
-    assert (read.opens_on, read.closes_on) == (date(2026, 4, 1), date(2026, 4, 30))
+    assert (read.statement_id, read.format, read.left_out) == ("2024-04", "camt.053.001.08", 1)
+    assert (read.opens_on, read.closes_on) == (date(2024, 4, 1), date(2024, 4, 30))
     assert [(each.number, each.amount, each.names) for each in read.entries] == [
-        (1, -5_000, ("0007", "2604010007", "RENT-04", "eb6305c9-1f7f-49de-aed0-16487c27b42d")),
+        (1, -5_000, ("0007", "2404010007", "RENT-04", "eb6305c9-1f7f-49de-aed0-16487c27b42d")),
         (2, 7_000, ("INV-1002", "0008")),
         (3, -1_000, ("INV-1003", "RF18539007547034", "0008")),
     ]
@@ -86,15 +86,15 @@ def test_a_reversal_counts_as_it_is_booked(tmp_path: Path) -> None:
 
 def test_one_of_several_is_chosen() -> None:
     """By id, or by account number; without either the file's statements are named."""
-    dollars = read_camt053(APRIL, Currency("USD", 2), statement_id="2026-04-USD")
-    assert (dollars.opening, dollars.closing, dollars.entries[0].booked_on) == (0, -1_234, date(2026, 4, 15))
+    dollars = read_camt053(APRIL, Currency("USD", 2), statement_id="2024-04-USD")
+    assert (dollars.opening, dollars.closing, dollars.entries[0].booked_on) == (0, -1_234, date(2024, 4, 15))
     assert read_camt053(APRIL, Currency("USD", 2), account_number="700123") == dollars
     with pytest.raises(
-        InvalidCommand, match=r"2026-04 of DE75\d+, .*2026-04-USD of 700 123; say which: --statement-id"
+        InvalidCommand, match=r"2024-04 of DE75\d+, .*2024-04-USD of 700 123; say which: --statement-id"
     ):
         read_camt053(APRIL, EUR)
-    with pytest.raises(InvalidCommand, match="no statement 2026-05; it has 2026-03 of DE7"):
-        read_camt053(MARCH, EUR, statement_id="2026-05")
+    with pytest.raises(InvalidCommand, match="no statement 2024-05; it has 2024-03 of DE7"):
+        read_camt053(MARCH, EUR, statement_id="2024-05")
 
 
 def test_details_that_do_not_divide_an_entry_leave_it_whole(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ BROKEN = {
         ("<CdtDbtInd>DBIT</CdtDbtInd>", "<CdtDbtInd>MINUS</CdtDbtInd>"), r".*/Ntry\[2\] .*", "neither CRDT nor DBIT",
     ),
     "no status": (("<Sts>BOOK</Sts>", "<Sts>DONE</Sts>"), r".*/Ntry\[1\] \(0001\)", "'DONE' is none of BOOK, PDNG"),
-    "no date": (("<Dt>2026-03-20</Dt>", "<Dt>2026-02-30</Dt>"), r".*/Ntry\[4\]/BookgDt", "'2026-02-30' is not a date"),
+    "no date": (("<Dt>2024-03-20</Dt>", "<Dt>2024-02-30</Dt>"), r".*/Ntry\[4\]/BookgDt", "'2024-02-30' is not a date"),
     "no opening balance": (("<Cd>OPBD</Cd>", "<Cd>OPAV</Cd>"), r".*/Stmt\[1\]", "no opening balance"),
     "no closing balance": (("<Cd>CLBD</Cd>", "<Cd>CLAV</Cd>"), r".*/Stmt\[1\]", "no closing balance"),
     "an entry left out": (
@@ -197,7 +197,7 @@ def test_pages_must_be_complete(tmp_path: Path) -> None:
     cut = text.index("<Stmt>", text.index("<Stmt>") + 1)
     missing = tmp_path / "missing.xml"
     missing.write_text(text[:cut] + "</BkToCstmrStmt></Document>", "utf-8")
-    assert "page 1 of statement 2026-04 is not page 1 of 1" in refused(missing).problem
+    assert "page 1 of statement 2024-04 is not page 1 of 1" in refused(missing).problem
 
     doubled = changed(tmp_path, APRIL, ("<PgNb>2</PgNb>", "<PgNb>1</PgNb>"))
     assert "put all pages, each once, into one file" in refused(doubled).problem
@@ -207,7 +207,7 @@ def test_pages_must_be_complete(tmp_path: Path) -> None:
     )
     twice = tmp_path / "twice.xml"
     twice.write_text(text[: text.index("<Stmt>")] + first * 2 + "</BkToCstmrStmt></Document>", "utf-8")
-    assert "statement 2026-04 is in the file twice" in refused(twice).problem
+    assert "statement 2024-04 is in the file twice" in refused(twice).problem
 
 
 def test_hostile_shapes_are_bounded(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def large(path: Path, entries: int) -> Path:
         for number in range(entries):
             file.write(
                 f'<Ntry><NtryRef>{number}</NtryRef><Amt Ccy="EUR">0.01</Amt><CdtDbtInd>CRDT</CdtDbtInd><Sts>BOOK</Sts>'
-                "<BookgDt><Dt>2026-03-02</Dt></BookgDt><BkTxCd><Prtry><Cd>X</Cd></Prtry></BkTxCd>"
+                "<BookgDt><Dt>2024-03-02</Dt></BookgDt><BkTxCd><Prtry><Cd>X</Cd></Prtry></BkTxCd>"
                 f"<AddtlNtryInf>{'padding ' * 50}</AddtlNtryInf></Ntry>"
             )
         file.write(tail)
