@@ -142,7 +142,7 @@ class _Passes:
         return self._found
 
     def _settle(self, rule: str, ours: Sequence[Item], theirs: Sequence[Item]) -> None:
-        self._found.matches.append(Match(rule, tuple(ours), tuple(theirs)))
+        self._found.matches.append(Match(rule, tuple(sorted(ours, key=_order)), tuple(sorted(theirs, key=_order))))
         self._set_aside((*ours, *theirs))
 
     def _set_aside(self, items: Iterable[Item]) -> None:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from ledger.audit.csv_statement import CsvProfile, parse_columns, read_profile
 from ledger.audit.reconciled import Reconciliation, body
 from ledger.cli.options import Target, command, opened, unless_followed
-from ledger.cli.output import answer, moment, row, table
+from ledger.cli.output import answer, fitting, moment, row, table
 from ledger.core.canonical import utc_text
 from ledger.core.errors import InvalidCommand
 from ledger.core.money import Money
@@ -239,11 +239,22 @@ def decisions(
     with opened(target.settings) as ledger:
         found = ledger.reconciliation(account).decisions(after=after, limit=limit)
         money = ledger.account(account).terms.money
-    made = table("#", "decision", "rule", "amount", "ours", "theirs", "actor", "when", "reason", right=("#", "amount"))
-    for each in found:
-        names = [", ".join(f"{origin}#{number}" for origin, number in each.items[side]) for side in (OURS, THEIRS)]
-        cells = (each.number, each.decision, each.rule, money(each.amount), *names, each.actor)
-        row(made, *cells, moment(each.recorded_at), each.reason or "")
+    rows = [
+        {
+            "#": each.number,
+            "decision": each.decision,
+            "rule": each.rule,
+            "amount": money(each.amount),
+            OURS: ", ".join(f"{origin}#{number}" for origin, number in each.items[OURS]),
+            THEIRS: ", ".join(f"{origin}#{number}" for origin, number in each.items[THEIRS]),
+            "actor": each.actor,
+            "reason": each.reason or "",
+            "when": moment(each.recorded_at),
+        }
+        for each in found
+    ]
+    most = ("#", "decision", "amount", OURS, THEIRS, "actor", "reason")
+    made = fitting(rows, ("#", "decision", "rule", *most[2:], "when"), most, most[:-1], right=("#", "amount"))
     plain = [_decision_json(each, money(each.amount)) for each in found]
     answer(target.as_json, {"decisions": plain}, made)
     return 0

@@ -111,8 +111,7 @@ BROKEN = {
     "wrong total": (
         ('<Amt Ccy="EUR">97.00</Amt>', '<Amt Ccy="EUR">97.01</Amt>'),
         r"line 27, /Document/BkToCstmrStmt/Stmt\[1\]/Bal\[2\] \(CLBD\)",
-        "opening 1000.00 EUR and 6 booked entries of 288.51 EUR come to 1288.51 EUR, and the closing balance is"
-        " 1288.50 EUR: it is off by 0.01 EUR",
+        "entries of 288.51 EUR come to 1288.51 EUR, and the closing balance is 1288.50 EUR: it is off by 0.01 EUR",
     ),
     "entry in another currency": (
         ('<Amt Ccy="EUR">97.00</Amt>', '<Amt Ccy="USD">97.00</Amt>'),
@@ -138,7 +137,7 @@ BROKEN = {
     "no opening balance": (("<Cd>OPBD</Cd>", "<Cd>OPAV</Cd>"), r".*/Stmt\[1\]", "no opening balance"),
     "no closing balance": (("<Cd>CLBD</Cd>", "<Cd>CLAV</Cd>"), r".*/Stmt\[1\]", "no closing balance"),
     "an entry left out": (
-        ("<NbOfNtries>6</NbOfNtries>", "<NbOfNtries>7</NbOfNtries>"), r".*/NbOfNtries", "says 7 entries, and there are 6",
+        ("<NbOfNtries>6</NbOfNtries>", "<NbOfNtries>7</NbOfNtries>"), r".*/NbOfNtries", "says 7 entries",
     ),
     "two closing balances": (("<Cd>CLAV</Cd>", "<Cd>CLBD</Cd>"), r".*/Bal\[3\] \(CLBD\)", "given twice"),
     "another version": (('001.02"', '001.06"'), "line 3, /Document", "is not camt.053; 001.02 and 001.08 are read"),
