@@ -119,31 +119,45 @@ class ReconciliationDesk:
         reason: str,
         of: int | None = None,
     ) -> Decision:
-        who, why = checked(TEXT, "actor", actor), checked(TEXT, "reason", reason)
-        if not who or not why:
-            raise InvalidCommand("actor" if not who else "reason", "say who decides, and why")
+        who, why = said("actor", actor), said("reason", reason)
 
         def attempt() -> Decision:
             with self._database.connection() as connection, connection.transaction():
                 last = reconciliations.last_decision(connection, self._account)
-                items, settled = self._items(connection, places)
-                if decision != "note":
-                    self._check_open(items, reconciliations.generations(connection, self._account, places), of)
-                mine, other = (sum(item.amount for item in items if item.side == side) for side in (OURS, THEIRS))
-                if decision == "match" and mine != other:
-                    money = self._terms.money
-                    raise InvalidCommand(
-                        "match",
-                        f"ours come to {money(mine)}, theirs to {money(other)}: it differs by {money(other - mine)};"
-                        " post what is missing, and match that too",
-                    )
+                found, settled = self._items(connection, places)
                 known = reconciliations.generations(connection, self._account, places)
-                counted = [item._replace(generation=known[key(item)][0]) for item in items]
-                new = NewDecision(decision, rule, other, counted, settled, who, why)
+                items = [item._replace(generation=known[key(item)][0]) for item in found]
+                if decision != "note":
+                    self._check_open(items, known, of)
+                amount = self._amount(connection, items) if decision == "match" else _sum(items, THEIRS)
+                new = NewDecision(decision, rule, amount, items, settled, who, why)
+                # Whoever has decided since `last` was read has taken its next number.
                 reconciliations.decide(connection, self._account, last, [new])
             return self.decisions(after=last, limit=1)[0]
 
         return overtaking(self._account, attempt)
+
+    def _amount(self, connection: Connection, items: Sequence[Item]) -> int:
+        """What entries come to that are to be matched: the same on both sides, and none from before it all began."""
+        kept = reconciliations.statements(connection, self._account)
+        if not kept:
+            raise InvalidCommand("match", f"account {self._account} was never reconciled; begin with a statement")
+        for item in items:
+            if item.side == OURS and item.day < kept[0].begins_on:
+                raise InvalidCommand(
+                    "ours",
+                    f"{item.name} is of {item.day}, and reconciliation begins on {kept[0].begins_on}: it is covered by"
+                    " the opening balance of the first statement",
+                )
+        mine, other = _sum(items, OURS), _sum(items, THEIRS)
+        if mine != other:
+            money = self._terms.money
+            raise InvalidCommand(
+                "match",
+                f"ours come to {money(mine)}, theirs to {money(other)}: it differs by {money(other - mine)};"
+                " post what is missing, and match that too",
+            )
+        return other
 
     def _items(self, connection: Connection, places: Sequence[tuple[str, str, int]]) -> tuple[list[Item], str]:
         """The entries at these places, and the last place among them."""
@@ -178,6 +192,22 @@ class ReconciliationDesk:
                 raise DecidedAlready(item.name, f"is matched by decision {decision}")
             if of is not None and (not matched or decision != of):
                 raise DecidedAlready(item.name, f"is not matched by decision {of} any more: see decision {decision}")
+
+
+def said(name: str, text: str) -> str:
+    """
+    Who decides, or why.
+
+    Raises:
+        InvalidCommand: It is not said.
+    """
+    if not checked(TEXT, name, text):
+        raise InvalidCommand(name, "say who decides, and why")
+    return text
+
+
+def _sum(items: Iterable[Item], side: str) -> int:
+    return sum(item.amount for item in items if item.side == side)
 
 
 def _places(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[str, str, int]]:

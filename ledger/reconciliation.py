@@ -19,8 +19,7 @@ from ledger.core.book import Terms
 from ledger.core.commands import Direction
 from ledger.core.errors import InvalidCommand
 from ledger.core.events import stripes_of
-from ledger.core.fields import TEXT, checked
-from ledger.desk import MIRRORED, SAME, ReconciliationDesk, overtaking, sign_of
+from ledger.desk import MIRRORED, SAME, ReconciliationDesk, overtaking, said, sign_of
 from ledger.storage import reconciliations
 from ledger.storage.database import Connection, Database
 from ledger.storage.queries import AccountLine
@@ -165,7 +164,7 @@ class Reconciliations:
             since,
             _checked_names(names),
             Rules(days, several).checked(),
-            checked(TEXT, "actor", actor),
+            said("actor", actor),
             None if pin is None else _parsed_pin(pin),
         )
         return overtaking(account, lambda: self._reconcile(asked, dry_run=dry_run))

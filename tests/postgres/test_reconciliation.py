@@ -306,6 +306,8 @@ def test_what_a_person_took_apart_stays_apart(bank: Ledger) -> None:
 
 def test_a_person_cannot_match_what_does_not_add_up(bank: Ledger) -> None:
     """Manual matches come to the same amount, of entries that exist, each once and open."""
+    with pytest.raises(InvalidCommand, match="account bank was never reconciled"):
+        bank.reconciliation("bank").match(["bank#3", "bank#4"], [], actor="ann", reason="r")
     bank.reconcile("bank", MARCH, actor="robot")
     desk = bank.reconciliation("bank")
     with pytest.raises(InvalidCommand, match=r"ours come to -50.00 EUR, theirs to -8.50 EUR: it differs by 41.50 EUR"):
@@ -315,6 +317,7 @@ def test_a_person_cannot_match_what_does_not_add_up(bank: Ledger) -> None:
     for ours, theirs, problem in (
         (["bank#1"], [], "bank#1 is no entry of account bank"),
         (["world#2"], [], "world#2 is no entry of account bank"),
+        (["bank#2"], [], "bank#2 is of 2024-01-01, and reconciliation begins on 2024-03-01"),
         (["bank"], [], "'bank' is not STREAM#VERSION"),
         ([], ["2024-03#7"], "2024-03#7 is no entry of a statement of bank"),
         (["bank#10", "bank#10"], [], "one is named twice"),

@@ -97,7 +97,7 @@ def test_a_statement_without_entries_needs_its_days(tmp_path: Path) -> None:
     with pytest.raises(InvalidCommand, match="say of which days"):
         read(tmp_path, empty, closing="100.00")
 
-    days = {"opens_on": date(2026, 3, 1), "closes_on": date(2026, 3, 31)}
+    days: dict[str, Any] = {"opens_on": date(2026, 3, 1), "closes_on": date(2026, 3, 31)}
     assert read(tmp_path, empty, closing="100.00 EUR", **days).entries == []
     with pytest.raises(BrokenStatement, match="off by"):
         read(tmp_path, empty, closing="100.01", **days)
