@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -110,6 +110,7 @@ class Reconciliations:
         several: int = 5,
         pin: str | None = None,
         dry_run: bool = False,
+        progress: Callable[[int], None] | None = None,
     ) -> Reconciliation:
         """
         Compare an account with a statement: keep it, match what is the same without a doubt, and report what is left.
@@ -124,7 +125,8 @@ class Reconciliations:
         reconciliation begins, if not with its statement: what is older is covered by its opening balance.
 
         The same statement again is known by its id or contents.  `pin` asks for a report as it was, and decides
-        nothing; neither does `dry_run`, which is the answer of today.
+        nothing; neither does `dry_run`, which is the answer of today.  `progress` is called with the number of entries
+        read from camt.053 so far.
 
         Raises:
             BrokenStatement: The file cannot be read, contradicts itself, or is of another currency.
@@ -134,28 +136,17 @@ class Reconciliations:
             OSError: The file cannot be read.
         """
         line = self.account(account)
-        currency = Currency(line.terms.asset, line.terms.scale)
-        path = Path(statement)
-        if (format or _format_of(path)) not in FORMATS:
-            raise InvalidCommand("format", f"{format!r} is none of {', '.join(FORMATS)}")
-        if (format or _format_of(path)) == "csv":
-            if profile is None or opening is None or closing is None:
-                raise InvalidCommand("statement", "of CSV the columns and both balances are declared")
-            read = read_csv(
-                path,
-                currency,
-                profile,
-                statement_id=statement_id,
-                opening=opening,
-                closing=closing,
-                opens_on=opens_on,
-                closes_on=closes_on,
-            )
-        else:
-            number = account_number or json.loads(line.terms.metadata).get(_IBAN)
-            read = read_camt053(
-                path, currency, statement_id=statement_id, account_number=None if number is None else str(number)
-            )
+        read = _read(
+            line,
+            Path(statement),
+            format=format,
+            profile=profile,
+            bounds=(opening, closing),
+            days=(opens_on, closes_on),
+            statement_id=statement_id,
+            account_number=account_number,
+            progress=progress,
+        )
         asked = _Asked(
             account,
             line.terms,
@@ -207,6 +198,42 @@ class Reconciliations:
                 actor=asked.actor,
             )
         return report
+
+
+def _read(
+    line: AccountLine,
+    path: Path,
+    *,
+    format: str | None,
+    profile: CsvProfile | None,
+    bounds: tuple[str | None, str | None],
+    days: tuple[date | None, date | None],
+    statement_id: str | None,
+    account_number: str | None,
+    progress: Callable[[int], None] | None,
+) -> BankStatement:
+    """The statement in a file, for an account."""
+    currency = Currency(line.terms.asset, line.terms.scale)
+    kind = format or _format_of(path)
+    if kind not in FORMATS:
+        raise InvalidCommand("format", f"{kind!r} is none of {', '.join(FORMATS)}")
+    if kind == "camt.053":
+        number = account_number or json.loads(line.terms.metadata).get(_IBAN)
+        asked = None if number is None else str(number)
+        return read_camt053(path, currency, statement_id=statement_id, account_number=asked, progress=progress)
+    opening, closing = bounds
+    if profile is None or opening is None or closing is None:
+        raise InvalidCommand("statement", "of CSV the columns and both balances are declared")
+    return read_csv(
+        path,
+        currency,
+        profile,
+        statement_id=statement_id,
+        opening=opening,
+        closing=closing,
+        opens_on=days[0],
+        closes_on=days[1],
+    )
 
 
 def _look(connection: Connection, asked: _Asked) -> _Seen:

@@ -12,8 +12,7 @@ gives that instead, and the closing one CLBD; `Amt` of the entry is in the accou
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from itertools import pairwise
@@ -49,6 +48,9 @@ TEXT_MAX: Final = 10_000
 STATEMENTS_MAX: Final = 1_000
 _SHOWN_MAX: Final = 10
 
+_WHOLE: Final = ("Stmt", "Ntry")
+_TOLD_EVERY: Final = 1_000
+
 _DIGITS: Final = re.compile(r"[0-9]{1,18}(\.[0-9]{1,17})?")
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _SIGNS: Final = {"CRDT": 1, "DBIT": -1}
@@ -81,7 +83,7 @@ class Node:
     attributes: dict[str, str]
     texts: list[str] = field(default_factory=list)
     children: list[Node] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: dict[str, int] = field(default_factory=dict)
     size: int = 0
 
     @property
@@ -136,10 +138,17 @@ class _Part:
 
 
 def read_camt053(
-    path: Path, currency: Currency, *, statement_id: str | None = None, account_number: str | None = None
+    path: Path,
+    currency: Currency,
+    *,
+    statement_id: str | None = None,
+    account_number: str | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> BankStatement:
     """
     Read one statement of a camt.053 file: the one with this id, or of this account number (IBAN), or the only one.
+
+    `progress` is called with the number of entries read so far.
 
     Raises:
         BrokenStatement: It cannot be read, contradicts itself or is of another currency; it names the place.
@@ -149,7 +158,7 @@ def read_camt053(
     refuse = refusing(path)
     with path.open("rb") as file:
         file_sha256 = fingerprint(file, refuse)
-        reader = _Reader(currency, refuse, statement_id, account_number)
+        reader = _Reader(currency, refuse, statement_id, account_number, progress)
         parse(file, reader, refuse)
     parts = _pages(_chosen(reader.parts, statement_id, account_number), refuse)
     return _statement(parts, reader.version, file_sha256, currency, refuse)
@@ -191,7 +200,12 @@ class _Reader(ContentHandler):
     """Makes statements of what the parser sees; of the file it keeps what is open, and the balances."""
 
     def __init__(
-        self, currency: Currency, refuse: Refuse, statement_id: str | None, account_number: str | None
+        self,
+        currency: Currency,
+        refuse: Refuse,
+        statement_id: str | None,
+        account_number: str | None,
+        progress: Callable[[int], None] | None,
     ) -> None:
         super().__init__()
         self.parts: list[_Part] = []
@@ -201,6 +215,10 @@ class _Reader(ContentHandler):
         self._statement_id = statement_id
         self._account_number = account_number
         self._open: list[Node] = []
+        # What is kept as a whole until it ends: the document, a statement, an entry.
+        self._kept: list[Node] = []
+        self._progress = progress
+        self._entries = 0
         self._locator: Locator | None = None
 
     def setDocumentLocator(self, locator: Locator) -> None:  # noqa: N802  (the name is SAX's)
@@ -212,10 +230,13 @@ class _Reader(ContentHandler):
         if not self._open:
             self._root(space, local, line)
             node = Node(local, f"/{local}", line, {})
+            self._kept.append(node)
         else:
             node = self._child(self._open[-1], local, line, attrs)
         self._open.append(node)
-        if node.name == "Stmt":
+        if local in _WHOLE:
+            self._kept.append(node)
+        if local == "Stmt":
             if len(self.parts) == STATEMENTS_MAX:
                 raise self._refuse(node.where, f"it is one of more than {STATEMENTS_MAX:,} statements in one file")
             self.parts.append(_Part(node))
@@ -231,22 +252,17 @@ class _Reader(ContentHandler):
     def _child(self, parent: Node, local: str, line: int, attrs: Any) -> Node:
         if len(self._open) == DEPTH_MAX:
             raise self._refuse(parent.where, f"elements are nested more than {DEPTH_MAX} deep")
-        parent.counts[local] += 1
-        count = parent.counts[local]
+        count = parent.counts[local] = parent.counts.get(local, 0) + 1
         # Only what repeats is numbered where the definition lets it repeat.
         shown = f"{local}[{count}]" if count > 1 or local in ("Stmt", "Ntry", "NtryDtls", "TxDtls", "Bal") else local
-        attributes = {key[1]: attrs.getValue(key) for key in attrs.getNames()}
+        attributes = {key[1]: attrs.getValue(key) for key in attrs.getNames()} if len(attrs) else {}
         node = Node(local, f"{parent.path}/{shown}", line, attributes)
-        top = self._top()
+        top = self._kept[-1]
         top.size += 1
         if top.size > NODES_MAX:
             raise self._refuse(top.where, f"it has more than {NODES_MAX:,} elements")
         parent.children.append(node)
         return node
-
-    def _top(self) -> Node:
-        """What is kept as a whole until it ends: an entry, a statement, or the document."""
-        return next((node for node in reversed(self._open) if node.name in ("Ntry", "Stmt")), self._open[0])
 
     def characters(self, content: str) -> None:
         if not self._open:
@@ -262,6 +278,8 @@ class _Reader(ContentHandler):
 
     def endElementNS(self, name: tuple[str | None, str], qname: str | None) -> None:  # noqa: ARG002, N802
         node = self._open.pop()
+        if node is self._kept[-1]:
+            self._kept.pop()
         if not self._open:
             return
         parent = self._open[-1]
@@ -295,6 +313,9 @@ class _Reader(ContentHandler):
     def _entry(self, node: Node) -> None:
         part = self._identified(self.parts[-1])
         part.entry_count += 1
+        self._entries += 1
+        if self._progress is not None and self._entries % _TOLD_EVERY == 0:
+            self._progress(self._entries)
         if not part.wanted or part.several:
             return
         status = node.said("Sts", "Cd") or node.said("Sts")

@@ -16,7 +16,7 @@ from rich.markup import escape
 from ledger.audit.csv_statement import CsvProfile, parse_columns, read_profile
 from ledger.audit.reconciled import Reconciliation, body
 from ledger.cli.options import Target, command, opened, unless_followed
-from ledger.cli.output import answer, fitting, moment, row, table
+from ledger.cli.output import answer, fitting, moment, progress, row, table
 from ledger.core.canonical import utc_text
 from ledger.core.errors import InvalidCommand
 from ledger.core.money import Money
@@ -162,7 +162,7 @@ def reconcile(
     """
     if account is None or statement is None:
         raise InvalidCommand("usage", "say which account and which file: --account A --statement FILE")
-    with opened(target.settings) as ledger:
+    with opened(target.settings) as ledger, progress("entries", None) as watch:
         report = ledger.reconcile(
             account,
             statement,
@@ -182,6 +182,7 @@ def reconcile(
             several=several,
             pin=pin,
             dry_run=dry_run,
+            progress=watch,
         )
     plain = {
         **body(report),
