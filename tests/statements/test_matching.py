@@ -66,6 +66,8 @@ CASES = {
         theirs((5, 1), (5, 2)),
         [("amount_and_date", [1], [1]), ("amount_and_date", [2], [2])],
     ),
+    "the nearer of two": (ours((5, 0)), theirs((5, 1), (5, 3)), [("amount_and_date", [1], [1])]),
+    "two of theirs as near": (ours((5, 1)), theirs((5, 0), (5, 2)), []),
     "two as near": (ours((5, 0), (5, 2)), theirs((5, 1)), []),
     "two alike on both sides": (ours((5, 0), (5, 0)), theirs((5, 0), (5, 0)), []),
     "several of ours": (ours((5, 0), (7, 1), (100, 0)), theirs((12, 2)), [("several", [1, 2], [1])]),
