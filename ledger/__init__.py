@@ -2,6 +2,8 @@
 
 from ledger.application import Guest, Ledger
 from ledger.asynchronous import AsyncLedger
+from ledger.audit.csv_statement import CsvProfile
+from ledger.audit.reconciled import Reconciliation
 from ledger.audit.report import Finding, Report
 from ledger.batch import Done
 from ledger.batcher import Batcher
@@ -42,12 +44,14 @@ from ledger.core.errors import (
     AssetMismatch,
     AtomicBatchRejected,
     BatcherClosed,
+    BrokenStatement,
     BrokerUnavailable,
     ConcurrencyError,
     ConnectionLost,
     CorruptLog,
     DatabaseUnavailable,
     DeadlineExceeded,
+    DecidedAlready,
     ExceedsRest,
     GuardRefused,
     HoldNotDue,
@@ -86,6 +90,7 @@ from ledger.core.errors import (
 from ledger.core.events import FeedEntry, Numbers, Recorded, Transaction
 from ledger.core.lifecycle import StateMachine, Transition, on
 from ledger.core.money import Money
+from ledger.desk import ReconciliationDesk
 from ledger.inbox import Inbox, Replayed
 from ledger.operations import Context
 from ledger.order.cursor import OnGap, Strict
@@ -123,6 +128,7 @@ __all__ = [
     "Batcher",
     "BatcherClosed",
     "Begin",
+    "BrokenStatement",
     "BrokerUnavailable",
     "Capture",
     "ChangeAccount",
@@ -133,8 +139,10 @@ __all__ = [
     "ConnectionLost",
     "Context",
     "CorruptLog",
+    "CsvProfile",
     "DatabaseUnavailable",
     "DeadlineExceeded",
+    "DecidedAlready",
     "DefineAsset",
     "Deposit",
     "Direction",
@@ -180,6 +188,8 @@ __all__ = [
     "ProofFailed",
     "Reason",
     "Received",
+    "Reconciliation",
+    "ReconciliationDesk",
     "Recorded",
     "Rejected",
     "Release",

@@ -38,6 +38,7 @@ from ledger.order.message import check_source
 from ledger.personal import PersonalData, SubjectKeys, TableKeys
 from ledger.proof import Proofs
 from ledger.receiving import Handler, Receiver, Retry, Unordered
+from ledger.reconciliation import Reconciliations
 from ledger.stamper import EVENTS_MAX, LEASE_SECONDS, Stamper
 from ledger.storage import (
     embedded,
@@ -70,7 +71,7 @@ EXPIRED_TOGETHER: Final = 500
 """Holds expired in one transaction: how long writers to their accounts may wait."""
 
 
-class Ledger(Operations, Proofs):
+class Ledger(Operations, Proofs, Reconciliations):
     """
     An event-sourced, double-entry ledger on a PostgreSQL database.
 

@@ -35,6 +35,7 @@ FLOW: Final = """
     storage.tree                                | … and what is proved of it
     storage.dead_letters storage.mailbox storage.offsets
     storage.subject_keys                        | what personal data is encrypted with
+    storage.reconciliations                     | what banks said, and what was decided of it
     storage.queries storage.asof storage.statement storage.inbox_queries   | what is answered → queried
     stripes batch writer                        | the only write path
     batcher                                     | many callers, one transaction
@@ -44,10 +45,12 @@ FLOW: Final = """
     audit.sealed audit.archive audit.replay
     audit.names audit.journal audit.hledger audit.beancount audit.rows audit.parquet audit.export | to other programs
     audit.bundle
+    audit.bank_statement audit.camt053 audit.csv_statement       | what others say of an account
+    audit.matching audit.reconciled             | … and which of it is the same
     receiving inbox intake                      | messages, once and in order
     stamper subscription                        | the feed: one writer, many readers
     sealer                                      | … and what is signed of it
-    lifecycle operations proof application      | the one public object
+    lifecycle operations proof desk reconciliation application      | the one public object
     asynchronous                                | … awaited
     ledger                                      | the public names
     simulation                                  | the incident, at any scale
@@ -59,7 +62,7 @@ FLOW: Final = """
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.stating cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding
-    cli.proving cli.sealing cli.bundling cli.exporting cli.forgetting cli.upkeep
+    cli.proving cli.sealing cli.bundling cli.exporting cli.forgetting cli.reconciling cli.upkeep
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program
     cli __main__
 """

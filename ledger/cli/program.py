@@ -27,6 +27,7 @@ from ledger.cli import (
     lifecycles,
     ordering,
     proving,
+    reconciling,
     ruling,
     sealing,
     simulate,
@@ -38,6 +39,7 @@ from ledger.cli.options import INTERRUPTED, READER_GONE, Target
 from ledger.cli.output import complain, print_error
 from ledger.core.errors import (
     CorruptLog,
+    DecidedAlready,
     InvalidAmount,
     InvalidCommand,
     LedgerError,
@@ -106,6 +108,7 @@ app.add_typer(consuming.consume_app, rich_help_panel=_ORDER)
 app.command("simulate", rich_help_panel=_ORDER)(simulate.simulate_incident)
 app.add_typer(consuming.doctor_app, rich_help_panel=_CHECK)
 app.command("trial-balance", rich_help_panel=_CHECK)(asking.trial_balance)
+app.add_typer(reconciling.reconcile_app, rich_help_panel=_CHECK)
 app.command("verify", rich_help_panel=_CHECK)(upkeep.verify)
 app.command("rebuild", rich_help_panel=_CHECK)(upkeep.rebuild)
 app.command("bench", rich_help_panel=_CHECK)(bench.bench)
@@ -186,7 +189,7 @@ def _run(arguments: list[str]) -> int:
         return COULD_NOT
 
 
-_BAD_NEWS: Final = (Rejected, CorruptLog, ProofFailed, UnknownSubject, SubjectForgotten)
+_BAD_NEWS: Final = (Rejected, CorruptLog, DecidedAlready, ProofFailed, UnknownSubject, SubjectForgotten)
 
 
 def exit_code(error: LedgerError) -> int:

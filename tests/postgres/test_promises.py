@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from sqlalchemy import URL, make_url
 
-from ledger import DatabaseUnavailable, InvalidCommand, Ledger, Message, Rejected, Retry, Strict, Transfer
+from ledger import CsvProfile, DatabaseUnavailable, InvalidCommand, Ledger, Message, Rejected, Retry, Strict, Transfer
 from ledger.audit.checkpoint import SigningKey
 from ledger.core.commands import build
 from ledger.storage.tables import APPEND_ONLY
@@ -33,6 +33,11 @@ KEYS = {
     "feed": "position",
     "tree_tiles": "level, number",
     "checkpoints": "size",
+    "bank_statements": "account, statement_id",
+    "bank_entries": "account, statement_id, number",
+    "reconciliation_decisions": "account, number",
+    "reconciliation_claims": "account, side, origin, number, generation",
+    "reconciliations": "account, reconciliation_id",
 }
 COLUMNS = {
     "identity": "created_at",
@@ -44,6 +49,11 @@ COLUMNS = {
     "feed": "stream",
     "tree_tiles": "hashes",
     "checkpoints": "root",
+    "bank_statements": "closing",
+    "bank_entries": "amount",
+    "reconciliation_decisions": "actor",
+    "reconciliation_claims": "decision",
+    "reconciliations": "pin",
 }
 ATTACKS = {
     "update": "UPDATE {table} SET {column} = {column}",
@@ -68,7 +78,7 @@ def sqlstate(psql: Psql, statement: str, parameters: Sequence[Any] = ()) -> str 
 
 
 @pytest.fixture
-def repaired(funded: Ledger, psql: Psql) -> Ledger:
+def repaired(funded: Ledger, psql: Psql, tmp_path: Path) -> Ledger:
     """A ledger with a row in every append-only table."""
     psql.execute("UPDATE balances SET posted_credits = 1 WHERE stream = 'alice'")
     assert funded.rebuild("alice") == ["alice"]
@@ -80,6 +90,11 @@ def repaired(funded: Ledger, psql: Psql) -> Ledger:
     assert funded.stamp() > 0
     assert funded.seal(SigningKey.generate("example.org/ledger"))
     psql.execute("INSERT INTO tree_tiles VALUES (0, 0, decode(repeat('00', 8192), 'hex'))")
+    statement = tmp_path / "statement.csv"
+    statement.write_text(f"day,amount\n{funded.history('alice')[-1].effective_at.date()},100.00\n")
+    profile = CsvProfile(columns=[("date", "day"), ("amount", "amount")])
+    found = funded.reconcile("alice", statement, profile=profile, opening="0", closing="100", actor="ann").found
+    assert found == 1
     return funded
 
 
