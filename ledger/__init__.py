@@ -2,6 +2,7 @@
 
 from ledger.application import Guest, Ledger
 from ledger.asynchronous import AsyncLedger
+from ledger.audit.diagnosis import Diagnosis, Symptom
 from ledger.audit.report import Finding, Report
 from ledger.batch import Done
 from ledger.batcher import Batcher
@@ -135,6 +136,7 @@ __all__ = [
     "DeadlineExceeded",
     "DefineAsset",
     "Deposit",
+    "Diagnosis",
     "Direction",
     "Done",
     "Entry",
@@ -200,6 +202,7 @@ __all__ = [
     "SubjectKey",
     "SubjectKeys",
     "Subscription",
+    "Symptom",
     "Terms",
     "Timeouts",
     "Transaction",
