@@ -16,7 +16,7 @@ from ledger.audit.diagnosis import Diagnosis
 from ledger.audit.remedies import Difference, remedy
 from ledger.audit.rights import Rights
 from ledger.audit.surroundings import look_around
-from ledger.storage.catalogue import LOG, Catalogue, Facts, Relation, divided, written
+from ledger.storage.catalogue import LOG, NOT_VALID, Catalogue, Facts, Relation, divided, written
 from ledger.storage.database import Connection
 from ledger.storage.migrations import known_revisions
 
@@ -90,7 +90,8 @@ def _compare(schema: str, must: Facts, found: Facts, partitioned: bool, diagnosi
 def _chosen(difference: Difference) -> bool:
     """How full pages are, and what is indexed beside what must be, an operator may choose."""
     kind, found = difference.place.kind, difference.found or ""
-    return kind == "options" or (kind == "index" and difference.must is None and "UNIQUE" not in found)
+    harmless = difference.must is None and "UNIQUE" not in found and not found.endswith(NOT_VALID)
+    return kind == "options" or (kind == "index" and harmless)
 
 
 _PLURALS: Final = {"index": "indexes", "policy": "policies"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from ledger.storage.catalogue import FIRING, Place
+from ledger.storage.catalogue import FIRING, NOT_VALID, Place
 from ledger.storage.database import quoted_name
 
 FROM_FRESH: Final = "Take it from a schema that this release migrates anew (pg_dump --schema-only)"
@@ -23,8 +23,9 @@ class Difference(NamedTuple):
 
     @property
     def table(self) -> str:
-        """The table, as SQL names it."""
-        return f"{self.schema}.{quoted_name(self.place.table)}"
+        """The table, as SQL names it; one of another schema has its name with it."""
+        table = self.place.table
+        return table if "." in table else f"{self.schema}.{quoted_name(table)}"
 
     @property
     def name(self) -> str:
@@ -62,10 +63,10 @@ def _constraint(it: Difference, must: str) -> str:
 
 
 def _index(it: Difference, must: str) -> str:
-    if it.found == f"{must} (not valid)":
+    if it.found == f"{must} {NOT_VALID}":
         return f"REINDEX INDEX {it.schema}.{it.name}."
     drop = "" if it.found is None else f"DROP INDEX {it.schema}.{it.name}; "
-    return f"{drop}{must.replace('{schema}', it.schema)}; that of a constraint comes with the constraint."
+    return f"{drop}{must.replace('{schema}', it.schema)}."
 
 
 def _table(it: Difference, must: str) -> str:
@@ -93,6 +94,8 @@ def _constraint_dropped(it: Difference) -> str:
 
 
 def _index_dropped(it: Difference) -> str:
+    if it.found is not None and it.found.endswith(NOT_VALID):
+        return f"REINDEX INDEX {it.schema}.{it.name}, or drop it if it is yours."
     return f"DROP INDEX {it.schema}.{it.name}, or live with slower appends."
 
 

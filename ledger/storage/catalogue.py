@@ -26,6 +26,10 @@ FIRING: Final = {"A": "always", "O": "ordinarily", "R": "in a replica's role onl
 """When a trigger fires, as the catalogue has it and as we say it."""
 
 
+NOT_VALID: Final = "(not valid)"
+"""What is said behind an index that no query uses."""
+
+
 class Place(NamedTuple):
     """What a fact is about: something of a kind, by its name, on a table; the table itself has no name beside it."""
 
@@ -47,6 +51,7 @@ class Relation(NamedTuple):
 
     oid: int
     name: str
+    qualified: str
     kind: str
     persistence: str
     options: str
@@ -83,6 +88,7 @@ WITH RECURSIVE ours AS (
 SELECT c.oid::int8,
        CASE WHEN c.relnamespace = CAST(%(schema)s AS regnamespace) THEN c.relname::text
             ELSE CAST(c.oid AS regclass)::text END,
+       CAST(c.oid AS regclass)::text,
        CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'partitioned table' WHEN 'v' THEN 'view'
             WHEN 'm' THEN 'materialized view' WHEN 'S' THEN 'sequence'
             WHEN 'f' THEN 'foreign table' ELSE c.relkind::text END,
@@ -116,11 +122,13 @@ WHERE k.conrelid = ANY(%(tables)s::oid[]) AND (k.contype NOT IN ('n', 't') OR NO
   AND NOT (c.relispartition AND k.coninhcount > 0)
 """
 
+# The index of a constraint comes and goes with it.
 _INDEXES: Final = """
 SELECT x.indrelid::int8, c.relname::text, pg_get_indexdef(x.indexrelid),
-       CASE WHEN x.indisvalid AND x.indisready AND x.indislive THEN '' ELSE ' (not valid)' END
+       CASE WHEN x.indisvalid AND x.indisready AND x.indislive THEN '' ELSE ' ' || %(not_valid)s END
 FROM pg_index AS x JOIN pg_class AS c ON c.oid = x.indexrelid
-WHERE x.indrelid = ANY(%(tables)s::oid[]) AND NOT (x.indisvalid AND c.relispartition)
+WHERE x.indrelid = ANY(%(tables)s::oid[]) AND NOT (x.indisvalid AND (
+    c.relispartition OR EXISTS (SELECT FROM pg_constraint AS k WHERE k.conindid = x.indexrelid)))
 """
 
 _TRIGGERS: Final = """
@@ -193,7 +201,7 @@ class Catalogue:
 
     def _reactions(self, relations: dict[int, Relation]) -> Iterator[tuple[Place, str]]:
         for oid, name, enabled, definition in self._of(_TRIGGERS, relations):
-            says = self._anywhere(definition).replace(f" ON {{schema}}.{relations[oid].name} ", " ON {table} ")
+            says = self._anywhere(definition.replace(f" ON {relations[oid].qualified} ", " ON {table} "))
             yield Place("trigger", relations[oid].name, name), f"{FIRING[enabled]}: {says}"
         for kind, query in (("rule", _RULES), ("policy", _POLICIES)):
             for oid, name, says in self._of(query, relations):
@@ -205,7 +213,7 @@ class Catalogue:
             yield Place("function", name), f"{says}, body {digest}"
 
     def _of(self, query: str, tables: Iterable[int]) -> list[tuple[Any, ...]]:
-        return self.connection.query(query, {"tables": list(tables)})
+        return self.connection.query(query, {"tables": list(tables), "not_valid": NOT_VALID})
 
     def _anywhere(self, definition: str) -> str:
         """The definition with a place for the schema's name."""

@@ -38,7 +38,7 @@ def found(diagnosis: Diagnosis) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def prefix(psql: Psql) -> Iterator[str]:
-    """A prefix for roles of this test's own; they are dropped afterwards."""
+    """A prefix for roles of this test's own; they are dropped afterwards, and later than databases asked for behind it."""
     prefix = next(_prefixes)
     yield prefix
     for role in ("owner", "app", "audit", "other"):
@@ -70,7 +70,7 @@ def divided_psql(divided: Ledger) -> Iterator[Psql]:
 # What must be
 
 
-def test_what_is_written_down_is_what_the_migrations_make(make_database: MakeDatabase, prefix: str) -> None:
+def test_what_is_written_down_is_what_the_migrations_make(prefix: str, make_database: MakeDatabase) -> None:
     """The catalogue to compare with is that of the migrations: if not, run `python tests/postgres/write_catalogue.py`."""
     made = made_by_migrations(make_database(), prefix)
     expected = written()
@@ -107,7 +107,7 @@ def test_nothing_is_found_where_nothing_was_done(funded: Ledger, divided: Ledger
     assert {"columns", "constraints", "indexes", "functions", "owners", "settings", "rows"} <= set(whole.checked)
 
 
-def test_schema_with_an_odd_name(make_database: MakeDatabase, prefix: str) -> None:
+def test_schema_with_an_odd_name(prefix: str, make_database: MakeDatabase) -> None:
     """A schema whose name must be quoted is compared as any other, and its damage is named."""
     url = make_database()
     with Ledger.connect(url, schema='Bücher "1"') as ledger, psycopg.connect(url, autocommit=True) as psql:
@@ -122,9 +122,6 @@ def test_schema_with_an_odd_name(make_database: MakeDatabase, prefix: str) -> No
             ENABLES.search(symptom.advice.replace('"Bücher ""1"""', "@"))[0].replace("@", '"Bücher ""1"""').encode()
         )  # type: ignore[index]
         assert found(ledger.doctor()) == []
-        psql.execute(f"REASSIGN OWNED BY {prefix}_owner TO CURRENT_USER".encode())
-        for role in ("owner", "app", "audit"):
-            psql.execute(f"DROP OWNED BY {prefix}_{role}".encode())
 
 
 # What somebody did
@@ -249,9 +246,9 @@ REPAIRED_BY_ADVICE = {
     "constraint not validated": r"ALTER TABLE .*(?=\.$)",
     "constraint that says less": r"ALTER TABLE .*(?=\.$)",
     "constraint added": r"ALTER TABLE .*(?=\.$)",
-    "index dropped": r"CREATE INDEX [^;]*",
+    "index dropped": r"CREATE INDEX .*(?=\.$)",
     "index not valid": r"REINDEX INDEX .*(?=\.$)",
-    "index of something else": r"DROP INDEX [^;]*; CREATE INDEX [^;]*",
+    "index of something else": r"DROP INDEX .*(?=\.$)",
     "rule": r"DROP RULE [^,]*",
     "policy": r"DROP POLICY [^,]*",
     "trigger added": r"DROP TRIGGER [^,]*",
@@ -541,8 +538,8 @@ def test_restore_of_data_alone(
     restore = [str(programs / "pg_restore"), "--exit-on-error", "-d", target]
     run([*restore, str(tmp_path / "schema")])
     with Ledger.connect(target) as restored, psycopg.connect(target, autocommit=True) as psql:
-        # Before its data comes it is as it must be, but for the rows of the first migration.
-        assert found(restored.doctor()) == [("row", "table identity"), ("row", "table periods")]
+        # The revision is data too: before it comes there is no ledger.
+        assert found(restored.doctor()) == [("schema", "revision")]
         run([*restore, "--disable-triggers", "--data-only", str(tmp_path / "data")])
         diagnosis = restored.doctor()
         named = {symptom.place for symptom in diagnosis.findings}
@@ -569,7 +566,7 @@ def test_restore_through_the_root_of_the_partitions(
     run([*restore, str(tmp_path / "schema")])
     with Ledger.connect(target) as restored, psycopg.connect(target, autocommit=True) as psql:
         data = [*restore, "--data-only", "--disable-triggers", "--single-transaction", str(tmp_path / "data")]
-        with pytest.raises(AssertionError, match="does not come with exactly the events|would have a gap"):
+        with pytest.raises(AssertionError, match=r"does not come with exactly the events|would have a gap|differ in USD"):
             run(data)
         psql.execute("ALTER TABLE ONLY ledger.events DISABLE TRIGGER check_appended")
         run(data)
