@@ -38,7 +38,7 @@ def found(diagnosis: Diagnosis) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def prefix(psql: Psql) -> Iterator[str]:
-    """A prefix for roles of this test's own; they are dropped afterwards, and later than databases asked for behind it."""
+    """A prefix for this test's own roles; they are dropped later than the databases that are asked for behind it."""
     prefix = next(_prefixes)
     yield prefix
     for role in ("owner", "app", "audit", "other"):
@@ -71,7 +71,7 @@ def divided_psql(divided: Ledger) -> Iterator[Psql]:
 
 
 def test_what_is_written_down_is_what_the_migrations_make(prefix: str, make_database: MakeDatabase) -> None:
-    """The catalogue to compare with is that of the migrations: if not, run `python tests/postgres/write_catalogue.py`."""
+    """What is compared with is what the migrations make; if not, run `python tests/postgres/write_catalogue.py`."""
     made = made_by_migrations(make_database(), prefix)
     expected = written()
     assert expected.revision == made.revision == known_revisions()[0]
@@ -97,7 +97,7 @@ def test_everything_that_the_code_defines_is_written_down() -> None:
 
 
 def test_nothing_is_found_where_nothing_was_done(funded: Ledger, divided: Ledger) -> None:
-    """A ledger that is as it was migrated has no finding, in one table or in partitions, and it is said what was looked at."""
+    """As it was migrated a ledger has no finding, in one table or in partitions; it is said what was looked at."""
     whole, parts = funded.doctor(), divided.doctor()
     assert found(whole) == found(parts) == []
     assert whole.checked["tables"] == len(metadata.tables) + 1
@@ -140,8 +140,10 @@ DAMAGE: dict[str, tuple[str, str, str]] = {
         "append_only of feed",
     ),
     "guard of fewer things": (
-        "DROP TRIGGER append_only ON feed; CREATE TRIGGER append_only BEFORE TRUNCATE ON feed"
-        " EXECUTE FUNCTION refuse_change(); ALTER TABLE feed ENABLE ALWAYS TRIGGER append_only",
+        (
+            "DROP TRIGGER append_only ON feed; CREATE TRIGGER append_only BEFORE TRUNCATE ON feed"
+            " EXECUTE FUNCTION refuse_change(); ALTER TABLE feed ENABLE ALWAYS TRIGGER append_only"
+        ),
         "trigger",
         "append_only of feed",
     ),
@@ -151,13 +153,18 @@ DAMAGE: dict[str, tuple[str, str, str]] = {
         "check_destroyed of subject_keys",
     ),
     "trigger added": (
-        "CREATE TRIGGER odd BEFORE UPDATE ON balances FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        (
+            "CREATE TRIGGER odd BEFORE UPDATE ON balances FOR EACH ROW"
+            " EXECUTE FUNCTION suppress_redundant_updates_trigger()"
+        ),
         "trigger",
         "odd of balances",
     ),
     "body of a guard replaced": (
-        "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog"
-        " AS 'BEGIN RETURN NULL; END'",
+        (
+            "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog"
+            " AS 'BEGIN RETURN NULL; END'"
+        ),
         "function",
         "refuse_change()",
     ),
@@ -178,14 +185,18 @@ DAMAGE: dict[str, tuple[str, str, str]] = {
         "events_hash_size of events",
     ),
     "constraint not validated": (
-        "ALTER TABLE events DROP CONSTRAINT events_version_positive, ADD CONSTRAINT events_version_positive"
-        " CHECK (version >= 1) NOT VALID",
+        (
+            "ALTER TABLE events DROP CONSTRAINT events_version_positive, ADD CONSTRAINT events_version_positive"
+            " CHECK (version >= 1) NOT VALID"
+        ),
         "constraint",
         "events_version_positive of events",
     ),
     "constraint that says less": (
-        "ALTER TABLE balances DROP CONSTRAINT balances_version_positive,"
-        " ADD CONSTRAINT balances_version_positive CHECK (version >= 0)",
+        (
+            "ALTER TABLE balances DROP CONSTRAINT balances_version_positive,"
+            " ADD CONSTRAINT balances_version_positive CHECK (version >= 0)"
+        ),
         "constraint",
         "balances_version_positive of balances",
     ),
@@ -337,7 +348,8 @@ def test_rows_from_another_server(ledger: Ledger, psql: Psql) -> None:
         row = psql.execute("SELECT oid FROM pg_subscription WHERE subname = 'beside'").fetchone()
         assert row is not None
         psql.execute(
-            "INSERT INTO pg_subscription_rel (srsubid, srrelid, srsubstate) VALUES (%s, 'ledger.events'::regclass, 'r')",
+            "INSERT INTO pg_subscription_rel (srsubid, srrelid, srsubstate)"
+            " VALUES (%s, 'ledger.events'::regclass, 'r')",
             row,
         )
         assert found(ledger.doctor()) == [("subscription", "table events")]
@@ -465,14 +477,14 @@ def test_grants_without_roles(ledger: Ledger, psql: Psql, prefix: str) -> None:
 
 
 def test_roles_that_must_be_there(ledger: Ledger, prefix: str) -> None:
-    """With a prefix the roles are not looked for but missed; a migration's new table is named until they are made again."""
+    """With a prefix the roles are not looked for, but must be there."""
     assert found(ledger.doctor(role_prefix=prefix)) == [("role", prefix)]
     ledger.create_roles(prefix)
     assert found(ledger.doctor(role_prefix=prefix)) == []
 
 
 def test_roles_made_before_a_migration(ledger: Ledger, psql: Psql, prefix: str) -> None:
-    """A table that came later belongs to who migrated, and the roles have nothing on it: making them again puts it right."""
+    """A table that came later belongs to whoever migrated, until the roles are made again."""
     ledger.create_roles(prefix)
     psql.execute("ALTER TABLE subscriptions OWNER TO CURRENT_USER")
     psql.execute(f"REVOKE ALL ON subscriptions FROM {prefix}_app, {prefix}_audit".encode())
@@ -529,7 +541,7 @@ def test_restore_of_everything(
 def test_restore_of_data_alone(
     request: pytest.FixtureRequest, programs: Path, tmp_path: Path, make_database: MakeDatabase, kind: str
 ) -> None:
-    """`pg_restore --disable-triggers` leaves every guard an ordinary one: they are named, and the advice puts them back."""
+    """`pg_restore --disable-triggers` leaves all guards ordinary ones: they are named, and the advice is right."""
     source: Ledger = request.getfixturevalue("funded" if kind == "in one table" else "divided")
     target = make_database()
     dump = [str(programs / "pg_dump"), "-Fc", "--schema=ledger", "-d", _address(source)]
@@ -557,7 +569,7 @@ def test_restore_of_data_alone(
 def test_restore_through_the_root_of_the_partitions(
     divided: Ledger, programs: Path, tmp_path: Path, make_database: MakeDatabase
 ) -> None:
-    """A load through the root is refused by its guard, needs that off by name, and the doctor says how it comes back."""
+    """A load through the root needs its guard off by name, and the doctor says how that comes back."""
     target = make_database()
     dump = [str(programs / "pg_dump"), "-Fc", "--schema=ledger", "-d", _address(divided)]
     run([*dump, "--schema-only", "-f", str(tmp_path / "schema")])
@@ -566,7 +578,9 @@ def test_restore_through_the_root_of_the_partitions(
     run([*restore, str(tmp_path / "schema")])
     with Ledger.connect(target) as restored, psycopg.connect(target, autocommit=True) as psql:
         data = [*restore, "--data-only", "--disable-triggers", "--single-transaction", str(tmp_path / "data")]
-        with pytest.raises(AssertionError, match=r"does not come with exactly the events|would have a gap|differ in USD"):
+        with pytest.raises(
+            AssertionError, match=r"does not come with exactly the events|would have a gap|differ in USD"
+        ):
             run(data)
         psql.execute("ALTER TABLE ONLY ledger.events DISABLE TRIGGER check_appended")
         run(data)
