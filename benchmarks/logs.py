@@ -97,7 +97,7 @@ def _timed(ready: Ready, name: str, url: str, events: int) -> Tally:
     return Tally(events, _TURNS[name](url), ())
 
 
-def _scan(url: str) -> float:
+def scan(url: str) -> float:
     with psycopg.connect(url, options="-c search_path=ledger -c enable_indexonlyscan=off") as connection:
         start = time.perf_counter()
         connection.execute("SELECT count(*) FROM events")
@@ -113,7 +113,7 @@ def _aggregate(url: str) -> float:
         return seconds
 
 
-def _copy_out(url: str) -> float:
+def copy_out(url: str) -> float:
     with psycopg.connect(url, options="-c search_path=ledger") as connection:
         start = time.perf_counter()
         for table in ("events", "transactions"):
@@ -154,11 +154,11 @@ def _verify_hashes(url: str, jobs: int) -> float:
 
 
 _TURNS: Final[dict[str, Callable[[str], float]]] = {
-    SCAN: _scan,
+    SCAN: scan,
     AGGREGATE: _aggregate,
     REBUILD: lambda url: _rebuild(url, 1),
     REBUILD_2: lambda url: _rebuild(url, 2),
-    COPY: _copy_out,
+    COPY: copy_out,
     HASHES: lambda url: _verify_hashes(url, 1),
     HASHES_2: lambda url: _verify_hashes(url, 2),
     VERIFY_2: lambda url: _verify(url, 2),

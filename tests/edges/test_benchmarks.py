@@ -23,6 +23,7 @@ EXPECTED: dict[str, tuple[int, list[float], set[str]]] = {
     "batches": (8, [0.5], {"sizes", "ratios"}),
     "growth": (6, [0.9], {"sizes", "ratios"}),
     "logs": (8, [0.4, 0.8], {"ratios"}),
+    "feed": (10, [], {"ratios"}),
     "peer": (14, [2.0, 3.0, 10.0, 50.0, 50.0], {"ratios"}),
     "messages": (4, [0.35, 0.6], {"ratios"}),
 }
