@@ -20,7 +20,7 @@ from typing import Any, Final
 import psycopg
 import pytest
 
-from ledger import Ledger, Timeouts
+from ledger import DatabaseUnavailable, Ledger, Timeouts
 from ledger.audit.checkpoint import SigningKey
 
 ROOT: Final = Path(__file__).parent.parent.parent
@@ -81,7 +81,7 @@ class Machine:
 
     def serve(self, action: str) -> None:
         """Start, restart or stop its server."""
-        done = self.as_postgres(f"pg_ctl --wait --mode=fast -D {self.folder}/data -l {self.folder}/log {action}")
+        done = self.as_postgres(f"pg_ctl --wait -D {self.folder}/data -l {self.folder}/log {action}")
         assert done.returncode == 0, done.stdout
 
 
@@ -119,7 +119,7 @@ def machine() -> Iterator[Machine]:
             server.execute("CREATE DATABASE ledger")
         yield made
     finally:
-        for data in ("srv/restored", "data"):
+        for data in ("srv/restored", "srv/standby", "data"):
             if (folder / data / "postmaster.pid").exists():
                 made.as_postgres(f"pg_ctl --wait --mode=immediate -D {folder}/{data} stop")
         shutil.rmtree(folder, ignore_errors=True)
@@ -215,6 +215,56 @@ def _cancel_the_wait(psql: psycopg.Connection[Any]) -> None:
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while psql.execute(waits).fetchone() != (1,):
         assert time.monotonic() < deadline, "it never came to wait"
+
+
+def test_standby_that_takes_over(running: Machine, psql: psycopg.Connection[Any]) -> None:
+    """
+    A synchronous standby answers questions and the doctor, and refuses to write; it goes on when the primary is struck.
+
+    What was answered is there, with its key, as is what was signed.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    sound(running.as_postgres(running.block("standby"), STANDBY_PORT=str(port), LEDGER_DATABASE_URL=running.url))
+    # What is answered can be seen there at once; otherwise it would only be on its disk.
+    psql.execute("ALTER SYSTEM SET synchronous_commit = remote_apply")
+    psql.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+    psql.execute("SELECT pg_reload_conf()")
+    try:
+        with (
+            Ledger.connect(running.login("ledger_service")) as primary,
+            Ledger.connect(running.login("ledger_service", port)) as standby,
+        ):
+            primary.transfer("3 USD", debit="world", credit="alice", idempotency_key="answered")
+            primary.stamp()
+            assert standby.balance("alice") == primary.balance("alice")
+            assert standby.doctor(role_prefix="ledger").findings == []
+            assert standby.verify().ok
+            assert standby.feed_head() == primary.feed_head()
+            with pytest.raises(DatabaseUnavailable, match="Connect to the primary"):
+                standby.transfer("1 USD", debit="world", credit="alice")
+        psql.close()
+        running.serve("--mode=immediate stop")
+        sound(running.as_postgres(running.block("failover")))
+        with Ledger.connect(running.login("ledger_service", port)) as promoted:
+            assert promoted.transfer("3 USD", debit="world", credit="alice", idempotency_key="answered").replayed
+            # Its settings came along: with nobody to wait for it would stand still.
+            _without_standbys(running.url.replace(str(running.port), str(port)))
+            assert not promoted.transfer("1 USD", debit="world", credit="alice", idempotency_key="later").replayed
+            assert promoted.doctor(role_prefix="ledger").findings == []
+            assert promoted.verify().ok
+    finally:
+        running.as_postgres(f"pg_ctl --wait --mode=immediate -D {running.folder}/srv/standby stop")
+        running.as_postgres(f"pg_ctl --wait --mode=fast -D {running.folder}/data -l {running.folder}/log start")
+        _without_standbys(running.url)
+
+
+def _without_standbys(url: str) -> None:
+    """Let a server wait for nobody."""
+    with psycopg.connect(url, autocommit=True) as session:
+        session.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        session.execute("ALTER SYSTEM RESET synchronous_commit")
+        session.execute("SELECT pg_reload_conf()")
 
 
 def test_restore_to_a_moment(running: Machine, psql: psycopg.Connection[Any], tmp_path: Path) -> None:
