@@ -3,6 +3,7 @@
 from ledger.application import Guest, Ledger
 from ledger.asynchronous import AsyncLedger
 from ledger.audit.csv_statement import CsvProfile
+from ledger.audit.diagnosis import Diagnosis, Symptom
 from ledger.audit.reconciled import Reconciliation
 from ledger.audit.report import Finding, Report
 from ledger.batch import Done
@@ -145,6 +146,7 @@ __all__ = [
     "DecidedAlready",
     "DefineAsset",
     "Deposit",
+    "Diagnosis",
     "Direction",
     "Done",
     "Entry",
@@ -215,6 +217,7 @@ __all__ = [
     "SubjectKey",
     "SubjectKeys",
     "Subscription",
+    "Symptom",
     "Terms",
     "Timeouts",
     "Transaction",

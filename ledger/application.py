@@ -18,6 +18,8 @@ from sqlalchemy.exc import InvalidRequestError
 
 from ledger.audit.bundle import write_bundle
 from ledger.audit.checkpoint import Checkpoint
+from ledger.audit.diagnosis import Diagnosis
+from ledger.audit.doctor import examine
 from ledger.audit.report import Report
 from ledger.audit.verify import verify
 from ledger.batch import Done, Outcome
@@ -264,6 +266,16 @@ class Ledger(Operations, Proofs, Reconciliations):
             if not accounts:
                 report.shredded = subject_keys.shredded(connection)
             return report
+
+    def doctor(self, *, role_prefix: str | None = None, known_roles: Collection[str] = ()) -> Diagnosis:
+        """
+        Compare the schema with what this release migrates to, and look at roles, grants, server and settings.
+
+        Returns `.ok`, `.checked`, `.findings`, and `.warnings`, which do not count.  Only the catalogue is asked: an
+        auditor may, and a standby answers.  Roles of `create_roles` are looked for; with `role_prefix` they must be
+        there.  `known_roles` are others that you have granted something yourself.
+        """
+        return self._database.ask(partial(examine, role_prefix=role_prefix, known_roles=known_roles))
 
     def personal_data(self, keys: SubjectKeys | None = None) -> PersonalData:
         """Encrypt, reveal and forget what is about a person, with keys in the ledger's own table, or in `keys`."""

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
+from ledger.audit.diagnosis import Diagnosis
 from ledger.audit.report import Finding, Report
 from ledger.batch import Done
 from ledger.core.book import Balance, Terms
@@ -280,6 +281,18 @@ def report_json(report: Report) -> Json:
 def finding_json(finding: Finding) -> Json:
     """Something that is not as it must be: where, and what."""
     return dict(finding._asdict())
+
+
+def diagnosis_json(diagnosis: Diagnosis) -> Json:
+    """What the doctor looked at and found."""
+    return {
+        "ok": diagnosis.ok,
+        "checked": diagnosis.checked,
+        "findings": [dict(symptom._asdict()) for symptom in diagnosis.findings],
+        "findings_total": diagnosis.findings_total,
+        "warnings": [dict(symptom._asdict()) for symptom in diagnosis.warnings],
+        "warnings_total": diagnosis.warnings_total,
+    }
 
 
 def migrated_json(migrated: Migrated) -> Json:

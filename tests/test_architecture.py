@@ -28,7 +28,7 @@ FLOW: Final = """
     order.cursor order.sequencer order.disturb
     order.published order.remote                | what happened, told to others
     storage.tables storage.explained storage.database   | where it is kept
-    storage.embedded storage.partitions storage.migrations storage.parts
+    storage.embedded storage.partitions storage.migrations storage.catalogue storage.parts
     storage.store                               | what is kept                  → appended
     storage.projector storage.repair storage.rebuild    | what it adds up to    → projected
     storage.leases storage.feed storage.subscriptions    | the order of everything
@@ -41,6 +41,7 @@ FLOW: Final = """
     batcher                                     | many callers, one transaction
     personal                                    | what can be forgotten in a log that never changes
     audit.jobs audit.texts audit.report audit.lawful audit.stamped audit.verify | re-derive, never trust
+    audit.diagnosis audit.remedies audit.rights audit.surroundings audit.doctor | is it set up as it must be
     audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
     audit.sealed audit.archive audit.replay
     audit.names audit.journal audit.hledger audit.beancount audit.rows audit.parquet audit.export | to other programs
@@ -62,7 +63,7 @@ FLOW: Final = """
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.stating cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding
-    cli.proving cli.sealing cli.bundling cli.exporting cli.forgetting cli.reconciling cli.upkeep
+    cli.examining cli.proving cli.sealing cli.bundling cli.exporting cli.forgetting cli.reconciling cli.upkeep
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program
     cli __main__
 """

@@ -19,6 +19,7 @@ from ledger.cli import (
     bundling,
     consuming,
     demo,
+    examining,
     exporting,
     feeding,
     forgetting,
@@ -106,7 +107,7 @@ app.add_typer(ordering.inbox_app, rich_help_panel=_ORDER)
 app.add_typer(letters.letters_app, rich_help_panel=_ORDER)
 app.add_typer(consuming.consume_app, rich_help_panel=_ORDER)
 app.command("simulate", rich_help_panel=_ORDER)(simulate.simulate_incident)
-app.add_typer(consuming.doctor_app, rich_help_panel=_CHECK)
+app.add_typer(examining.doctor_app, rich_help_panel=_CHECK)
 app.command("trial-balance", rich_help_panel=_CHECK)(asking.trial_balance)
 app.add_typer(reconciling.reconcile_app, rich_help_panel=_CHECK)
 app.command("verify", rich_help_panel=_CHECK)(upkeep.verify)

@@ -46,6 +46,17 @@ def script_location() -> Path:
     return packed if packed.is_dir() else _PACKAGE.parent / "alembic"
 
 
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
+    return config
+
+
+def known_revisions() -> list[str]:
+    """Every revision that this release knows, the newest first."""
+    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()]
+
+
 def migrate(database: Database, partitions: int | None = None) -> Migrated:
     """
     Upgrade the ledger's schema to head, in one transaction; a new one with its log in `partitions`, if that is said.
@@ -57,8 +68,7 @@ def migrate(database: Database, partitions: int | None = None) -> Migrated:
     """
     if partitions is not None:
         check_partitions(partitions)
-    config = Config()
-    config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
+    config = _config()
     scripts = ScriptDirectory.from_config(config)
     head = scripts.get_current_head()
     assert head is not None
