@@ -3,6 +3,7 @@
 from ledger.application import Guest, Ledger
 from ledger.asynchronous import AsyncLedger
 from ledger.audit.report import Finding, Report
+from ledger.audit.reports.form import PinnedReport
 from ledger.batch import Done
 from ledger.batcher import Batcher
 from ledger.core.book import Balance, Terms
@@ -173,6 +174,7 @@ __all__ = [
     "PeriodIsClosed",
     "PeriodNotOver",
     "PersonalData",
+    "PinnedReport",
     "Post",
     "ProofFailed",
     "Reason",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from ledger.audit import sealed
+from ledger.audit.bundle import write_bundle
 from ledger.audit.checkpoint import Checkpoint, Note, SigningKey, VerifierKey
 from ledger.audit.inclusion import InclusionProof
 from ledger.audit.report import Report
 from ledger.audit.tiles import write_log
 from ledger.core.errors import InvalidCommand
+from ledger.core.events import FeedEntry
 from ledger.core.fields import INTEGER_MAX, TEXT, checked
 from ledger.core.merkle import consistency_proof
 from ledger.sealer import PAUSE_SECONDS, Sealer
@@ -170,6 +172,37 @@ class Proofs:
         size = Checkpoint.parse(Note.parse(signed).text).size
         with self._database.connection() as connection:
             return write_log(folder, tree.records(connection, 0, size), signed, progress=progress)
+
+    def bundle(
+        self,
+        path: Path,
+        *,
+        note: bytes | None = None,
+        anchors: Sequence[Path] = (),
+        timestamps: Sequence[Path] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> Checkpoint:
+        """
+        Write everything up to a checkpoint, `note` or the last one, into one new file that is verified without us.
+
+        `anchors` are files of anchored checkpoints, `timestamps` are responses of authorities about this one.
+
+        Raises:
+            InvalidCommand: There is such a file; nothing was sealed; or the checkpoint ends within a transaction.
+            ProofFailed: The log is not what the checkpoint is of.
+            CorruptLog: An event is not what the feed has.
+            OSError: A file cannot be read or written.
+        """
+        signed = self.checkpoint().note if note is None else note
+        return write_bundle(
+            path, self._ledger_id(), self.feed(), signed, anchors=anchors, timestamps=timestamps, progress=progress
+        )
+
+    def feed(self) -> Iterator[FeedEntry]:
+        raise NotImplementedError
+
+    def _ledger_id(self) -> str:
+        raise NotImplementedError
 
 
 def _counted(what: str, number: int) -> int:

@@ -28,7 +28,7 @@ FLOW: Final = """
     order.cursor order.sequencer order.disturb
     order.published order.remote                | what happened, told to others
     storage.tables storage.explained storage.database   | where it is kept
-    storage.embedded storage.partitions storage.migrations storage.parts
+    storage.trail storage.embedded storage.partitions storage.migrations storage.parts
     storage.store                               | what is kept                  → appended
     storage.projector storage.repair storage.rebuild    | what it adds up to    → projected
     storage.leases storage.feed storage.subscriptions    | the order of everything
@@ -42,10 +42,12 @@ FLOW: Final = """
     audit.jobs audit.texts audit.report audit.lawful audit.stamped audit.verify | re-derive, never trust
     audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
     audit.sealed audit.archive audit.replay audit.bundle
+    audit.reports.form audit.reports.journal audit.reports.sums audit.reports.oversight | what an auditor asks for
+    audit.reports.catalogue
     receiving inbox intake                      | messages, once and in order
     stamper subscription                        | the feed: one writer, many readers
     sealer                                      | … and what is signed of it
-    lifecycle operations proof application      | the one public object
+    lifecycle operations proof auditing application      | the one public object
     asynchronous                                | … awaited
     ledger                                      | the public names
     simulation                                  | the incident, at any scale
@@ -57,7 +59,7 @@ FLOW: Final = """
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding
-    cli.proving cli.sealing cli.bundling cli.forgetting cli.upkeep
+    cli.proving cli.sealing cli.bundling cli.forgetting cli.reporting cli.upkeep
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program
     cli __main__
 """

@@ -26,6 +26,7 @@ from ledger.cli import (
     lifecycles,
     ordering,
     proving,
+    reporting,
     ruling,
     sealing,
     simulate,
@@ -103,6 +104,7 @@ app.add_typer(consuming.consume_app, rich_help_panel=_ORDER)
 app.command("simulate", rich_help_panel=_ORDER)(simulate.simulate_incident)
 app.add_typer(consuming.doctor_app, rich_help_panel=_CHECK)
 app.command("trial-balance", rich_help_panel=_CHECK)(asking.trial_balance)
+app.command("report", rich_help_panel=_CHECK)(reporting.report)
 app.command("verify", rich_help_panel=_CHECK)(upkeep.verify)
 app.command("rebuild", rich_help_panel=_CHECK)(upkeep.rebuild)
 app.command("bench", rich_help_panel=_CHECK)(bench.bench)
