@@ -54,10 +54,10 @@ SOURCES: Final[Mapping[str, Source]] = {
 def _unnumbered(kind: str) -> str:
     source = SOURCES[kind]
     return f"""
-    SELECT '{kind}' AS kind, {source.place} COLLATE "C" AS place, {source.moment} AS moment
+    SELECT '{kind}' AS kind, ({source.place}) COLLATE "C" AS place, {source.moment} AS moment
     FROM {{schema}}.{source.table} AS r
     WHERE {source.condition} AND NOT EXISTS (
-        SELECT FROM {{schema}}.trail AS t WHERE t.kind = '{kind}' AND t.place = {source.place}
+        SELECT FROM {{schema}}.trail AS t WHERE t.kind = '{kind}' AND t.place = ({source.place})
     )"""
 
 
@@ -119,7 +119,7 @@ def rows_of(kind: str, columns: str, joined: str = "") -> str:
     return f"""
 SELECT t.number, t.place, r.* FROM {{schema}}.trail AS t
 LEFT JOIN (
-    SELECT {source.place} AS place, {columns} FROM {{schema}}.{source.table} AS r {joined} WHERE {source.condition}
+    SELECT ({source.place}) COLLATE "C" AS place, {columns} FROM {{schema}}.{source.table} AS r {joined} WHERE {source.condition}
 ) AS r ON r.place = t.place
 WHERE t.kind = '{kind}' AND t.number <= %(trail)s ORDER BY t.number
 """

@@ -160,7 +160,8 @@ class PrivilegedQuestion(Frozen):
 # What rules on accounts and periods is in the log itself; so is a reversal beyond limits.
 _RULED: Final = f"""
 SELECT 'position', f.position, {utc("t.recorded_at")},
-       CASE e.type WHEN 'entry_posted' THEN 'forced_reversal' ELSE e.type END, t.actor, NULL, e.stream, e.payload::text
+       CASE e.type WHEN 'entry_posted' THEN 'forced_reversal' ELSE e.type END, t.actor, NULL, e.stream,
+       (CASE e.type WHEN 'entry_posted' THEN t.request ELSE e.payload END)::text
 FROM {{schema}}.events AS e
 JOIN {{schema}}.transactions AS t ON t.transaction_id = e.transaction_id
 JOIN {{schema}}.feed AS f ON f.stream = e.stream AND f.version = e.version
