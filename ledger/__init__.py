@@ -62,6 +62,7 @@ from ledger.core.errors import (
     LedgerError,
     LimitExceeded,
     NotReversible,
+    NotYetKnown,
     PeriodIsClosed,
     PeriodNotOver,
     ProofFailed,
@@ -100,6 +101,7 @@ from ledger.storage.database import Timeouts
 from ledger.storage.leases import Lease
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, Page, StreamState, TransactionDetail, TrialBalance, TrialLine
+from ledger.storage.statement import Statement, StatementLine
 from ledger.storage.subject_keys import Forgotten, SubjectKey
 from ledger.storage.subscriptions import Standing
 from ledger.storage.tables import include_object, include_object_for
@@ -166,6 +168,7 @@ __all__ = [
     "Migrated",
     "Money",
     "NotReversible",
+    "NotYetKnown",
     "Numbers",
     "OnGap",
     "OpenAccount",
@@ -194,6 +197,8 @@ __all__ = [
     "Stamper",
     "Standing",
     "StateMachine",
+    "Statement",
+    "StatementLine",
     "StreamExists",
     "StreamState",
     "Strict",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -366,7 +366,7 @@ class Ledger(Operations, Proofs, Auditing):
         Raises:
             CorruptLog: What waits contradicts the log or the feed; nothing was stamped.
         """
-        stamper = Stamper(self._database, limit=limit)
+        stamper = Stamper(self._database, limit=limit, clock_seconds=0)
         try:
             return stamper.step()
         finally:
@@ -451,6 +451,9 @@ class Ledger(Operations, Proofs, Auditing):
     def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
         return self._database.ask(question)
 
+    def _lend(self) -> AbstractContextManager[Connection]:
+        return self._database.reading()
+
     def _mend(self, streams: Sequence[str]) -> None:
         self.rebuild(*streams, noticed_by="read")
 
@@ -491,6 +494,9 @@ class Guest(Operations):
     def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
         with self._connection() as connection:
             return question(connection)
+
+    def _lend(self) -> AbstractContextManager[Connection]:
+        return self._connection()
 
     def _mend(self, streams: Sequence[str]) -> None:
         with self._connection() as connection:

@@ -35,7 +35,7 @@ FLOW: Final = """
     storage.tree                                | … and what is proved of it
     storage.dead_letters storage.mailbox storage.offsets
     storage.subject_keys                        | what personal data is encrypted with
-    storage.queries storage.inbox_queries       | what is answered              → queried
+    storage.queries storage.asof storage.statement storage.inbox_queries   | what is answered → queried
     stripes batch writer                        | the only write path
     batcher                                     | many callers, one transaction
     personal                                    | what can be forgotten in a log that never changes

@@ -182,8 +182,8 @@ def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
     # An auditor sees whose key was destroyed, when and why, and no key.
     yield f'REVOKE ALL ON {schema}.subject_keys FROM "{audit}"'
     yield f'GRANT SELECT ({", ".join(AUDITED)}) ON {schema}.subject_keys TO "{audit}"'
-    # The row of the period is there from the beginning.
-    for table in ("periods", *standing):
+    # The rows of the period and of the clock are there from the beginning.
+    for table in ("periods", "feed_clock", *standing):
         yield f'GRANT UPDATE ON {schema}.{table} TO "{app}"'
 
 
