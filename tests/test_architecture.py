@@ -42,8 +42,8 @@ FLOW: Final = """
     audit.jobs audit.texts audit.report audit.lawful audit.stamped audit.verify | re-derive, never trust
     audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
     audit.sealed audit.archive audit.replay audit.bundle
-    audit.reports.form audit.reports.journal audit.reports.sums audit.reports.oversight | what an auditor asks for
-    audit.reports.catalogue
+    audit.reports.form audit.reports.accounts audit.reports.journal audit.reports.sums | what an auditor asks for
+    audit.reports.oversight audit.reports.catalogue
     receiving inbox intake                      | messages, once and in order
     stamper subscription                        | the feed: one writer, many readers
     sealer                                      | … and what is signed of it

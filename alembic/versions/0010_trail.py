@@ -12,7 +12,7 @@ Processes of an older release go on beside this one; what they do is not on reco
 from alembic import op
 
 revision = "0010"
-down_revision = "0008"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 

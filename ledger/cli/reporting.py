@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
 
@@ -17,6 +18,7 @@ from ledger.audit.reports.form import FORMATS, Definition, Header, PinnedReport
 from ledger.cli.options import Target, command, opened
 from ledger.cli.output import answer, console, row, table
 from ledger.core.errors import InvalidCommand
+from ledger.core.fields import MOMENT, checked
 
 PAGE_ROWS: Final = 100
 """Rows of which the columns of a table are made wide enough; the table of the next ones has a head of its own."""
@@ -34,6 +36,10 @@ def report(
     ] = None,
     position: Annotated[
         int | None, typer.Option(help="Up to this position of the feed; the last one, unless it is said.", min=0)
+    ] = None,
+    known_as_of: Annotated[
+        str | None,
+        typer.Option(help="Up to what was known at this time: 2026-01-02T03:04:05Z.", metavar="TIME"),
     ] = None,
     trail: Annotated[
         int | None, typer.Option(help="Up to this number of the trail; the last one, unless it is said.", min=0)
@@ -59,7 +65,7 @@ def report(
         raise InvalidCommand("format", f"{form!r} is none of table, {', '.join(FORMATS)}")
     asked = _parameters(definition(name), parameters or ())
     with opened(target.settings) as ledger:
-        made = ledger.report(name, position=position, trail=trail, **asked)
+        made = ledger.report(name, position=position, known_as_of=_moment(known_as_of), trail=trail, **asked)
         if output is not None:
             header = _write(made, output, "jsonl" if wanted == "table" else wanted)
             _tell(target, header)
@@ -72,6 +78,10 @@ def report(
                 sys.stdout.buffer.flush()
                 sys.stderr.write(to_json(header.plain()).decode() + "\n")
     return 0 if header.ok else 1
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else checked(MOMENT, "known-as-of", text)
 
 
 def _list(target: Target) -> int:

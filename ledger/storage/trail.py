@@ -119,7 +119,8 @@ def rows_of(kind: str, columns: str, joined: str = "") -> str:
     return f"""
 SELECT t.number, t.place, r.* FROM {{schema}}.trail AS t
 LEFT JOIN (
-    SELECT ({source.place}) COLLATE "C" AS place, {columns} FROM {{schema}}.{source.table} AS r {joined} WHERE {source.condition}
+    SELECT ({source.place}) COLLATE "C" AS place, {columns}
+    FROM {{schema}}.{source.table} AS r {joined} WHERE {source.condition}
 ) AS r ON r.place = t.place
 WHERE t.kind = '{kind}' AND t.number <= %(trail)s ORDER BY t.number
 """

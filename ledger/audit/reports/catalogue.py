@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ledger.audit.reports import journal, oversight, sums
+from ledger.audit.reports import accounts, journal, oversight, sums
 from ledger.audit.reports.form import Definition, Pin
 from ledger.core.errors import InvalidCommand
 from ledger.core.fields import Frozen
-from ledger.storage import feed, trail
+from ledger.storage import asof, feed, trail
+from ledger.storage.asof import KnownAsOf
 from ledger.storage.database import Connection
 from ledger.storage.store import in_utc, readable
 
 REPORTS: Final[Mapping[str, Definition]] = {
-    report.name: report for report in (*journal.REPORTS, *sums.REPORTS, *oversight.REPORTS)
+    report.name: report for report in (*accounts.REPORTS, *journal.REPORTS, *sums.REPORTS, *oversight.REPORTS)
 }
 
 _AT: Final = f"""
-SELECT {readable("t.recorded_at")}, f.transaction_id::text, next.position IS NOT NULL
-FROM {{schema}}.feed AS f JOIN {{schema}}.transactions AS t ON t.transaction_id = f.transaction_id
+SELECT {readable("f.known_at")}, f.transaction_id::text, next.position IS NOT NULL
+FROM {{schema}}.feed AS f
 LEFT JOIN {{schema}}.feed AS next ON next.position = f.position + 1 AND next.transaction_id = f.transaction_id
 WHERE f.position = %s
 """
@@ -62,18 +63,19 @@ def asked(of: Definition, parameters: Mapping[str, Any]) -> Frozen:
     return of.parameters(**parameters)
 
 
-def pin(connection: Connection, position: int | None, number: int | None) -> Pin:
+def pin(connection: Connection, known_as_of: KnownAsOf, number: int | None) -> Pin:
     """
-    What a report is read at: a position and a number of the trail, or the last ones.
+    What a report is read at: a position, or what was known by a moment, and a number of the trail; or the last ones.
 
     Raises:
-        InvalidCommand: Nothing is there yet, or the position is within a transaction.
+        NotYetKnown: Something may still be stamped that was known by then.
+        InvalidCommand: The trail is not that long, or the position is within a transaction.
     """
-    head, last = feed.head(connection), trail.head(connection)
-    for name, given, most in (("position", position, head), ("trail", number, last)):
-        if given is not None and (type(given) is not int or not 0 <= given <= most):
-            raise InvalidCommand(name, f"{given!r} is not from 0 to {most}, the last one so far")
-    at = head if position is None else position
+    last = trail.head(connection)
+    if number is not None and (type(number) is not int or not 0 <= number <= last):
+        raise InvalidCommand("trail", f"{number!r} is not from 0 to {last}, its last number so far")
+    found = asof.position(connection, known_as_of)
+    at = feed.head(connection) if found is None else found
     known_at = None
     for recorded_at, transaction_id, goes_on in connection.query(_AT, (at,)):
         known_at = in_utc(recorded_at)

@@ -79,8 +79,8 @@ class Tally:
         """Count something in the control totals."""
         self.totals[what] = self.totals.get(what, 0) + number
 
-    def add(self, asset: str, debits: int, credits: int, entries: int) -> None:
-        """Add minor units of an asset to the control totals."""
+    def add(self, asset: str, debits: int, credits: int, entries: int = 0) -> None:
+        """Add minor units of an asset to the control totals, and how many entries they are of, where that is known."""
         sums = self._assets.setdefault(asset, [0, 0, 0])
         for place, number in enumerate((debits, credits, entries)):
             sums[place] += number
@@ -102,7 +102,7 @@ class Tally:
             asset: {
                 "credits": decimal(sums[1], asset, self._scales.get(asset, 0)),
                 "debits": decimal(sums[0], asset, self._scales.get(asset, 0)),
-                "entries": sums[2],
+                **({"entries": sums[2]} if sums[2] else {}),
             }
             for asset, sums in sorted(self._assets.items())
         }
