@@ -57,7 +57,7 @@ FLOW: Final = """
     connect.kafka_doctor connect.kafka_naive connect.kafka_simulation connect.rabbitmq_consumer
     connect kafka rabbitmq
     cli.output cli.options cli.lines            | the command line
-    cli.asking cli.writing cli.holding
+    cli.asking cli.stating cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding
     cli.proving cli.sealing cli.bundling cli.forgetting cli.reporting cli.upkeep
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program

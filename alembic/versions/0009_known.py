@@ -44,8 +44,9 @@ INSERT INTO {schema}.feed_clock (singleton, known_until) VALUES (1, 'epoch');
 DATED = """
 CREATE INDEX events_dated ON {schema}.events (
     stream,
-    ((CASE WHEN effective_at < recorded_at THEN 1 ELSE -1 END
-      * (65 - position(B'1' IN (trunc(abs(extract(epoch FROM recorded_at - effective_at)))::bigint + 1)::bit(64))))),
+    (((sign(extract(epoch FROM recorded_at - effective_at))
+       * (65 - position(B'1' IN (trunc(abs(extract(epoch FROM recorded_at - effective_at)))::bigint + 1)::bit(64)))
+      )::integer)),
     recorded_at
 ) INCLUDE (effective_at, version)
 WHERE effective_at <> recorded_at AND isfinite(effective_at) AND isfinite(recorded_at);

@@ -95,7 +95,7 @@ heads AS (
     SELECT s.stream, NULL::bigint AS known, (
         SELECT e.version FROM {schema}.events AS e WHERE e.stream = s.stream ORDER BY e.version DESC LIMIT 1
     ) AS version
-    FROM {streams} AS s
+    FROM {streams} AS s (stream)
 ), """
 
 _KNOWN: Final = _searched(

@@ -172,10 +172,15 @@ Index("events_streams", events.c.stream, postgresql_where=events.c.version == 1)
 DATED: Final = "effective_at <> recorded_at AND isfinite(effective_at) AND isfinite(recorded_at)"
 """An event that counts at another time than it is recorded."""
 
-DISTANCE: Final = """(CASE WHEN effective_at < recorded_at THEN 1 ELSE -1 END
-    * (65 - position(B'1' IN (trunc(abs(extract(epoch FROM recorded_at - effective_at)))::bigint + 1)::bit(64))))"""
+_SECONDS: Final = "EXTRACT(epoch FROM recorded_at - effective_at)"
+DISTANCE: Final = (
+    f"((sign({_SECONDS}) * (65 - POSITION(('1'::\"bit\") IN"
+    f" ((trunc(abs({_SECONDS}))::bigint + 1)::bit(64))))::numeric)::integer)"
+)
 """
 How far apart: n for less than 2^n seconds and at least half of that, less one; negative where it counts later.
+
+It is the number of binary digits of the whole seconds and one, so that it is exact wherever it is computed.
 
 Of one distance, those that count on the other side of a moment than they were recorded on were recorded within 2^n
 seconds of it.

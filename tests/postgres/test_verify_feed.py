@@ -43,7 +43,7 @@ TAMPERING: dict[str, tuple[list[str], str, int, str, str]] = {
         "alice", 3, "event_hash", "another hash or transaction",
     ),
     "event invented": (
-        [f"INSERT INTO feed SELECT {LAST} + 1, 'ghost', 1, transaction_id, event_hash FROM feed WHERE position = 1"],
+        [f"INSERT INTO feed SELECT {LAST} + 1, 'ghost', 1, transaction_id, event_hash, known_at FROM feed WHERE position = 1"],
         "ghost", 1, "event_hash", "no event of the log",
     ),
     "versions swapped": (
@@ -56,7 +56,7 @@ TAMPERING: dict[str, tuple[list[str], str, int, str, str]] = {
     ),
     "event stamped twice": (
         [
-            (f"INSERT INTO feed SELECT {LAST} + 1, stream, version, transaction_id, event_hash FROM feed"
+            (f"INSERT INTO feed SELECT {LAST} + 1, stream, version, transaction_id, event_hash, known_at FROM feed"
             " WHERE stream = 'alice' AND version = 3"),
         ],
         "alice", 3, "position", "has a position already",
