@@ -182,4 +182,5 @@ def _totals(header: Header) -> Iterator[str]:
         if name != "assets":
             yield f"{name.replace('_', ' ')} {total:,}" if isinstance(total, int) else f"{name} {total}"
     for asset, sums in header.totals["assets"].items():
-        yield f"{asset}: debits {sums['debits']}, credits {sums['credits']}, {sums['entries']:,} entries"
+        entries = f", {sums['entries']:,} entries" if "entries" in sums else ""
+        yield f"{asset}: debits {sums['debits']}, credits {sums['credits']}{entries}"
