@@ -263,10 +263,10 @@ class Operations:
         """
         The balance of an account, now or right after one of its versions; or as of two times.
 
-        `effective_as_of` counts what is effective by a moment, up to and with it.  `known_as_of`, a moment or a position
-        of the feed, counts what was known by then, the position included: the answer has the `position` that it is
-        pinned to, and is the same for ever.  Without it everything counts that was committed.  The `version` of such an
-        answer is the last one that was known.
+        `effective_as_of` counts what is effective by a moment, up to and with it.  `known_as_of`, a moment or a
+        position of the feed, counts what was known by then, the position included: the answer has the `position` that
+        it is pinned to, and is the same for ever.  Without it everything counts that was committed.  The `version` of
+        such an answer is the last one that was known.
 
         A projection that was changed behind the ledger's back is rebuilt first.  The version of an account with
         stripes is how many events all of them have, and names no moment that could be asked for.

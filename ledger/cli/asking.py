@@ -159,7 +159,7 @@ def accounts(
 
 @command
 def trial_balance(target: Target, as_of: AsOf) -> int:
-    """Show debits and credits of all accounts, by asset and type, now or as of two times; exit code 1 if they differ."""
+    """Show debits and credits of all accounts, by asset and type, or as of two times; exit code 1 if they differ."""
     with opened(target.settings) as ledger:
         trial = ledger.trial_balance(effective_as_of=as_of.effective, known_as_of=as_of.known)
     made = table("asset", "type", "accounts", "debits", "credits", right=("accounts", "debits", "credits"))

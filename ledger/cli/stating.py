@@ -48,10 +48,11 @@ def statement(
 
 def _plain(made: Statement) -> Iterator[Json]:
     yield statement_json(made)
-    number = 0
-    for number, line in enumerate(made, 1):
+    lines = 0
+    for line in made:
         yield statement_line_json(line)
-    yield {"lines": number, "balanced": True}
+        lines += 1
+    yield {"lines": lines, "balanced": True}
 
 
 def _show(made: Statement) -> None:

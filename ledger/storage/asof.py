@@ -55,7 +55,7 @@ WITH RECURSIVE search (low, high) AS (
             SELECT f.known_at <= %(moment)s::timestamptz FROM {{schema}}.feed AS f
             WHERE f.position = (s.low + s.high) / 2
         ) AS hit
-        FROM search AS s WHERE s.high - s.low > 1
+        FROM search AS s WHERE s.high - s.low > 1 OFFSET 0
     ) AS s
 )
 SELECT s.low, (SELECT coalesce(max(position), 0) FROM {{schema}}.feed), {readable("k.known_until")},
@@ -70,7 +70,8 @@ def _searched(name: str, found: str, streams: str, reached: str) -> str:
 
     `streams` has stream, version, at which the search begins, and known.  From there it goes back in steps that double
     until one is reached, and halves what is left: most streams end before a question, which then takes one look.  A
-    condition in a sub-select is looked up by its key, whatever is thought of the size of a table.
+    condition in a sub-select is looked up by its key, whatever is thought of the size of a table, and behind an OFFSET 0
+    once.
     """
     return f"""
 {name} (stream, known, low, high, step) AS (
@@ -83,7 +84,7 @@ def _searched(name: str, found: str, streams: str, reached: str) -> str:
         FROM (
             SELECT s.*, CASE WHEN low = 0 THEN greatest(high - step, 1) ELSE (low + high) / 2 END AS probe
             FROM {name} AS s WHERE s.high - s.low > 1
-        ) AS p
+        ) AS p OFFSET 0
     ) AS s
 ), {found} AS (
     SELECT stream, coalesce(known, low) AS known, low AS version FROM {name} WHERE high - low = 1
@@ -249,7 +250,7 @@ def position(connection: Connection, known_as_of: KnownAsOf) -> int | None:
 
 
 def known_versions(connection: Connection, streams: list[str], pinned: int | None) -> dict[str, int]:
-    """Stream → its last version that was known at a position, or its last one; streams that are nowhere are left out."""
+    """Stream → its last version that was known at a position, or its last one; of what is nowhere, nothing."""
     found = connection.query(KNOWN_VERSIONS, {"streams": text_array(streams), "position": pinned})
     known = {stream: version for stream, version in found if version}
     return {stream: known[stream] for stream in streams if stream in known}

@@ -27,11 +27,11 @@ Why every stream is in order, however long a transaction takes and whatever the 
 
 4 alone is what order rests on.  Times decide only what is tried first; without 3 it would try the same for ever.
 
-What was known by when: `known_at` of a position is when its event was recorded, or as soon after that as nobody can have
-asked yet.  It never falls from one position to the next, and what is stamped later is later than all that was stamped
-before, and than the feed's clock.  The clock goes on while there is nothing to stamp, so that all is known until then;
-whoever moves it and whoever stamps wait for each other at its row.  What was known by a time that the feed or its clock
-has reached is therefore the same positions for ever.
+What was known by when: `known_at` of a position is when its event was recorded, or as soon after that as nobody can
+have asked yet.  It never falls from one position to the next, and what is stamped later is known later than all that
+was stamped before, and than the feed's clock.  The clock goes on while there is nothing to stamp, so that all is known
+until then; whoever moves it and whoever stamps wait for each other at its row.  What was known by a time that the feed
+or its clock has reached is therefore the same positions for ever, however late a transaction of that time ends.
 """
 
 from __future__ import annotations

@@ -34,17 +34,20 @@ EVENT_AT: Final = f"SELECT {EVENT_COLUMNS} FROM {{schema}}.events AS e WHERE e.s
 
 # A page is made of one page of each stream, which the primary key finds, however long their lives are.
 HISTORY_FORWARD: Final = f"""
-SELECT {EVENT_COLUMNS} FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS s (stream, version, last) CROSS JOIN LATERAL (
+SELECT {EVENT_COLUMNS}
+FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS s (stream, version, last) CROSS JOIN LATERAL (
     SELECT * FROM {{schema}}.events AS e
-    WHERE e.stream = s.stream AND e.version > s.version AND e.version <= s.last ORDER BY e.version LIMIT %s
+    WHERE e.stream = s.stream AND e.version > s.version ORDER BY e.version LIMIT %s
 ) AS e
+WHERE e.version <= s.last
 ORDER BY e.recorded_at, e.stream, e.version LIMIT %s
 """
 
 HISTORY_BACKWARD: Final = f"""
-SELECT {EVENT_COLUMNS} FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS s (stream, version, last) CROSS JOIN LATERAL (
+SELECT {EVENT_COLUMNS}
+FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS s (stream, version, last) CROSS JOIN LATERAL (
     SELECT * FROM {{schema}}.events AS e
-    WHERE e.stream = s.stream AND e.version < s.version AND e.version <= s.last ORDER BY e.version DESC LIMIT %s
+    WHERE e.stream = s.stream AND e.version < least(s.version, s.last + 1) ORDER BY e.version DESC LIMIT %s
 ) AS e
 ORDER BY e.recorded_at DESC, e.stream DESC, e.version DESC LIMIT %s
 """
@@ -108,7 +111,7 @@ WHERE e.stream = %s AND e.type = 'state_advanced' ORDER BY e.version DESC LIMIT 
 
 LEDGER_ID: Final = "SELECT ledger_id::text FROM {schema}.identity"
 
-_LAST_VERSION: Final = 2**63 - 1
+_LAST_VERSION: Final = 2**62
 _FIRST_ID: Final = "00000000-0000-0000-0000-000000000000"
 _FIRST_MOMENT: Final = "-infinity"
 _CURSOR: Final = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18})*")

@@ -90,9 +90,9 @@ class Statement:
     """
     What was posted to an account in a period; its lines are what iterating gives, as often as is wanted.
 
-    `opening` is the balance of what is effective before `since`, `closing` that before `until`.  Lines come in the order
-    of effective_at, recorded_at, stream and version.  They are read as they are iterated, and neither side holds them
-    all; what is appended in the meantime is on none of them.
+    `opening` is the balance of what is effective before `since`, `closing` that before `until`.  Lines come in the
+    order of effective_at, recorded_at, stream and version.  They are read as they are iterated, and neither side holds
+    them all in memory; what is appended in the meantime is on none of them.
 
     `position` is that of the feed which it is pinned to: without one it is of everything that was committed when it was
     made, and of what is committed later another one is made.
