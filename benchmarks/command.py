@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from rich.console import Console
 from sqlalchemy import URL
 
-from benchmarks import asof, batches, calls, charts, growth, logs, messages, peer, topic
+from benchmarks import asof, batches, calls, charts, growth, logs, messages, peer, reports, topic
 from benchmarks.report import keep, results, show
 from benchmarks.rounds import Benchmark, Effort, measured
 from benchmarks.server import conditions, database, server
@@ -42,6 +42,7 @@ BENCHMARKS: Final[Mapping[str, Entry]] = {
     "logs": Entry("rebuild and verify of 5,000,000 events, the bare aggregate, a scan, and COPY", logs.prepared),
     "asof": Entry("balance, statement and trial balance as of two times, the bare aggregate, a scan", asof.prepared),
     "peer": Entry("eventsourcing: append, contention, batches, replay", peer.prepared),
+    "reports": Entry("reports of 5,000,000 events, the bare aggregate, and a scan", reports.prepared),
     "messages": Entry("the inbox, and plain commands", messages.prepared),
     "kafka": Entry("a topic, and a file (only when it is named)", topic.prepared),
 }
@@ -129,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", dest="as_json", action="store_true", help="results to standard output")
     parser.add_argument("--largest", action="store_true", help="growth: up to 10,000,000 events; takes a while")
     parser.add_argument("--messages", type=int, help="messages, kafka: in each run (default: 20,000)")
-    parser.add_argument("--events", type=int, help="logs, asof: how long the log is (default: 5,000,000)")
+    parser.add_argument("--events", type=int, help="logs, asof, reports: how long the log is (default: 5,000,000)")
     parser.add_argument("--memory", action="store_true", help="messages: a consumer's memory instead of its speed")
     parser.add_argument("--bootstrap", metavar="HOST:PORT", help="kafka: brokers (default: a mock in this process)")
     return parser

@@ -320,8 +320,9 @@ def backdated(connection: Connection, pin: Pin, asked: BackdatedQuestion, tally:
 
 
 def whole_tables(connection: Connection) -> None:
-    """Here a whole table is what is asked for, and few of its rows are wanted."""
+    """Here whole tables are what is asked for, and all rows of the answer."""
     connection.query("SET LOCAL enable_seqscan = on")
+    connection.query("SET LOCAL cursor_tuple_fraction = 1")
 
 
 BACKDATED: Final = Definition(

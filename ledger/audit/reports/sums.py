@@ -24,42 +24,62 @@ class SumsQuestion(Frozen):
     differing: bool = Field(False, description="only those of which the two differ")
 
 
-# What each stream has up to the pin is known by its last version there, since its versions are stamped in order.  By
-# type first: it is asked once for each group, and not for each event, what its amount counts as.
-_HEADS: Final = """
-heads AS MATERIALIZED (
-    SELECT f.stream, max(f.version) AS version FROM {schema}.feed AS f
-    WHERE f.position <= %(position)s AND left(f.stream, 1) NOT IN ('#', '$') GROUP BY f.stream
-)
+# One pass over the log, which workers of the server share, adds everything up; by type first: it is asked once for each
+# group, and not for each event, what its amount counts as.  What came after the pin, stamped or not, is taken off
+# again: mostly that is little, and its streams are looked up.
+_POSTED: Final = "type IN ('entry_posted', 'hold_captured')"
+_GROUPED: Final = """
+e.stream, e.type, e.direction, count(*) AS events, sum(e.amount) AS amount, max(e.version) AS version
 """
-
+_ADDED: Final = f"""
+stream, max(version) AS version, coalesce(sum(events) FILTER (WHERE {_POSTED}), 0) AS entries,
+coalesce(sum(amount) FILTER (WHERE {_POSTED} AND direction = 'debit'), 0) AS debits,
+coalesce(sum(amount) FILTER (WHERE {_POSTED} AND direction = 'credit'), 0) AS credits
+"""
 _SUMS: Final = f"""
-WITH {_HEADS}, grouped AS (
-    SELECT e.stream, e.type, e.direction, count(*) AS entries, sum(e.amount) AS amount
-    FROM {{schema}}.events AS e JOIN heads AS h ON h.stream = e.stream AND e.version <= h.version
-    WHERE e.type IN ('entry_posted', 'hold_captured') GROUP BY e.stream, e.type, e.direction
+WITH later AS MATERIALIZED (
+    SELECT l.stream, min(l.version) - 1 AS version
+    FROM (
+        SELECT f.stream, f.version FROM {{schema}}.feed AS f WHERE f.position > %(position)s
+        UNION ALL
+        SELECT substring(a.place FROM '^(.*) [0-9]+$') COLLATE "C", substring(a.place FROM '[0-9]+$')::bigint
+        FROM {{schema}}.outbox AS o CROSS JOIN unnest(o.transaction_ids) AS i (transaction_id)
+        JOIN {{schema}}.transactions AS t ON t.transaction_id = i.transaction_id
+        CROSS JOIN unnest(t.announced) AS a (place)
+    ) AS l
+    GROUP BY l.stream
 ), summed AS (
-    SELECT stream, sum(entries) AS entries,
-           coalesce(sum(amount) FILTER (WHERE direction = 'debit'), 0) AS debits,
-           coalesce(sum(amount) FILTER (WHERE direction = 'credit'), 0) AS credits
-    FROM grouped GROUP BY stream
-), compared AS (
-    SELECT split_part(h.stream, '#', 1) COLLATE "C" AS account, h.stream, h.version, coalesce(s.entries, 0) AS entries,
-           coalesce(s.debits, 0) AS debits, coalesce(s.credits, 0) AS credits,
-           e.posted_debits, e.posted_credits
-    FROM heads AS h LEFT JOIN summed AS s ON s.stream = h.stream
-    LEFT JOIN {{schema}}.events AS e ON e.stream = h.stream AND e.version = h.version
+    SELECT {_ADDED} FROM (
+        SELECT {_GROUPED} FROM {{schema}}.events AS e GROUP BY e.stream, e.type, e.direction
+        OFFSET 0 -- Not for every event is it asked whose it is.
+    ) AS g
+    WHERE left(stream, 1) NOT IN ('#', '$') GROUP BY stream
+), taken_off AS (
+    SELECT {_ADDED} FROM (
+        SELECT {_GROUPED} FROM later AS l JOIN {{schema}}.events AS e ON e.stream = l.stream AND e.version > l.version
+        GROUP BY e.stream, e.type, e.direction
+    ) AS g
+    GROUP BY stream
+), pinned AS (
+    SELECT s.stream, coalesce(l.version, s.version) AS version, s.entries - coalesce(o.entries, 0) AS entries,
+           s.debits - coalesce(o.debits, 0) AS debits, s.credits - coalesce(o.credits, 0) AS credits
+    FROM summed AS s LEFT JOIN later AS l ON l.stream = s.stream LEFT JOIN taken_off AS o ON o.stream = s.stream
+    WHERE coalesce(l.version, s.version) > 0
 ), of_accounts AS (
-    SELECT account, count(*) AS streams, sum(version)::bigint AS events, sum(entries)::bigint AS entries,
-           sum(debits) AS debits, sum(credits) AS credits,
-           sum(posted_debits) AS posted_debits, sum(posted_credits) AS posted_credits,
-           bool_or((debits, credits) IS DISTINCT FROM (posted_debits, posted_credits)) AS differs
-    FROM compared GROUP BY account
+    SELECT split_part(p.stream, '#', 1) COLLATE "C" AS account, count(*) AS streams, sum(p.version)::bigint AS events,
+           sum(p.entries)::bigint AS entries, sum(p.debits) AS debits, sum(p.credits) AS credits,
+           coalesce(sum(e.posted_debits), 0) AS posted_debits, coalesce(sum(e.posted_credits), 0) AS posted_credits,
+           bool_or((p.debits, p.credits) IS DISTINCT FROM (e.posted_debits, e.posted_credits)) AS differs
+    FROM pinned AS p LEFT JOIN {{schema}}.events AS e ON e.stream = p.stream AND e.version = p.version
+    GROUP BY split_part(p.stream, '#', 1) COLLATE "C"
 )
-SELECT a.account, o.payload ->> 'account_type', o.payload ->> 'asset', (o.payload ->> 'scale')::integer,
-       a.streams, a.events, a.entries, a.debits::text, a.credits::text,
-       coalesce(a.posted_debits, 0)::text, coalesce(a.posted_credits, 0)::text, a.differs
-FROM of_accounts AS a LEFT JOIN {{schema}}.events AS o ON o.stream = a.account AND o.version = 1
+SELECT a.account, o.account_type, o.asset, o.scale, a.streams, a.events, a.entries, a.debits::text, a.credits::text,
+       a.posted_debits::text, a.posted_credits::text, a.differs
+FROM of_accounts AS a LEFT JOIN LATERAL (
+    SELECT o.payload ->> 'account_type' AS account_type, o.payload ->> 'asset' AS asset,
+           o.payload ->> 'scale' AS scale
+    FROM {{schema}}.events AS o WHERE o.stream = a.account AND o.version = 1 OFFSET 0
+) AS o ON true
 ORDER BY a.account
 """
 
@@ -79,25 +99,29 @@ FROM (
 def sums(connection: Connection, pin: Pin, asked: SumsQuestion, tally: Tally) -> Rows:
     """Each account: its entries added up, and beside them the balance that its last event states."""
     whole_tables(connection)
+    # Some streams fit into this, and are not sorted: what does not fit is on the server's disk.
+    connection.query("SET LOCAL work_mem = '64MB'")
     tally.totals.update(accounts=0, differing=0)
-    with connection.stream(_SUMS, {"position": pin.position}, CURSOR_ROWS) as rows:
-        for account, kind, asset, scale, streams, events, entries, *numbers, differs in rows:
+    # Without a cursor, so that workers of the server share the pass.
+    with connection.text_stream(_SUMS, {"position": pin.position}) as rows:
+        for account, kind, asset, scale, *counted, debits, credits, posted_debits, posted_credits, differs in rows:
             tally.count("accounts")
-            if kind is None:
-                tally.findings += 1
-                yield (account, None, None, streams, events, entries, *[None] * 5, False)
-                continue
-            debits, credits, posted_debits, posted_credits = map(int, numbers)
-            tally.scaled(asset, scale)
-            tally.add(asset, debits, credits, entries)
             tally.count("differing", differs)
             tally.findings += differs
+            streams, events, entries = map(int, counted)
+            if kind is None:
+                tally.findings += not differs
+                yield (account, None, None, streams, events, entries, *[None] * 5, False)
+                continue
+            tally.scaled(asset, int(scale))
+            tally.add(asset, int(debits), int(credits), entries)
             if asked.differing and not differs:
                 continue
             sign = 1 if AccountType(kind).normal == "debit" else -1
-            summed, final = sign * (debits - credits), sign * (posted_debits - posted_credits)
-            amounts = [decimal(each, asset, scale) for each in (debits, credits, summed, final, summed - final)]
-            yield (account, kind, asset, streams, events, entries, *amounts, not differs)
+            summed, final = sign * (int(debits) - int(credits)), sign * (int(posted_debits) - int(posted_credits))
+            amounts = (int(debits), int(credits), summed, final, summed - final)
+            shown = [decimal(amount, asset, int(scale)) for amount in amounts]
+            yield (account, kind, asset, streams, events, entries, *shown, not differs)
     count, differing, named = connection.query(_PROJECTED, (SHOWN_MAX,))[0]
     tally.live["projection"] = {"streams": count, "differing": differing, "first": named or []}
     tally.live_findings += differing
