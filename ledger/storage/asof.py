@@ -70,8 +70,8 @@ def _searched(name: str, found: str, streams: str, reached: str) -> str:
 
     `streams` has stream, version, at which the search begins, and known.  From there it goes back in steps that double
     until one is reached, and halves what is left: most streams end before a question, which then takes one look.  A
-    condition in a sub-select is looked up by its key, whatever is thought of the size of a table, and behind an OFFSET 0
-    once.
+    condition in a sub-select is looked up by its key, whatever is thought of the size of a table; behind an OFFSET 0
+    once, and not for each column that depends on it.
     """
     return f"""
 {name} (stream, known, low, high, step) AS (

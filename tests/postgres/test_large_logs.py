@@ -404,7 +404,7 @@ def test_headers_made_of_texts_are_those_of_the_codec(
 
 @pytest.mark.campaign
 def test_memory_is_flat_over_a_million_events(ledger: Ledger, ledger_url: str, tmp_path: Path) -> None:
-    """Verifying, rebuilding and reporting a million events takes no more memory, in any process, than a tenth of them."""
+    """Verifying, rebuilding and reporting a million events takes no more memory than a tenth of them."""
     ledger.handle(
         [build(OpenAccount, account=f"a{number}", asset="USD", account_type="liability") for number in range(1_000)]
     )
