@@ -36,14 +36,14 @@ class Auditing:
         name: str,
         *,
         position: int | None = None,
-        known_as_of: datetime | None = None,
+        known_as_of: KnownAsOf = None,
         trail: int | None = None,
         **parameters: Any,
     ) -> PinnedReport:
         """
         Ask for a report, pinned to a position of the feed and a number of the trail: the last ones, unless said.
 
-        `known_as_of` is the position that was the last one known at that moment.
+        `known_as_of` is a moment, for the position that was the last one known then, or a position itself.
 
         Nothing of it is read yet: its rows come by iterating, and its header after the last one, so that memory stays
         flat.  The same pin and parameters give the same bytes for ever.  What is committed beside the log, and has no
@@ -58,9 +58,11 @@ class Auditing:
         asked = catalogue.asked(definition, parameters)
         if position is not None and known_as_of is not None:
             raise InvalidCommand("known_as_of", "it stands for a position: give one of the two")
-        known: KnownAsOf = None if known_as_of is None else checked(MOMENT, "known_as_of", known_as_of)
-        if position is not None:
-            known = checked(POSITION, "position", position)
+        known = position if known_as_of is None else known_as_of
+        if isinstance(known, datetime):
+            known = checked(MOMENT, "known_as_of", known)
+        elif known is not None:
+            known = checked(POSITION, "position", known)
         if isinstance(asked, StatementQuestion):
             self.account(asked.account)  # A projection that has drifted is mended before anything is read.
         if trail is None and "trail" in definition.pinned_by:

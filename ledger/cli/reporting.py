@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
 
@@ -15,10 +14,9 @@ from rich.markup import escape
 
 from ledger.audit.reports.catalogue import REPORTS, definition
 from ledger.audit.reports.form import FORMATS, Definition, Header, PinnedReport
-from ledger.cli.options import Target, command, opened
+from ledger.cli.options import Known, Target, command, opened
 from ledger.cli.output import answer, console, row, table
 from ledger.core.errors import InvalidCommand
-from ledger.core.fields import MOMENT, checked
 
 PAGE_ROWS: Final = 100
 """Rows of which the columns of a table are made wide enough; the table of the next ones has a head of its own."""
@@ -29,17 +27,14 @@ _NUMBERS: Final = ("integer", "amount")
 @command
 def report(
     target: Target,
+    as_of: Known,
     name: Annotated[str | None, typer.Argument(help="Which; without: all that there are.", show_default=False)] = None,
     parameters: Annotated[
         list[str] | None,
-        typer.Argument(help="What it asks, such as account=alice.", metavar="[PARAMETER=VALUE]...", show_default=False),
+        typer.Argument(help="What it asks, such as account=alice.", metavar="PARAMETER=VALUE", show_default=False),
     ] = None,
     position: Annotated[
         int | None, typer.Option(help="Up to this position of the feed; the last one, unless it is said.", min=0)
-    ] = None,
-    known_as_of: Annotated[
-        str | None,
-        typer.Option(help="Up to what was known at this time: 2026-01-02T03:04:05Z.", metavar="TIME"),
     ] = None,
     trail: Annotated[
         int | None, typer.Option(help="Up to this number of the trail; the last one, unless it is said.", min=0)
@@ -55,8 +50,8 @@ def report(
     """
     Make a report, pinned to a position: the same bytes for the same position, whatever comes later.
 
-    Its header has the pin, the parameters, the number of rows, control totals and the SHA-256 of the body.  As csv or
-    jsonl it goes to standard error, or beside the file.  Exit code 1 if something in it is bad news.
+    Its header has pin, parameters, number of rows, control totals and the SHA-256 of the body.  That of csv and jsonl
+    goes to standard error, or beside the file.  Exit code 1 if something in it is bad news.
     """
     if name is None:
         return _list(target)
@@ -65,7 +60,7 @@ def report(
         raise InvalidCommand("format", f"{form!r} is none of table, {', '.join(FORMATS)}")
     asked = _parameters(definition(name), parameters or ())
     with opened(target.settings) as ledger:
-        made = ledger.report(name, position=position, known_as_of=_moment(known_as_of), trail=trail, **asked)
+        made = ledger.report(name, position=position, known_as_of=as_of.known, trail=trail, **asked)
         if output is not None:
             header = _write(made, output, "jsonl" if wanted == "table" else wanted)
             _tell(target, header)
@@ -78,10 +73,6 @@ def report(
                 sys.stdout.buffer.flush()
                 sys.stderr.write(to_json(header.plain()).decode() + "\n")
     return 0 if header.ok else 1
-
-
-def _moment(text: str | None) -> datetime | None:
-    return None if text is None else checked(MOMENT, "known-as-of", text)
 
 
 def _list(target: Target) -> int:

@@ -7,7 +7,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from test_promises import programs, restore, run_program
 
 from ledger import (
     ConcurrencyError,
+    Done,
     InvalidCommand,
     Ledger,
     Message,
@@ -31,7 +33,9 @@ from ledger import (
     UnknownAccount,
     UnknownTransaction,
 )
+from ledger.audit.checkpoint import SigningKey
 from ledger.audit.reports.form import Header, harmless
+from ledger.batch import Outcome
 
 __all__ = ["programs"]
 
@@ -247,6 +251,14 @@ def test_statement_checks_itself(told: Ledger) -> None:
     assert (header.totals["opening"], header.totals["closing"], header.rows) == ("0.00", "0.00", 2)
     with pytest.raises(UnknownAccount):
         rows(told, "account-statement", account="nobody", since=PAST, until=FUTURE)
+
+
+def test_statement_that_does_not_add_up_is_bad_news(told: Ledger, tamper: Tamper) -> None:
+    """Lines that do not lead from opening to closing are shown as they are, and said to be wrong."""
+    tamper("UPDATE events SET amount = amount + 1 WHERE stream = 'bob' AND version = 2")
+    content, header = body(told, "account-statement", account="bob", since=PAST, until=FUTURE)
+    assert (header.findings, json.loads(content.splitlines()[-1])["line"]) == (1, "closing")
+    assert "28.01" in header.totals["problem"]
 
 
 def test_trial_balance_is_that_of_the_ledger(told: Ledger, tamper: Tamper) -> None:
@@ -476,7 +488,52 @@ def test_privileged_actions_are_listed(told: Ledger, psql: Psql) -> None:
         psql.execute(f"DROP ROLE {role}".encode())
 
 
+def test_reports_agree_with_a_bundle_up_to_the_same_position(told: Ledger, tmp_path: Path) -> None:
+    """What a bundle makes of its own lines alone is what the reports of that position say."""
+    sealed = told.seal(SigningKey.generate("example.org/ledger"))
+    assert sealed is not None
+    told.transfer("1 USD", debit="world", credit="alice")
+    told.stamp()
+    told.bundle(tmp_path / "bundle.tar", note=sealed.note)
+    with tarfile.open(tmp_path / "bundle.tar") as bundle:
+        files = {Path(name).as_posix().partition("/")[2]: name for name in bundle.getnames()}
+        journal = bundle.extractfile(files["exports/journal.csv"])
+        trial = bundle.extractfile(files["reports/trial-balance.json"])
+        assert journal is not None
+        assert trial is not None
+        entries = list(csv.DictReader(io.StringIO(journal.read().decode())))
+        lines = json.load(trial)
+    named = (
+        "position",
+        "recorded_at",
+        "effective_at",
+        "transaction_id",
+        "kind",
+        "event",
+        "stream",
+        "version",
+        "amount",
+    )
+    ours = rows(told, "general-journal", pending=True, position=sealed.size)
+    assert [[entry[name] for name in named] for entry in entries] == [
+        [str(row[name]) for name in named] for row in ours
+    ]
+    sums = {(line["asset"], line["account_type"]): (line["debits"], line["credits"]) for line in lines}
+    assert sums == {
+        (row["asset"], row["account_type"]): tuple(
+            str(int(row[side].replace(".", ""))) for side in ("debits", "credits")
+        )
+        for row in rows(told, "trial-balance", position=sealed.size)
+    }
+
+
 # Replays
+
+
+def replayed(outcomes: Sequence[Outcome]) -> bool:
+    """Whether the one answer was given before."""
+    (outcome,) = outcomes
+    return isinstance(outcome, Done) and outcome.replayed
 
 
 def test_replays_are_on_record(funded: Ledger, psql: Psql) -> None:
@@ -485,9 +542,9 @@ def test_replays_are_on_record(funded: Ledger, psql: Psql) -> None:
     funded.handle([command])
     funded.handle([Transfer(**{**command.model_dump(exclude_none=True), "actor": "second"})])
     with funded.batcher() as batcher:
-        assert batcher.submit(command).result(30).replayed
+        assert replayed([batcher.submit(command).result(30)])
     with funded.engine.begin() as connection, funded.join(connection, accounts=["alice"]) as guest:
-        assert guest.handle([command])[0].replayed
+        assert replayed(guest.handle([command]))
     replays = rows(funded, "idempotent-replays")
     assert [line["actor"] for line in replays] == ["second", "first", "first"]
     assert {line["idempotency_key"] for line in replays} == {"k"}
@@ -500,22 +557,22 @@ def test_what_only_asks_writes_no_replay(funded: Ledger, ledger_url: str, psql: 
     command = Transfer(
         amount="30.00 USD", debit="alice", credit="bob", idempotency_key="rent", metadata={"month": "May"}
     )
-    assert funded.handle([command], dry_run=True)[0].replayed
+    assert replayed(funded.handle([command], dry_run=True))
     with funded.engine.connect() as connection:
         with funded.join(connection) as guest:
-            assert guest.handle([command])[0].replayed
+            assert replayed(guest.handle([command]))
         connection.rollback()
     with Ledger.connect(with_option(ledger_url, "-cdefault_transaction_read_only=on")) as reading:
-        assert reading.handle([command])[0].replayed
+        assert replayed(reading.handle([command]))
     psql.execute("CREATE ROLE ledger_no_replays")
     try:
         psql.execute("GRANT USAGE ON SCHEMA ledger TO ledger_no_replays")
         psql.execute("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA ledger TO ledger_no_replays")
         psql.execute("REVOKE INSERT ON replays FROM ledger_no_replays")
         with Ledger.connect(with_option(ledger_url, "-crole=ledger_no_replays")) as humble:
-            assert humble.handle([command])[0].replayed
+            assert replayed(humble.handle([command]))
             with humble.engine.begin() as connection, humble.join(connection) as guest:
-                assert guest.handle([command])[0].replayed
+                assert replayed(guest.handle([command]))
                 assert not guest.transfer("1 USD", debit="world", credit="alice").replayed
     finally:
         psql.execute("DROP OWNED BY ledger_no_replays")

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ledger.audit.reports.form import Definition, Pin, Rows, Tally, columns, decimal
 from ledger.core.canonical import utc_text
+from ledger.core.errors import CorruptLog
 from ledger.core.fields import AccountId, Frozen, Moment
 from ledger.core.money import Money
 from ledger.storage import asof
@@ -37,15 +38,19 @@ def account_statement(connection: Connection, pin: Pin, asked: StatementQuestion
     asset = opening.asset
     tally.scaled(asset, opening.scale)
     yield ("opening", utc_text(asked.since), *_NO_ENTRY, _plain(opening), asset, None)
-    for line in made:
-        event = line.event
-        assert event.amount is not None
-        debits = event.amount if event.direction == "debit" else 0
-        tally.add(asset, debits, event.amount - debits, 1)
-        times = utc_text(event.effective_at), utc_text(event.recorded_at)
-        place = (event.transaction_id, event.type, event.stream, event.version, event.direction)
-        yield ("entry", *times, *place, _plain(line.amount), _plain(line.balance), asset, line.reference)
-    # Before it, whoever is not told the same by the lines hears of it: CorruptLog.
+    try:
+        for line in made:
+            event = line.event
+            assert event.amount is not None
+            debits = event.amount if event.direction == "debit" else 0
+            tally.add(asset, debits, event.amount - debits, 1)
+            times = utc_text(event.effective_at), utc_text(event.recorded_at)
+            place = (event.transaction_id, event.type, event.stream, event.version, event.direction)
+            yield ("entry", *times, *place, _plain(line.amount), _plain(line.balance), asset, line.reference)
+    except CorruptLog as corrupt:
+        # A report says so itself: what it showed until then is what there is to look into.
+        tally.findings += 1
+        tally.totals["problem"] = corrupt.problem
     yield ("closing", utc_text(asked.until), *_NO_ENTRY, _plain(closing), asset, None)
     tally.totals.update(opening=_plain(opening), closing=_plain(closing))
 
