@@ -208,6 +208,18 @@ def test_csv_holds_no_formula(funded: Ledger, begins: str) -> None:
     assert world["final_balance"] == "-101.00"
 
 
+@pytest.mark.parametrize("said", ["a\rb", "a\nb", "a,b", 'a"b', "a;b", "ä€😀"])
+def test_csv_keeps_every_text(funded: Ledger, said: str) -> None:
+    """Whatever is in a text, it is one cell of one row."""
+    funded.transfer("1 USD", debit="world", credit="alice", actor=said)
+    funded.stamp()
+    out = io.BytesIO()
+    funded.report("general-journal").write(out, "csv")
+    read = list(csv.reader(io.StringIO(out.getvalue().decode(), newline="")))
+    assert [line[-1] for line in read[-2:]] == [said, said]
+    assert len(read) == 7
+
+
 def test_header_is_known_at_the_end(funded: Ledger) -> None:
     """Rows come one by one, and what they come to is known after the last."""
     funded.stamp()
@@ -482,10 +494,7 @@ def test_privileged_actions_are_listed(told: Ledger, psql: Psql) -> None:
     assert {line["actor"] for line in done if line["action"] == "seek_subscription"} == {"ann"}
     assert {line["database_user"] for line in done if line["action"] == "migrate"} == {"postgres"}
     assert [line["action"] for line in rows(told, "privileged-actions", since=FUTURE)] == []
-    for role in roles:
-        psql.execute(f"REASSIGN OWNED BY {role} TO CURRENT_USER".encode())
-        psql.execute(f"DROP OWNED BY {role}".encode())
-        psql.execute(f"DROP ROLE {role}".encode())
+    drop(psql, roles)
 
 
 def test_reports_agree_with_a_bundle_up_to_the_same_position(told: Ledger, tmp_path: Path) -> None:
@@ -627,6 +636,26 @@ def test_auditor_who_only_reads_sees_what_is_numbered(told: Ledger, ledger_url: 
         for report in auditor.reports:
             body(auditor, report.name, **question(auditor, report.name))
     assert len(body(told, "repairs")[0]) > len(before)
+
+
+def test_role_of_the_auditor_reads_every_report(told: Ledger, ledger_url: str, psql: Psql) -> None:
+    """Who may read nothing but what auditors may, keys least of all, is told the same as anybody else."""
+    told.number_trail()
+    roles = told.create_roles(f"ledger_audited_{os.getpid()}")
+    told.number_trail()
+    try:
+        with Ledger.connect(with_option(ledger_url, f"-crole={roles[2]}")) as auditor:
+            assert everything(auditor) == everything(told)
+    finally:
+        drop(psql, roles)
+
+
+def drop(psql: Psql, roles: Sequence[str]) -> None:
+    """Take roles away again, which belong to the whole server."""
+    for role in roles:
+        psql.execute(f"REASSIGN OWNED BY {role} TO CURRENT_USER".encode())
+        psql.execute(f"DROP OWNED BY {role}".encode())
+        psql.execute(f"DROP ROLE {role}".encode())
 
 
 # What is refused

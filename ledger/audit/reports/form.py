@@ -324,5 +324,6 @@ def _shown(cell: Cell) -> str:
 
 def _csv_line(cells: Sequence[str]) -> bytes:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
+    # As RFC 4180 has it; and so a line's end of either kind within a text is quoted.
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
     return line.getvalue().encode()
