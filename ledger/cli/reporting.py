@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Final
+from typing import Annotated, BinaryIO, Final
 
 import typer
 from pydantic_core import to_json
@@ -15,8 +15,9 @@ from rich.markup import escape
 from ledger.audit.reports.catalogue import REPORTS, definition
 from ledger.audit.reports.form import FORMATS, Definition, Header, PinnedReport
 from ledger.cli.options import Known, Target, command, opened
-from ledger.cli.output import answer, console, row, table
+from ledger.cli.output import answer, console, progress, row, table
 from ledger.core.errors import InvalidCommand
+from ledger.wire import definition_json
 
 PAGE_ROWS: Final = 100
 """Rows of which the columns of a table are made wide enough; the table of the next ones has a head of its own."""
@@ -88,18 +89,6 @@ def _shown_parameters(of: Definition) -> Iterator[str]:
         yield f"{name}=…" if field.is_required() else f"[{name}=…]"
 
 
-def definition_json(of: Definition) -> dict[str, Any]:
-    """A report as a program reads it: its parameters as a JSON schema."""
-    return {
-        "name": of.name,
-        "version": of.version,
-        "title": of.title,
-        "pinned_by": list(of.pinned_by),
-        "columns": [{"name": column.name, "kind": column.kind} for column in of.columns],
-        "parameters": of.parameters.model_json_schema(),
-    }
-
-
 def _parameters(of: Definition, texts: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:
@@ -131,8 +120,8 @@ def _show(made: PinnedReport) -> Header:
 
 def _write(made: PinnedReport, output: Path, form: str) -> Header:
     beside = output.with_name(f"{output.name}.header.json")
-    with _new(output) as file:
-        header = made.write(file, form)
+    with _new(output) as file, progress("rows", None) as watch:
+        header = made.write(file, form, progress=watch)
     with _new(beside) as file:
         file.write(to_json(header.plain(), indent=2) + b"\n")
     return header

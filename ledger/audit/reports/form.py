@@ -33,6 +33,9 @@ Row: TypeAlias = dict[str, Cell]
 
 FORMATS: Final = ("jsonl", "json", "csv")
 
+Progress: TypeAlias = Callable[[int], None]
+_PROGRESS_ROWS: Final = 1_000
+
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001  (that is the point)
 """What a spreadsheet takes for the beginning of a formula, in either width."""
 
@@ -223,8 +226,8 @@ class PinnedReport:
         for row, _ in self.lines():
             yield row
 
-    def lines(self) -> Iterator[tuple[Row, bytes]]:
-        """Each row, and its line of the body."""
+    def lines(self, progress: Progress | None = None) -> Iterator[tuple[Row, bytes]]:
+        """Each row, and its line of the body; `progress` is told now and then how many there were."""
         self._header = None
         names = [column.name for column in self.definition.columns]
         ordered = sorted(range(len(names)), key=names.__getitem__)
@@ -238,12 +241,16 @@ class PinnedReport:
                     line = to_json({names[place]: cells[place] for place in ordered}) + b"\n"
                     digest.update(line)
                     count += 1
+                    if progress is not None and count % _PROGRESS_ROWS == 0:
+                        progress(count)
                     yield dict(zip(names, cells, strict=True)), line
         self._header = self._closed(tally, count, digest.hexdigest())
 
-    def write(self, out: BinaryIO, form: str = "jsonl") -> Header:
+    def write(self, out: BinaryIO, form: str = "jsonl", *, progress: Progress | None = None) -> Header:
         """
         Write it: `jsonl` is the body itself, `csv` has a head of names, `json` is one object of rows and header.
+
+        `progress` is told now and then how many rows were written.
 
         Raises:
             InvalidCommand: There is no such form.
@@ -251,22 +258,22 @@ class PinnedReport:
         if form not in FORMATS:
             raise InvalidCommand("format", f"{form!r} is none of {', '.join(FORMATS)}")
         if form == "csv":
-            return self._write_csv(out)
+            return self._write_csv(out, progress)
         if form == "json":
-            return self._write_json(out)
-        out.writelines(line for _, line in self.lines())
+            return self._write_json(out, progress)
+        out.writelines(line for _, line in self.lines(progress))
         return self.header
 
-    def _write_json(self, out: BinaryIO) -> Header:
+    def _write_json(self, out: BinaryIO, progress: Progress | None) -> Header:
         before = b'{"rows":['
-        for _, line in self.lines():
+        for _, line in self.lines(progress):
             out.write(before + b"\n" + line[:-1])
             before = b","
         out.write(b"" if before == b"," else before)
         out.write(b'],\n"header":' + canonical_json(self.header.plain()).encode() + b"}\n")
         return self.header
 
-    def _write_csv(self, out: BinaryIO) -> Header:
+    def _write_csv(self, out: BinaryIO, progress: Progress | None) -> Header:
         digest = sha256()
         texts = {column.name for column in self.definition.columns if column.kind == "text"}
 
@@ -276,7 +283,7 @@ class PinnedReport:
             out.write(line)
 
         write([column.name for column in self.definition.columns])
-        for row, _ in self.lines():
+        for row, _ in self.lines(progress):
             write([harmless(_shown(cell)) if name in texts else _shown(cell) for name, cell in row.items()])
         self._header = replace(self.header, csv_sha256=digest.hexdigest())
         return self._header
