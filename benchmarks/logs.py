@@ -113,7 +113,7 @@ def aggregate(url: str) -> float:
         return seconds
 
 
-def _copy_out(url: str) -> float:
+def copy_out(url: str) -> float:
     with psycopg.connect(url, options="-c search_path=ledger") as connection:
         start = time.perf_counter()
         for table in ("events", "transactions"):
@@ -158,7 +158,7 @@ _TURNS: Final[dict[str, Callable[[str], float]]] = {
     AGGREGATE: aggregate,
     REBUILD: lambda url: _rebuild(url, 1),
     REBUILD_2: lambda url: _rebuild(url, 2),
-    COPY: _copy_out,
+    COPY: copy_out,
     HASHES: lambda url: _verify_hashes(url, 1),
     HASHES_2: lambda url: _verify_hashes(url, 2),
     VERIFY_2: lambda url: _verify(url, 2),

@@ -481,13 +481,11 @@ def _check_criteria(limit: int, metadata: Mapping[str, Any] | None, **texts: str
 
 
 def _times(effective: object, known: object) -> tuple[datetime | None, KnownAsOf]:
-    """The two times of a question, each of which may be left out."""
-    if known is not None and not isinstance(known, datetime):
-        checked(POSITION, "known_as_of", known)
-        position: KnownAsOf = known  # type: ignore[assignment]  # It is an integer now.
-    else:
-        position = None if known is None else checked(MOMENT, "known_as_of", known)
-    return None if effective is None else checked(MOMENT, "effective_as_of", effective), position
+    """The two times of a question, each of which may be left out; the second one may be a position of the feed."""
+    counts = None if effective is None else checked(MOMENT, "effective_as_of", effective)
+    if type(known) is int:
+        return counts, checked(POSITION, "known_as_of", known)
+    return counts, None if known is None else checked(MOMENT, "known_as_of", known)
 
 
 def _id_of(taken: Taken) -> UUID | str:

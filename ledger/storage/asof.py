@@ -39,8 +39,15 @@ _KNOWN_UNTIL: Final = """greatest(
     (SELECT f.known_at FROM {schema}.feed AS f ORDER BY f.position DESC LIMIT 1)
 )"""
 
-HEAD: Final = f"""
-SELECT (SELECT coalesce(max(position), 0) FROM {{schema}}.feed), {readable("k.known_until")}
+# A transaction is known as a whole: one that a position stands in the midst of is not known there.
+WHOLE: Final = f"""
+SELECT (SELECT coalesce(max(position), 0) FROM {{schema}}.feed), {readable("k.known_until")}, coalesce((
+    SELECT f.position FROM {{schema}}.feed AS f
+    WHERE f.position <= %(position)s::bigint AND f.transaction_id IS DISTINCT FROM (
+        SELECT n.transaction_id FROM {{schema}}.feed AS n WHERE n.position = %(position)s::bigint + 1
+    )
+    ORDER BY f.position DESC LIMIT 1
+), 0)
 FROM (SELECT {_KNOWN_UNTIL} AS known_until) AS k
 """
 
@@ -208,7 +215,7 @@ SELECT stream, recorded, {", ".join(f"{name}::text" for name in _NUMBERS)} FROM 
 
 TRIAL_BALANCE: Final = f"""
 WITH RECURSIVE {_HEADS.replace("{streams}", _ACCOUNTS)}{_KNOWN}, {_RECORDED}, {_DISTANCES}, {_CROSSING}, {_PARTS}
-SELECT o.asset, o.scale, o.account_type, count(*) FILTER (WHERE strpos(s.stream, '#') = 0),
+SELECT o.asset, o.scale, o.account_type, count(DISTINCT split_part(s.stream, '#', 1)),
        sum(s.posted_debits)::text, sum(s.posted_credits)::text
 FROM standing AS s CROSS JOIN LATERAL (
     SELECT e.payload ->> 'asset' COLLATE "C" AS asset, (e.payload ->> 'scale')::integer AS scale,
@@ -232,16 +239,18 @@ def position(connection: Connection, known_as_of: KnownAsOf) -> int | None:
     """
     The position of the feed that a question is pinned to; None where it is about all that was committed.
 
+    It is the end of a transaction: of one in the midst of which the question stands nothing is known.
+
     Raises:
         NotYetKnown: Something may still be stamped that was known by then.
     """
     if known_as_of is None:
         return None
     if isinstance(known_as_of, int):
-        ((head, until),) = connection.query(HEAD)
+        ((head, until, whole),) = connection.query(WHOLE, {"position": known_as_of})
         if known_as_of > head:
             raise NotYetKnown(f"position {known_as_of}", utc_text(in_utc(until)), head)
-        return known_as_of
+        return int(whole)
     moment = utc_text(known_as_of)
     ((found, head, until, known),) = connection.query(POSITION, {"moment": moment})
     if not known:
@@ -285,13 +294,22 @@ def account(connection: Connection, name: str, known_as_of: KnownAsOf) -> tuple[
     Raises:
         UnknownAccount, NotYetKnown, Drift: As `balance`.
     """
-    terms = queries.account(connection, name).terms
-    assert terms is not None
     pinned = position(connection, known_as_of)
-    known = known_versions(connection, stripes_of(name, terms.streams), pinned)
+    while True:  # An account never has fewer streams: the second time is mostly the last.
+        terms = _terms(connection, name)
+        known = known_versions(connection, stripes_of(name, terms.streams), pinned)
+        # What was known at a position is in streams that were there when the position was found.
+        if pinned is not None or _terms(connection, name).streams == terms.streams:
+            break
     if name not in known:
         raise UnknownAccount(name)
     return terms, known, pinned
+
+
+def _terms(connection: Connection, name: str) -> Terms:
+    terms = queries.account(connection, name).terms
+    assert terms is not None  # Or there would be no such account.
+    return terms
 
 
 def summed(name: str, terms: Terms, found: Mapping[str, Counted], pinned: int | None) -> Balance:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import accumulate, count
 from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -18,11 +20,13 @@ from sqlalchemy import text
 
 from ledger import Balance, CorruptLog, InvalidCommand, Ledger, NotYetKnown, Rejected, UnknownAccount
 from ledger.core.events import account_of
+from ledger.stamper import Stamper
 from ledger.storage import feed
 
 Psql = psycopg.Connection[Any]
 Gross = tuple[int, int, int, int]
 
+WAIT_SECONDS: Final = 60
 MICROSECOND: Final = timedelta(microseconds=1)
 LATENESS: Final = [
     timedelta(0),
@@ -34,8 +38,9 @@ LATENESS: Final = [
     timedelta(days=40),
     timedelta(days=3_650),
     timedelta(days=700_000),
+    timedelta(days=2_900_000),
 ]
-"""From nothing to nearly as long as there were years."""
+"""From nothing to as long as there are years."""
 
 EFFECTS: Final = {
     "entry_posted": (1, 0),
@@ -59,22 +64,30 @@ class Fact(NamedTuple):
     amount: int
     effective_at: datetime
     recorded_at: datetime
+    transaction_id: UUID
     position: int | None
 
 
 FACTS: Final = """
 SELECT e.stream, e.version, e.type, e.direction, coalesce(e.amount, 0)::bigint, e.effective_at, e.recorded_at,
-       f.position
+       e.transaction_id, f.position
 FROM ledger.events AS e LEFT JOIN ledger.feed AS f ON f.stream = e.stream AND f.version = e.version
 ORDER BY e.effective_at, e.recorded_at, e.stream, e.version
 """
 
 
 def facts(ledger: Ledger) -> list[Fact]:
-    """All events of accounts, in effective order."""
+    """All events, in effective order."""
     with ledger.engine.connect() as connection:
-        found = [Fact(*row) for row in connection.execute(text(FACTS))]
-    return [fact for fact in found if not fact.stream.startswith(("$", "#"))]
+        return [Fact(*row) for row in connection.execute(text(FACTS))]
+
+
+def whole(everything: Iterable[Fact], position: int | None) -> int | None:
+    """The last position up to there at which a transaction ends."""
+    transactions = {fact.position: fact.transaction_id for fact in everything}
+    while position and transactions[position] == transactions.get(position + 1):
+        position -= 1
+    return position
 
 
 def counted(known: Iterable[Fact], effective: datetime | None = None) -> Gross:
@@ -112,7 +125,7 @@ STEPS: Final = st.lists(
             st.sampled_from(LATENESS),
         ),
         st.tuples(st.sampled_from(["capture", "part", "release", "reverse"]), st.integers(0, 9)),
-        st.tuples(st.just("stamp"), st.integers(1, 6)),
+        st.tuples(st.just("stamp"), st.sampled_from([1, 3, 100])),
     ),
     min_size=3,
     max_size=10,
@@ -139,7 +152,10 @@ class Desk:
 
     def _take(self, what: str, number: int, sign: int = 1, lateness: timedelta = timedelta(0)) -> None:
         opened = self.ledger.history(self.account, limit=1)[0].recorded_at
-        effective = None if not lateness else opened - sign * lateness
+        try:
+            effective = None if not lateness else opened - sign * lateness
+        except OverflowError:
+            effective = None
         amount = f"{number}.00 USD"
         match what:
             case "transfer":
@@ -181,10 +197,10 @@ def moments(everything: Iterable[Fact]) -> list[datetime]:
     return sorted(times | {time - MICROSECOND for time in times})
 
 
-def check_balances(ledger: Ledger, account: str, known: list[Fact], position: int | None) -> None:
+def check_balances(ledger: Ledger, account: str, known: list[Fact], asked: int | None, position: int | None) -> None:
     """As of every moment the account has what adding up gives."""
     for effective in [None, *moments(known)]:
-        answer = ledger.balance(account, effective_as_of=effective, known_as_of=position)
+        answer = ledger.balance(account, effective_as_of=effective, known_as_of=asked)
         assert minor(answer) == of_liability(counted(known, effective)), (position, effective)
         assert (answer.position, answer.version) == (position, len(known))
 
@@ -220,10 +236,12 @@ def check_history(ledger: Ledger, account: str, known: list[Fact], position: int
     assert list(backward) == list(reversed(forward))
 
 
-def check_trial_balance(ledger: Ledger, position: int | None, effective: datetime | None) -> None:
+def check_trial_balance(ledger: Ledger, asked: int | None, effective: datetime | None) -> None:
     """All accounts together have what adding up gives, and those of which nothing was known are not counted."""
-    known = known_at(facts(ledger), position)
-    found = ledger.trial_balance(effective_as_of=effective, known_as_of=position)
+    everything = facts(ledger)
+    position = whole(everything, asked)
+    known = known_at(everything, position)
+    found = ledger.trial_balance(effective_as_of=effective, known_as_of=asked)
     assert found.position == position
     assert found.balanced
     sums: dict[str, list[int]] = {}
@@ -252,17 +270,21 @@ def test_every_question_has_the_answer_of_a_reckoning(place: Ledger, steps: list
     place.open_account(desk.other, asset="USD", type="equity")
     place.open_account(desk.account, asset="USD", type="liability")
     place.change_account(desk.account, stripes=stripes)
+    while place.stamp():
+        continue
     desk.take(steps)
-    everything = [fact for fact in facts(place) if account_of(fact.stream) == desk.account]
-    positions = [fact.position for fact in everything if fact.position]
-    for position in (None, *sorted(positions)):
-        known = known_at(everything, position)
-        check_balances(place, desk.account, known, position)
-        check_statements(place, desk.account, known, position)
-        check_history(place, desk.account, known, position)
-    for position, fact in zip((None, *positions[-3:]), everything[-4:], strict=False):
+    everything = facts(place)
+    ours = [fact for fact in everything if account_of(fact.stream) == desk.account]
+    positions = sorted(fact.position for fact in ours if fact.position)
+    for asked in (None, *positions):
+        position = whole(everything, asked)
+        if known := known_at(ours, position):
+            check_balances(place, desk.account, known, asked, position)
+            check_statements(place, desk.account, known, position)
+            check_history(place, desk.account, known, position)
+    for asked, fact in zip((None, *positions[-4:]), ours[-5:], strict=False):
         for effective in (None, fact.effective_at, fact.effective_at - MICROSECOND):
-            check_trial_balance(place, position, effective)
+            check_trial_balance(place, asked, effective)
 
 
 # For ever
@@ -301,6 +323,63 @@ def until(ledger: Ledger) -> datetime:
     with pytest.raises(NotYetKnown) as refused:
         ledger.balance("world", known_as_of=10**9)
     return datetime.fromisoformat(refused.value.known_until)
+
+
+def test_answers_stay_as_they_are_under_load(funded: Ledger, ledger_url: str) -> None:
+    """Writers that commit late, a stamper, and a clock that is moved all the time: each answer is given again."""
+    ended = threading.Event()
+    faults: list[BaseException] = []
+
+    def write(name: str) -> None:
+        with psycopg.connect(ledger_url) as own:
+            for number in range(60):
+                with funded.join(own, accounts=["world", name]) as guest:
+                    guest.transfer("1 USD", debit="world", credit=name)
+                if number % 3 == 0:
+                    until(funded)
+                own.commit()
+
+    def stamp() -> None:
+        stamper = Stamper(funded._database, limit=7, clock_seconds=0)  # noqa: SLF001
+        while not ended.is_set():
+            stamper.step()
+        stamper.close()
+
+    def kept(work: Callable[..., None], *arguments: str) -> threading.Thread:
+        def run() -> None:
+            try:
+                work(*arguments)
+            except BaseException as fault:  # noqa: BLE001  (raised below)
+                faults.append(fault)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    writers = [kept(write, name) for name in ("alice", "bob")]
+    stamping = kept(stamp)
+    given: dict[datetime, Balance] = {}
+    while any(writer.is_alive() for writer in writers) and len(given) < 2_000:
+        moment = until(funded)
+        if moment > datetime(1970, 1, 1, tzinfo=UTC):
+            given[moment] = funded.balance("world", known_as_of=moment)
+    for writer in writers:
+        writer.join(WAIT_SECONDS)
+    ended.set()
+    stamping.join(WAIT_SECONDS)
+    assert not faults
+    while funded.stamp():
+        continue
+    assert len({answer.position for answer in given.values()}) > 3
+    assert {moment: funded.balance("world", known_as_of=moment) for moment in given} == given
+    assert funded.verify().ok
+
+
+def test_transaction_is_known_as_a_whole(funded: Ledger) -> None:
+    """In the midst of a transaction nothing of it is known, and debits equal credits at every position."""
+    funded.stamp()
+    assert [funded.trial_balance(known_as_of=position).position for position in range(4, 9)] == [4, 4, 6, 6, 8]
+    assert all(funded.trial_balance(known_as_of=position).balanced for position in range(9))
 
 
 def test_time_is_known_later_than_all_that_was_asked(funded: Ledger, psql: Psql) -> None:

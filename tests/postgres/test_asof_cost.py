@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -96,6 +97,20 @@ def test_statement_reads_its_period(lived: Ledger) -> None:
     lines = len(list(made))
     assert 1_000 <= lines <= 3_000
     assert buffers(lived, LINES, dict(made._parameters)) <= 12 * lines + BUFFERS_MAX  # noqa: SLF001
+
+
+def test_statement_is_read_in_flat_memory(lived: Ledger) -> None:
+    """All lines of a long life are never held at once: not even a tenth of what they would take."""
+    first, last = lived.history(BUSY, limit=1)[0], lived.history(BUSY, before_version=10**6, limit=1)[0]
+    made = lived.statement(BUSY, first.recorded_at - timedelta(days=1), last.recorded_at + timedelta(days=1))
+    tracemalloc.start()
+    try:
+        lines = sum(1 for _ in made)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert lines > 0.95 * TRANSFERS
+    assert peak < 4_000_000
 
 
 def test_what_counts_when_it_is_recorded_is_not_in_the_index(funded: Ledger, psql: Psql) -> None:
