@@ -72,6 +72,19 @@ SELECT (SELECT coalesce(max(number), 0) FROM {{schema}}.trail) + row_number() OV
 FROM ({_WAITING}) AS w RETURNING number
 """
 
+
+def _gone(kind: str) -> str:
+    source = SOURCES[kind]
+    return f"""
+    SELECT t.number, t.kind, t.place FROM {{schema}}.trail AS t
+    WHERE t.kind = '{kind}' AND t.number <= %(trail)s AND NOT EXISTS (
+        SELECT FROM {{schema}}.{source.table} AS r WHERE {source.condition} AND ({source.place}) = t.place
+    )"""
+
+
+GONE: Final = f"{' UNION ALL '.join(map(_gone, SOURCES))} ORDER BY number"
+"""What has a number up to one that is given, and is not there any more."""
+
 HEAD: Final = "SELECT coalesce(max(number), 0) FROM {schema}.trail"
 
 NOTE: Final = """

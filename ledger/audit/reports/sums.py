@@ -263,15 +263,17 @@ def _numbers(connection: Connection, at: dict[str, int]) -> Iterator[Sequence[Ce
     count, last = connection.query(_NUMBERED, at)[0]
     whole = count == last == at["trail"]
     yield _row("trail", "the trail", count, min(1, last), last, None if whole else "numbers of the trail are missing")
+    with connection.stream(trail.GONE, at, CURSOR_ROWS) as rows:
+        for number, kind, place in rows:
+            yield _row("trail", f"{kind} {place}", 0, number, number, "what was on record here is gone")
 
 
 def _released(connection: Connection, at: dict[str, int]) -> Iterator[Sequence[Cell]]:
     """What streams of the inbox went on without: on record, and so not missing without a word."""
     with connection.stream(_RELEASES, at, CURSOR_ROWS) as rows:
-        for _, place, found, source, stream, first, last, reason, actor, note in rows:
+        for _, _, found, source, stream, first, last, reason, actor, note in rows:
             if found is None:
-                yield _row("inbox", place, 0, None, None, "what was on record of this release is gone")
-                continue
+                continue  # Told of above.
             told = ", ".join(each for each in (reason, actor and f"by {actor}", note) if each)
             yield ("inbox", f"{source} {stream}", last - first + 1, first, last, False, f"went on without: {told}")
 
