@@ -6,6 +6,7 @@ from ledger.audit.csv_statement import CsvProfile
 from ledger.audit.diagnosis import Diagnosis, Symptom
 from ledger.audit.reconciled import Reconciliation
 from ledger.audit.report import Finding, Report
+from ledger.audit.reports.form import PinnedReport
 from ledger.batch import Done
 from ledger.batcher import Batcher
 from ledger.core.book import Balance, Terms
@@ -186,6 +187,7 @@ __all__ = [
     "PeriodIsClosed",
     "PeriodNotOver",
     "PersonalData",
+    "PinnedReport",
     "Post",
     "ProofFailed",
     "Reason",

@@ -16,12 +16,11 @@ import sqlalchemy.orm
 from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy.exc import InvalidRequestError
 
-from ledger.audit.bundle import write_bundle
-from ledger.audit.checkpoint import Checkpoint
 from ledger.audit.diagnosis import Diagnosis
 from ledger.audit.doctor import examine
 from ledger.audit.report import Report
 from ledger.audit.verify import verify
+from ledger.auditing import Auditing
 from ledger.batch import Done, Outcome
 from ledger.batcher import Batcher
 from ledger.core.commands import (
@@ -53,6 +52,7 @@ from ledger.storage import (
     repair,
     subject_keys,
     subscriptions,
+    trail,
 )
 from ledger.storage.database import Connection, Database, Timeouts, check_encoding, engine_for
 from ledger.storage.explained import in_our_words
@@ -69,11 +69,14 @@ from ledger.writer import Writer, handle_as_guest
 Lender: TypeAlias = psycopg.Connection[Any] | sqlalchemy.Connection | sqlalchemy.orm.Session
 """What a guest can work on."""
 
+NAMED_CHARACTERS_MAX: Final = 1_000
+"""Of the names of accounts that were rebuilt, as far as they are put on record with that."""
+
 EXPIRED_TOGETHER: Final = 500
 """Holds expired in one transaction: how long writers to their accounts may wait."""
 
 
-class Ledger(Operations, Proofs, Reconciliations):
+class Ledger(Operations, Proofs, Auditing, Reconciliations):
     """
     An event-sourced, double-entry ledger on a PostgreSQL database.
 
@@ -216,6 +219,7 @@ class Ledger(Operations, Proofs, Reconciliations):
         after: str = "",
         progress: Callable[[int], None] | None = None,
         noticed_by: str = "rebuild",
+        actor: str | None = None,
     ) -> list[str]:
         """
         Make the projections of these accounts or other streams, or of all, anew from the log, while writers go on.
@@ -230,6 +234,10 @@ class Ledger(Operations, Proofs, Reconciliations):
             Interrupted: By the user; its `after` is where to go on.
         """
         _check_selection(accounts, jobs, after)
+        if noticed_by != "read":  # Who only reads mends what they meet, and has asked for nothing.
+            named = trail.note("rebuild", actor, " ".join(accounts)[:NAMED_CHARACTERS_MAX], {"noticed_by": noticed_by})
+            with self._database.connection() as connection:
+                connection.query(*named)
         if not accounts:
             return rebuild_all(self._database, noticed_by, jobs, after, progress)
         with self._database.connection() as connection:
@@ -328,6 +336,7 @@ class Ledger(Operations, Proofs, Reconciliations):
         with self._database.connection() as connection, connection.transaction():
             if not offsets.seek(connection, group, place, offset, owner):
                 raise InvalidCommand("partition", f"group {group!r} has never read {place}")
+            connection.query(*trail.note("seek_consumer", owner, f"{group} {place}", {"offset": offset}))
 
     def feed(self, *, after: int = 0, limit: int | None = None) -> Iterator[FeedEntry]:
         """
@@ -356,32 +365,6 @@ class Ledger(Operations, Proofs, Reconciliations):
             yield from entries
             after = entries[-1].position
             left = None if left is None else left - len(entries)
-
-    def bundle(
-        self,
-        path: Path,
-        *,
-        note: bytes | None = None,
-        anchors: Sequence[Path] = (),
-        timestamps: Sequence[Path] = (),
-        progress: Callable[[int], None] | None = None,
-    ) -> Checkpoint:
-        """
-        Write everything up to a checkpoint, `note` or the last one, into one new file that is verified without us.
-
-        `anchors` are files of anchored checkpoints, `timestamps` are responses of authorities about this one.
-
-        Raises:
-            InvalidCommand: There is such a file; nothing was sealed; or the checkpoint ends within a transaction.
-            ProofFailed: The log is not what the checkpoint is of.
-            CorruptLog: An event is not what the feed has.
-            OSError: A file cannot be read or written.
-        """
-        signed = self.checkpoint().note if note is None else note
-        entries = self.feed()
-        return write_bundle(
-            path, self._ledger_id(), entries, signed, anchors=anchors, timestamps=timestamps, progress=progress
-        )
 
     def feed_head(self) -> int:
         """The last position of the feed; 0 where nothing was stamped yet."""
@@ -449,6 +432,7 @@ class Ledger(Operations, Proofs, Reconciliations):
             raise InvalidCommand("position", f"{position!r} is not from 0 to {head}, the last one of the feed")
         with self._database.connection() as connection, connection.transaction():
             subscriptions.seek(connection, name, position, owner)
+            connection.query(*trail.note("seek_subscription", owner, name, {"position": position}))
 
     @contextmanager
     def join(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
 from ledger.audit import sealed
+from ledger.audit.bundle import write_bundle
 from ledger.audit.checkpoint import Checkpoint, Note, SigningKey, VerifierKey
 from ledger.audit.export import Exported, format_named, write_export
 from ledger.audit.inclusion import InclusionProof
@@ -19,7 +20,7 @@ from ledger.core.events import FeedEntry
 from ledger.core.fields import INTEGER_MAX, TEXT, checked
 from ledger.core.merkle import consistency_proof
 from ledger.sealer import PAUSE_SECONDS, Sealer
-from ledger.storage import leases, queries, tree
+from ledger.storage import leases, tree
 from ledger.storage.database import Database
 from ledger.storage.leases import Lease
 from ledger.storage.tree import SEALER, Sealed
@@ -29,14 +30,6 @@ class Proofs:
     """The methods of `Ledger` that seal what is in the feed, and prove it."""
 
     _database: Database
-
-    def feed(self, *, after: int = 0, limit: int | None = None) -> Iterator[FeedEntry]:
-        """Everything that was stamped after a position: see `Ledger`."""
-        raise NotImplementedError
-
-    def feed_head(self) -> int:
-        """The last position of the feed: see `Ledger`."""
-        raise NotImplementedError
 
     def seal(
         self,
@@ -212,9 +205,44 @@ class Proofs:
             if entry.transaction.transaction_id == following.transaction.transaction_id:
                 raise InvalidCommand("position", f"{last} lies within transaction {entry.transaction.transaction_id}")
         entries = self.feed(limit=last) if last else iter(())
-        ledger_id = self._database.ask(queries.ledger_id)
         out = Path(target) if isinstance(target, str) else target
-        return write_export(kind, out, ledger_id, last, entries, progress=progress)
+        return write_export(kind, out, self._ledger_id(), last, entries, progress=progress)
+
+    def bundle(
+        self,
+        path: Path,
+        *,
+        note: bytes | None = None,
+        anchors: Sequence[Path] = (),
+        timestamps: Sequence[Path] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> Checkpoint:
+        """
+        Write everything up to a checkpoint, `note` or the last one, into one new file that is verified without us.
+
+        `anchors` are files of anchored checkpoints, `timestamps` are responses of authorities about this one.
+
+        Raises:
+            InvalidCommand: There is such a file; nothing was sealed; or the checkpoint ends within a transaction.
+            ProofFailed: The log is not what the checkpoint is of.
+            CorruptLog: An event is not what the feed has.
+            OSError: A file cannot be read or written.
+        """
+        signed = self.checkpoint().note if note is None else note
+        return write_bundle(
+            path, self._ledger_id(), self.feed(), signed, anchors=anchors, timestamps=timestamps, progress=progress
+        )
+
+    def feed(self, *, after: int = 0, limit: int | None = None) -> Iterator[FeedEntry]:
+        """Everything that was stamped after a position: see `Ledger`."""
+        raise NotImplementedError
+
+    def feed_head(self) -> int:
+        """The last position of the feed: see `Ledger`."""
+        raise NotImplementedError
+
+    def _ledger_id(self) -> str:
+        raise NotImplementedError
 
 
 def _counted(what: str, number: int) -> int:

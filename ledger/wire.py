@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from ledger.audit.diagnosis import Diagnosis
 from ledger.audit.report import Finding, Report
+from ledger.audit.reports.form import Definition
 from ledger.batch import Done
 from ledger.core.book import Balance, Terms
 from ledger.core.canonical import utc_text
@@ -302,4 +303,16 @@ def migrated_json(migrated: Migrated) -> Json:
         "found": migrated.found,
         "applied": list(migrated.applied),
         "head": migrated.head,
+    }
+
+
+def definition_json(of: Definition) -> Json:
+    """A report as a program reads it: its parameters as a JSON schema."""
+    return {
+        "name": of.name,
+        "version": of.version,
+        "title": of.title,
+        "pinned_by": list(of.pinned_by),
+        "columns": [{"name": column.name, "kind": column.kind} for column in of.columns],
+        "parameters": of.parameters.model_json_schema(),
     }

@@ -28,7 +28,7 @@ FLOW: Final = """
     order.cursor order.sequencer order.disturb
     order.published order.remote                | what happened, told to others
     storage.tables storage.explained storage.database   | where it is kept
-    storage.embedded storage.partitions storage.migrations storage.catalogue storage.parts
+    storage.trail storage.embedded storage.partitions storage.migrations storage.catalogue storage.parts
     storage.store                               | what is kept                  → appended
     storage.projector storage.repair storage.rebuild    | what it adds up to    → projected
     storage.leases storage.feed storage.subscriptions    | the order of everything
@@ -46,12 +46,14 @@ FLOW: Final = """
     audit.sealed audit.archive audit.replay
     audit.names audit.journal audit.hledger audit.beancount audit.rows audit.parquet audit.export | to other programs
     audit.bundle
+    audit.reports.form audit.reports.accounts audit.reports.journal audit.reports.sums | what an auditor asks for
+    audit.reports.oversight audit.reports.catalogue
     audit.bank_statement audit.camt053 audit.csv_statement       | what others say of an account
     audit.matching audit.reconciled             | … and which of it is the same
     receiving inbox intake                      | messages, once and in order
     stamper subscription                        | the feed: one writer, many readers
     sealer                                      | … and what is signed of it
-    lifecycle operations proof desk reconciliation application      | the one public object
+    lifecycle operations proof auditing desk reconciliation application      | the one public object
     asynchronous                                | … awaited
     ledger                                      | the public names
     simulation                                  | the incident, at any scale
@@ -63,7 +65,8 @@ FLOW: Final = """
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.stating cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding
-    cli.examining cli.proving cli.sealing cli.bundling cli.exporting cli.forgetting cli.reconciling cli.upkeep
+    cli.examining cli.proving cli.sealing cli.bundling cli.exporting cli.reporting cli.forgetting cli.reconciling
+    cli.upkeep
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program
     cli __main__
 """

@@ -29,6 +29,7 @@ from ledger.cli import (
     ordering,
     proving,
     reconciling,
+    reporting,
     ruling,
     sealing,
     simulate,
@@ -110,6 +111,7 @@ app.command("simulate", rich_help_panel=_ORDER)(simulate.simulate_incident)
 app.add_typer(examining.doctor_app, rich_help_panel=_CHECK)
 app.command("trial-balance", rich_help_panel=_CHECK)(asking.trial_balance)
 app.add_typer(reconciling.reconcile_app, rich_help_panel=_CHECK)
+app.command("report", rich_help_panel=_CHECK)(reporting.report)
 app.command("verify", rich_help_panel=_CHECK)(upkeep.verify)
 app.command("rebuild", rich_help_panel=_CHECK)(upkeep.rebuild)
 app.command("bench", rich_help_panel=_CHECK)(bench.bench)

@@ -113,6 +113,18 @@ Index(
     postgresql_where=transactions.c.kind == literal_column("'reverse'"),
 )
 Index(
+    "transactions_correlation",
+    transactions.c.correlation_id,
+    transactions.c.transaction_id,
+    postgresql_where=transactions.c.correlation_id.is_not(None),
+)
+Index(
+    "transactions_causation",
+    transactions.c.causation_id,
+    transactions.c.transaction_id,
+    postgresql_where=transactions.c.causation_id.is_not(None),
+)
+Index(
     "transactions_metadata",
     cast(transactions.c.metadata, JSONB).label("contained"),
     postgresql_using="gin",
@@ -509,6 +521,42 @@ subject_keys: Final = Table(
 )
 Index("subject_keys_id", subject_keys.c.key_id)
 
+privileged_actions: Final = Table(
+    "privileged_actions",
+    metadata,
+    Column("action_id", Uuid, primary_key=True),
+    _moment("recorded_at"),
+    _text("action"),
+    _text("actor", nullable=True),
+    _text("database_user"),
+    _text("subject"),
+    Column("details", JSON, nullable=False),
+    comment="Append-only: what was done to the ledger and not in it: migrations, roles, rebuilds, consumers set back.",
+)
+
+replays: Final = Table(
+    "replays",
+    metadata,
+    Column("replay_id", Uuid, primary_key=True),
+    Column("transaction_id", Uuid, nullable=False),
+    _moment("replayed_at"),
+    _text("actor", nullable=True),
+    comment="Append-only: answers that were given again, since their idempotency key had been used before.",
+)
+
+# Numbered by one at a time, so that it is in one place, as the feed is.
+trail: Final = Table(
+    "trail",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    _text("kind"),
+    _text("place"),
+    UniqueConstraint("kind", "place", name="trail_place"),
+    CheckConstraint("number >= 1", name="number_positive"),
+    comment="Append-only: the order of what happened beside the log."
+    "  Numbers 1, 2, 3 … without a gap, for what has ended.",
+)
+
 bank_statements: Final = Table(
     "bank_statements",
     metadata,
@@ -607,6 +655,9 @@ APPEND_ONLY: Final = (
     "reconciliation_decisions",
     "reconciliation_claims",
     "reconciliations",
+    "privileged_actions",
+    "replays",
+    "trail",
 )
 """Tables that the database itself refuses to change."""
 
