@@ -43,14 +43,15 @@ class Auditing:
         """
         Ask for a report, pinned to a position of the feed and a number of the trail: the last ones, unless said.
 
-        `known_as_of` is a moment, for the position that was the last one known then, or a position itself.
+        `known_as_of` is a moment, for the position that was the last one known then, or a position itself.  One within
+        a transaction stands for the last one before it, which the header has.
 
         Nothing of it is read yet: its rows come by iterating, and its header after the last one, so that memory stays
         flat.  The same pin and parameters give the same bytes for ever.  What is committed beside the log, and has no
         number in the trail yet, is numbered first, where this user may write.
 
         Raises:
-            InvalidCommand: There is no such report or parameter, or the position is within a transaction.
+            InvalidCommand: There is no such report or parameter, or the trail is not that long.
             NotYetKnown: Something may still be stamped that was known by then.
             UnknownTransaction, UnknownAccount: What the report is about was not there; when its rows are read.
         """

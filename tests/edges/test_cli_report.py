@@ -133,7 +133,6 @@ def test_bad_news_is_an_exit_code(told: Ledger, program: Program, ledger_url: st
         (["general-journal", "since=2020-01-01T00:00:00Z", "since=x"], "given twice"),
         (["general-journal", "--format", "xml"], "none of table, jsonl, json, csv"),
         (["general-journal", "--known-as-of", "today"], "not a time with its zone"),
-        (["general-journal", "--position", "4"], "it ends at 5"),
         (["general-journal", "--position", "99"], "cannot be said yet"),
         (["general-journal", "--output", "/nowhere/at/all"], "No such file"),
     ],

@@ -676,7 +676,6 @@ def drop(psql: Psql, roles: Sequence[str]) -> None:
         ("backdated", {"seconds": -1}, "seconds"),
         ("repairs", {"trail": 10**6}, "its last number so far"),
         ("general-journal", {"position": -1}, "position"),
-        ("general-journal", {"position": 7}, "within transaction .* it ends at 8"),
         ("general-journal", {"position": 8, "known_as_of": PAST}, "one of the two"),
     ],
 )
@@ -702,6 +701,14 @@ def test_known_as_of_stands_for_a_position(told: Ledger) -> None:
         told.report("general-journal", known_as_of=FUTURE)
     with pytest.raises(NotYetKnown):
         told.report("general-journal", position=10**6)
+
+
+def test_half_of_a_transaction_is_no_answer(told: Ledger) -> None:
+    """A position within a transaction stands for the last one before it, and the header says which."""
+    within, header = body(told, "general-journal", position=7)
+    assert header.position == 6
+    assert body(told, "general-journal", position=6)[0] == within
+    assert body(told, "general-journal", position=8)[1].rows == header.rows + 2
 
 
 def test_nothing_was_stamped_yet(ledger: Ledger) -> None:

@@ -18,19 +18,7 @@ REPORTS: Final[Mapping[str, Definition]] = {
     report.name: report for report in (*accounts.REPORTS, *journal.REPORTS, *sums.REPORTS, *oversight.REPORTS)
 }
 
-_AT: Final = f"""
-SELECT {readable("f.known_at")}, f.transaction_id::text, next.position IS NOT NULL
-FROM {{schema}}.feed AS f
-LEFT JOIN {{schema}}.feed AS next ON next.position = f.position + 1 AND next.transaction_id = f.transaction_id
-WHERE f.position = %s
-"""
-
-_ENDS: Final = """
-SELECT max(f.position) FROM {schema}.transactions AS t CROSS JOIN unnest(t.announced) AS a (place)
-JOIN {schema}.feed AS f ON f.stream = substring(a.place FROM '^(.*) [0-9]+$') COLLATE "C"
-                       AND f.version = substring(a.place FROM '[0-9]+$')::bigint
-WHERE t.transaction_id = %s::uuid
-"""
+_AT: Final = f"SELECT {readable('f.known_at')} FROM {{schema}}.feed AS f WHERE f.position = %s"
 
 
 def definition(name: str) -> Definition:
@@ -67,9 +55,11 @@ def pin(connection: Connection, known_as_of: KnownAsOf, number: int | None) -> P
     """
     What a report is read at: a position, or what was known by a moment, and a number of the trail; or the last ones.
 
+    A position within a transaction stands for the last one before it: half of a transaction is no answer.
+
     Raises:
         NotYetKnown: Something may still be stamped that was known by then.
-        InvalidCommand: The trail is not that long, or the position is within a transaction.
+        InvalidCommand: The trail is not that long.
     """
     last = trail.head(connection)
     if number is not None and (type(number) is not int or not 0 <= number <= last):
@@ -77,10 +67,6 @@ def pin(connection: Connection, known_as_of: KnownAsOf, number: int | None) -> P
     found = asof.position(connection, known_as_of)
     at = feed.head(connection) if found is None else found
     known_at = None
-    for recorded_at, transaction_id, goes_on in connection.query(_AT, (at,)):
-        known_at = in_utc(recorded_at)
-        if goes_on:
-            ends = connection.query(_ENDS, (transaction_id,))[0][0]
-            told = f"{at} is within transaction {transaction_id}, of which half is no answer: it ends at {ends}"
-            raise InvalidCommand("position", told)
+    for (moment,) in connection.query(_AT, (at,)):
+        known_at = in_utc(moment)
     return Pin(at, known_at, last if number is None else number)
