@@ -336,13 +336,14 @@ def test_one_verification_runs_at_a_time(sign_in: SignIn, psql: psycopg.Connecti
         first = client.post("/verify", data={"token": token})
         _until(lambda: _blocked(psql) == 1)
         second = client.post("/verify", data={"token": token})
+        runs = [thread.name for thread in threading.enumerate()].count("ledger-verify")
         running = client.get("/verify")
         progress = client.get("/verify/progress").json()
-        assert _blocked(psql) == 1
     _until(lambda: not client.get("/verify/progress").json()["running"])
     done = client.get("/verify")
 
     assert (first.status_code, second.status_code) == (303, 303)
+    assert runs == 1
     assert "audit began it" in running.text
     assert progress["running"]
     assert progress["total"] > 0

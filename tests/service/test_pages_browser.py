@@ -61,11 +61,19 @@ class Visitor:
                 self.look()
             self.page.get_by_label("API key").fill(key)
             self.page.get_by_role("button", name="Sign in").click()
-            self.page.get_by_role("heading", name="Overview").wait_for()
+            self.arrive("Overview")
 
     def click(self, name: str | re.Pattern[str], role: str = "link", **how: Any) -> None:
         """Click on what has this name."""
         self.page.get_by_role(role, name=name, **how).first.click()
+
+    def arrive(self, heading: str) -> None:
+        """Wait until a page with this heading is there; where it does not come, say what did."""
+        try:
+            self.page.get_by_role("heading", name=heading).wait_for()
+        except playwright.TimeoutError:
+            there = [*self.page.locator("h1").all_inner_texts(), *self.page.get_by_role("alert").all_inner_texts()]
+            raise AssertionError(f"{self.page.url} is no {heading!r}: {there}") from None
 
     def look(self) -> None:
         """Look at a page as people with and without eyes do: nothing hangs out, and axe-core finds nothing."""
@@ -136,14 +144,14 @@ def _through_accounts(visitor: Visitor) -> None:
         visitor.click("Download CSV")
     assert "opening balance" in download.value.path().read_text()
     page.locator("tbody a.ident").first.click()
-    page.get_by_role("heading", name="What it made happen").wait_for()
+    visitor.arrive("What it made happen")
     visitor.look()
     visitor.click(re.compile("^Prove version"))
-    page.get_by_role("heading", name="Proof of one event").wait_for()
+    visitor.arrive("Proof of one event")
     visitor.look()
     page.get_by_label("Account, transaction id or reference").fill("payday")
     visitor.click("Find", "button")
-    page.get_by_role("heading", name="Find").wait_for()
+    visitor.arrive("Find")
     visitor.look()
 
 
@@ -155,7 +163,7 @@ def _through_order(visitor: Visitor) -> None:
     visitor.click(re.compile("dead letters of bank"))
     visitor.look()
     page.locator("tbody a").first.click()
-    page.get_by_role("heading", name="The message").wait_for()
+    visitor.arrive("The message")
     visitor.look()
 
 
@@ -163,7 +171,7 @@ def _through_verification(visitor: Visitor) -> None:
     page = visitor.page
     visitor.click("Verify", exact=True)
     visitor.click("Verify everything", "button")
-    page.get_by_role("heading", name="Last report").wait_for()
+    visitor.arrive("Last report")
     visitor.look()
     visitor.click("Overview", exact=True)
     page.get_by_text("see the report").wait_for()
@@ -177,7 +185,7 @@ def test_a_problem_is_a_page_like_others(visit: Visit) -> None:
     visitor.look()
     assert visitor.page.get_by_role("alert").inner_text() == "Account nobody does not exist; open it first."
     visitor.click("Go to the overview")
-    visitor.page.get_by_role("heading", name="Overview").wait_for()
+    visitor.arrive("Overview")
 
 
 def test_the_policy_is_in_force(visit: Visit) -> None:
@@ -287,14 +295,15 @@ def test_a_dead_letter_is_decided_about_by_hand(visit: Visit, eventful: Ledger) 
 
 def test_an_auditor_sees_no_button_that_writes(visit: Visit) -> None:
     """On no page is there a button but those that find, show, verify, copy, and sign out."""
-    page = visit(Scope.AUDIT).page
+    visitor = visit(Scope.AUDIT)
+    page = visitor.page
     names: set[str] = set()
     for path in ("/", "/accounts", "/account?name=world", "/order", "/dead-letters", "/verify"):
         page.goto(path)
         names |= {each.split(" ")[0] for each in page.get_by_role("button").all_inner_texts()}
     page.goto("/dead-letters")
     page.locator("tbody a").first.click()
-    page.get_by_role("heading", name="The message").wait_for()
+    visitor.arrive("The message")
     names |= {each.split(" ")[0] for each in page.get_by_role("button").all_inner_texts()}
 
     assert names == {"Find", "Sign", "Show", "Ask", "Verify", "Copy"}
@@ -307,7 +316,7 @@ def test_everything_works_without_scripts(visit: Visit, psql: psycopg.Connection
     page = visitor.page
     page.get_by_label("Account, transaction id or reference").fill("customers/alice")
     visitor.click("Find", "button")
-    page.get_by_role("heading", name="customers/alice").wait_for()
+    visitor.arrive("customers/alice")
     page.get_by_text("The same as a table").click()
     assert page.get_by_role("region", name="Table of the balance over time").is_visible()
     page.goto("/proof?stream=customers/alice&version=2")
@@ -334,7 +343,7 @@ def test_progress_moves_by_itself(visit: Visit, psql: psycopg.Connection[Any]) -
         visitor.page.get_by_role("progressbar").wait_for()
         visitor.look()
         assert not visitor.page.get_by_text("Look again").is_visible()
-    visitor.page.get_by_role("heading", name="Last report").wait_for()
+    visitor.arrive("Last report")
 
 
 def test_a_keyboard_is_enough(visit: Visit) -> None:
