@@ -50,6 +50,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = {
     "atomic_batch": HTTPStatus.CONFLICT,
     "proof_failed": HTTPStatus.CONFLICT,
     "not_yet_known": HTTPStatus.CONFLICT,
+    "decided_already": HTTPStatus.CONFLICT,
     # The request itself is wrong, and stays so.
     "idempotency_conflict": HTTPStatus.UNPROCESSABLE_ENTITY,
     "invalid_amount": HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -57,6 +58,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = {
     "unbalanced_transaction": HTTPStatus.UNPROCESSABLE_ENTITY,
     "invalid_command": HTTPStatus.UNPROCESSABLE_ENTITY,
     "invalid_state_machine": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "broken_statement": HTTPStatus.UNPROCESSABLE_ENTITY,
     "undecodable_message": HTTPStatus.UNPROCESSABLE_ENTITY,
     "missing_idempotency_key": HTTPStatus.BAD_REQUEST,
     # Who asks, and how much.
