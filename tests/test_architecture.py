@@ -67,7 +67,7 @@ FLOW: Final = """
     service.problem_details service.tokens service.gate service.group_commit service.desk   | the API
     service.scoped service.bodies service.shortcut service.bounds service.shapes
     service.command_routes service.question_routes service.bulk_routes service.feed_routes service.message_routes
-    service.upkeep_routes service.document_routes
+    service.upkeep_routes service.report_routes service.document_routes
     service.app service.server
     client                                      | … and whoever speaks with it
     cli.output cli.options cli.lines            | the command line

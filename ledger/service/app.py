@@ -19,6 +19,7 @@ from ledger.service import (
     feed_routes,
     message_routes,
     question_routes,
+    report_routes,
     upkeep_routes,
 )
 from ledger.service.bounds import Bounds
@@ -35,6 +36,7 @@ _ROUTES: Final = (
     feed_routes,
     message_routes,
     upkeep_routes,
+    report_routes,
     document_routes,
 )
 """The modules that have a `router(desk)`; another one is named here."""

@@ -405,3 +405,34 @@ class KeysShape(_Shape):
 
     keys: list[KeyShape]
     next: Next
+
+
+class ColumnShape(_Shape):
+    """A column of a report."""
+
+    name: str
+    kind: str
+
+
+class DefinitionShape(_Shape):
+    """A report: what it is about, what it asks, as JSON Schema, and its columns."""
+
+    name: str
+    version: int
+    title: str
+    pinned_by: list[str]
+    columns: list[ColumnShape]
+    parameters: dict[str, Any]
+
+
+class DefinitionsShape(_Shape):
+    """All reports."""
+
+    reports: list[DefinitionShape]
+
+
+class PinnedReportShape(_Shape):
+    """A report: its rows, and the header with its pin, its totals and the SHA-256 of its body."""
+
+    rows: list[dict[str, Any]]
+    header: dict[str, Any]

@@ -51,7 +51,9 @@ EXPECTED: dict[str, set[str]] = {
         *("GET /v1/dead-letters", "POST /v1/dead-letters/discard", "POST /v1/dead-letters/requeue"),
     },
 }
-EXPECTED["audit"] = EXPECTED["read"] | {"POST /v1/verify", "GET /v1/reads"}
+EXPECTED["audit"] = EXPECTED["read"] | {
+    *("POST /v1/verify", "GET /v1/reads", "GET /v1/reports", "POST /v1/report"),
+}
 """Which routes each scope is good for, said once more and by hand."""
 
 
