@@ -23,14 +23,12 @@ from ledger.audit.report import Report
 from ledger.audit.verify import verify
 from ledger.batch import Done, Outcome
 from ledger.batcher import Batcher
-from ledger.core.commands import (
-    Command,
-    ExpireHold,
-)
+from ledger.core.commands import Command, ExpireHold
 from ledger.core.errors import ConcurrencyError, InvalidCommand, UnsupportedConnection
 from ledger.core.events import FeedEntry, account_of
 from ledger.core.fields import INTEGER_MAX, TEXT, checked
 from ledger.core.lifecycle import StateMachine
+from ledger.health import Health
 from ledger.inbox import Inbox
 from ledger.lifecycle import shipped_machines
 from ledger.operations import Answer, Operations
@@ -277,6 +275,10 @@ class Ledger(Operations, Proofs):
         """Who may do what through the service: make, list and revoke keys."""
         return ApiKeys(self._database)
 
+    def health(self) -> Health:
+        """How the ledger fares: what its writer counted, its gauges, and whether it can do its work."""
+        return Health(self._database, self._writer.counters)
+
     def inbox(
         self,
         source: str,
@@ -447,12 +449,7 @@ class Ledger(Operations, Proofs):
             subscriptions.seek(connection, name, position, owner)
 
     @contextmanager
-    def join(
-        self,
-        connection: Lender,
-        *,
-        accounts: Iterable[str] = (),
-    ) -> Iterator[Guest]:
+    def join(self, connection: Lender, *, accounts: Iterable[str] = ()) -> Iterator[Guest]:
         """
         Work inside the caller's transaction, which alone decides whether anything lasts.
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Final, Self
 
 from ledger.core.errors import InvalidCommand
+from ledger.health import Check
 from ledger.storage.tables import DEFAULT_SCHEMA
 
 _SERVE: Final = (
     *("HOST", "PORT", "CERTIFICATE", "PRIVATE_KEY", "BEHIND_PROXY"),
+    *("OPEN_METRICS", "READY_WITHOUT"),
     *("TOKEN_ISSUER", "TOKEN_AUDIENCE", "TOKEN_KEYS", "TOKEN_ALGORITHMS"),
 )
 _PORT: Final = 8321
@@ -105,7 +107,9 @@ class ServiceSettings:
     Where the service listens, and whom it lets in.
 
     Without `authentication` everybody may do everything, which only this machine's own address is good for.
-    `behind_proxy` says that a proxy in front does TLS.
+    `behind_proxy` says that a proxy in front does TLS.  With `open_metrics` whoever reaches it may read metrics,
+    without a key.  It is ready without the checks in `ready_without`: on a standby "writable", where nobody stamps
+    "stamper".
     """
 
     host: str = "127.0.0.1"
@@ -115,13 +119,16 @@ class ServiceSettings:
     behind_proxy: bool = False
     authentication: bool = True
     tokens: Tokens | None = None
+    open_metrics: bool = False
+    ready_without: frozenset[Check] = frozenset()
     limits: Limits = field(default_factory=Limits)
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """
-        Read LEDGER_SERVE_HOST, …_PORT, …_CERTIFICATE, …_PRIVATE_KEY, …_BEHIND_PROXY (1), and of tokens …_TOKEN_ISSUER,
-        …_TOKEN_AUDIENCE, …_TOKEN_KEYS and …_TOKEN_ALGORITHMS; an empty one counts as not set.
+        Read LEDGER_SERVE_HOST, …_PORT, …_CERTIFICATE, …_PRIVATE_KEY, …_BEHIND_PROXY (1), …_OPEN_METRICS (1),
+        …_READY_WITHOUT (checks), and of tokens …_TOKEN_ISSUER, …_TOKEN_AUDIENCE, …_TOKEN_KEYS and …_TOKEN_ALGORITHMS;
+        an empty one counts as not set.
 
         Raises:
             InvalidCommand: One of them is not what it should be.
@@ -133,6 +140,8 @@ class ServiceSettings:
             certificate=_path(given["CERTIFICATE"]),
             private_key=_path(given["PRIVATE_KEY"]),
             behind_proxy=given["BEHIND_PROXY"] == "1",
+            open_metrics=given["OPEN_METRICS"] == "1",
+            ready_without=_checks(given["READY_WITHOUT"] or ""),
             tokens=_tokens(given),
         )
 
@@ -147,6 +156,16 @@ def _port(text: str | None) -> int:
     if not text.isdecimal() or int(text) > _PORT_MAX:
         raise InvalidCommand("LEDGER_SERVE_PORT", f"{text!r:.80} is not a port from 0 to {_PORT_MAX}")
     return int(text)
+
+
+def _checks(text: str) -> frozenset[Check]:
+    try:
+        return frozenset(map(Check, text.replace(",", " ").split()))
+    except ValueError:
+        known = ", ".join(Check)
+        raise InvalidCommand(
+            "LEDGER_SERVE_READY_WITHOUT", f"{text!r:.80} names a check that is none of {known}"
+        ) from None
 
 
 def _tokens(given: Mapping[str, str | None]) -> Tokens | None:

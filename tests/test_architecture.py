@@ -37,10 +37,12 @@ FLOW: Final = """
     storage.subject_keys                        | what personal data is encrypted with
     storage.api_keys                            | who may do what
     storage.queries storage.inbox_queries       | what is answered              → queried
-    stripes batch writer                        | the only write path
+    storage.gauges                              | how it stands
+    stripes batch counters writer               | the only write path
     batcher                                     | many callers, one transaction
     personal                                    | what can be forgotten in a log that never changes
     access                                      | who may do what
+    health                                      | how it fares
     audit.jobs audit.texts audit.report audit.lawful audit.stamped audit.verify | re-derive, never trust
     audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
     audit.sealed audit.archive audit.replay audit.bundle
@@ -56,9 +58,10 @@ FLOW: Final = """
     connect.kafka_settings connect.kafka_clients connect.kafka_consumer connect.kafka_publisher connect.kafka_feed
     connect.kafka_doctor connect.kafka_naive connect.kafka_simulation connect.rabbitmq_consumer
     connect kafka rabbitmq
-    service.problem_details service.gate service.desk service.scoped service.bodies   | the API
-    service.command_routes service.question_routes
-    service.app service.server
+    service.occasion service.logs service.problem_details service.metrics service.tracing   | the API
+    service.gate service.desk service.scoped service.bodies service.probe
+    service.command_routes service.question_routes service.health_routes
+    service.observed service.app service.server
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding

@@ -16,8 +16,9 @@ from rich.markup import escape
 from ledger.access import EXPIRES_DAYS, EXPIRES_DAYS_MAX, Scope
 from ledger.cli.consuming import until_signalled
 from ledger.cli.options import Target, command, opened
-from ledger.cli.output import answer, complain, moment, row, table
+from ledger.cli.output import answer, moment, row, table
 from ledger.core.errors import InvalidCommand
+from ledger.health import Check
 from ledger.settings import ServiceSettings
 from ledger.storage.database import Timeouts
 from ledger.wire import api_key_json
@@ -41,6 +42,12 @@ def serve(
         bool,
         typer.Option("--without-authentication", help="Whoever reaches it may do everything; for this machine only."),
     ] = False,
+    open_metrics: Annotated[
+        bool, typer.Option("--open-metrics", help="Whoever reaches it may read /metrics, without a key.")
+    ] = False,
+    ready_without: Annotated[
+        list[Check] | None, typer.Option(help="A check that /readyz does without; repeatable.")
+    ] = None,
     stamp: Annotated[bool, typer.Option("--stamp/--no-stamp", help="Stamp the feed as well.")] = True,
 ) -> int:
     """
@@ -50,15 +57,22 @@ def serve(
     """
     server, app = _module("ledger.service.server"), _module("ledger.service.app")
     settings = _chosen(host, port, certificate, private_key, behind_proxy=behind_proxy, open_to_all=open_to_all)
+    settings = replace(
+        settings,
+        open_metrics=open_metrics or settings.open_metrics,
+        ready_without=frozenset(ready_without or settings.ready_without),
+    )
+    _module("ledger.service.logs").to_standard_error()
     limits = settings.limits
     timeouts = Timeouts(statement_seconds=max(limits.append_seconds, limits.read_seconds))
-    size = limits.readers + limits.auditors + 4
+    # … and the batcher's lanes, the stamper, and whoever watches.
+    size = limits.readers + limits.auditors + 6
     with opened(target.settings, timeouts=timeouts, pool_size=size) as ledger:
         ledger.check_schema()
         serving = server.Server(app.create_app(ledger, settings), settings)
         answer(target.as_json, {"listening": serving.address}, f"listening on {serving.address}")
         sys.stdout.flush()
-        stamper = ledger.stamper(on_problem=complain)
+        stamper = ledger.stamper()
         with until_signalled(serving.stop):
             if stamp:
                 with stamper:

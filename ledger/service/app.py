@@ -6,17 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI
-
 from ledger.application import Ledger
-from ledger.service import command_routes, question_routes
+from ledger.service import command_routes, health_routes, question_routes
 from ledger.service.desk import Desk
+from ledger.service.observed import ObservedApp
 from ledger.service.problem_details import add_problems
 from ledger.service.scoped import check_scopes
 from ledger.settings import ServiceSettings
 
 
-def create_app(ledger: Ledger, settings: ServiceSettings | None = None) -> FastAPI:
+def create_app(ledger: Ledger, settings: ServiceSettings | None = None) -> ObservedApp:
     """
     The service of a ledger, which stays the caller's, to close; to be served by one process with one event loop.
 
@@ -25,13 +24,14 @@ def create_app(ledger: Ledger, settings: ServiceSettings | None = None) -> FastA
     desk = Desk(ledger, settings or ServiceSettings())
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_app: ObservedApp) -> AsyncIterator[None]:
         try:
             yield
         finally:
             await desk.close()
 
-    app = FastAPI(
+    app = ObservedApp(
+        desk.metrics,
         title="ledger",
         version=version("ledger"),
         lifespan=lifespan,
@@ -41,7 +41,7 @@ def create_app(ledger: Ledger, settings: ServiceSettings | None = None) -> FastA
     )
     app.state.desk = desk
     add_problems(app)
-    for module in (command_routes, question_routes):
+    for module in (command_routes, question_routes, health_routes):
         app.router.routes.extend(module.router(desk).routes)
     check_scopes(app)
     return app

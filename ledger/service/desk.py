@@ -6,16 +6,20 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 from fastapi import Request
 
 from ledger.access import ApiKeys, Credential
 from ledger.application import Ledger
-from ledger.asynchronous import AsyncLedger
 from ledger.core.errors import DeadlineExceeded
 from ledger.service.gate import Gate
+from ledger.service.metrics import Metrics
+from ledger.service.tracing import TracedLedger
 from ledger.settings import ServiceSettings
+
+WATCHERS: Final = 3
+"""Threads for what watches: as many questions as are asked at once."""
 
 Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
@@ -34,9 +38,13 @@ class Desk:
         self.ledger = ledger
         self.settings = settings
         self.keys: ApiKeys = ledger.api_keys()
-        self.commands = AsyncLedger(ledger)
+        self.commands = TracedLedger(ledger)
+        self.health = ledger.health()
+        self.metrics = Metrics(self.health.counts, lambda: self.commands.waiting)
         self._readers = ThreadPoolExecutor(limits.readers, "ledger-reader")
         self._auditors = ThreadPoolExecutor(limits.auditors, "ledger-auditor")
+        # Whoever watches is not kept waiting by what is watched.
+        self.watchers = ThreadPoolExecutor(WATCHERS, "ledger-watcher")
         self.gate = Gate(self.keys, settings, self.ask)
         self.ending = asyncio.Event()
 
@@ -80,6 +88,7 @@ class Desk:
         await self.commands.close()
         for threads in (self._readers, self._auditors):
             await asyncio.to_thread(threads.shutdown, wait=True, cancel_futures=True)
+        self.watchers.shutdown(wait=False, cancel_futures=True)
 
 
 def desk_of(request: Request) -> Desk:

@@ -17,6 +17,7 @@ from ledger.core.errors import Forbidden
 from ledger.service.desk import desk_of
 
 Dependency: TypeAlias = Callable[[Request], Awaitable[Credential]]
+Guard: TypeAlias = Callable[[Request], Awaitable[None]]
 
 _SCOPES: Final[dict[object, frozenset[Scope]]] = {}
 
@@ -38,6 +39,12 @@ def require(*scopes: Scope) -> Dependency:
 
     _SCOPES[admitted] = wanted
     return admitted
+
+
+def marked(dependency: Guard, *scopes: Scope) -> Guard:
+    """Say of a dependency that lets people in by itself which scopes it takes."""
+    _SCOPES[dependency] = frozenset(scopes)
+    return dependency
 
 
 async def public(_request: Request) -> None:

@@ -36,6 +36,8 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 log_level="warning",
+                # Its lines go where those of the process do, and each request has one of ours.
+                log_config=None,
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
