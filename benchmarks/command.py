@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from rich.console import Console
 from sqlalchemy import URL
 
-from benchmarks import batches, calls, charts, growth, logs, messages, peer, topic
+from benchmarks import batches, calls, charts, growth, logs, messages, peer, service, topic
 from benchmarks.report import keep, results, show
 from benchmarks.rounds import Benchmark, Effort, measured
 from benchmarks.server import conditions, database, server
@@ -42,6 +42,7 @@ BENCHMARKS: Final[Mapping[str, Entry]] = {
     "logs": Entry("rebuild and verify of 5,000,000 events, the bare aggregate, a scan, and COPY", logs.prepared),
     "peer": Entry("eventsourcing: append, contention, batches, replay", peer.prepared),
     "messages": Entry("the inbox, and plain commands", messages.prepared),
+    "service": Entry("transfers over HTTP, 32 and 256 connections, and a bare route of FastAPI", service.prepared),
     "kafka": Entry("a topic, and a file (only when it is named)", topic.prepared),
 }
 ALL: Final = tuple(name for name in BENCHMARKS if name != "kafka")

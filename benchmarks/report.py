@@ -45,12 +45,16 @@ def _figures(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
 
 
 def _related(ratio: Ratio, by_name: Mapping[str, Sequence[Measured]]) -> dict[str, Any]:
-    theirs = zip(*(by_name[name] for name in ratio.against), strict=True)
-    best = [max(measured.per_second for measured in of_round) for of_round in theirs]
-    ours = [measured.per_second for measured in by_name[ratio.of]]
-    found = spread([mine / other for mine, other in zip(ours, best, strict=True)])
+    theirs = zip(*([_speed(each, ratio) for each in by_name[name]] for name in ratio.against), strict=True)
+    ours = [_speed(each, ratio) for each in by_name[ratio.of]]
+    found = spread([mine / max(of_round) for mine, of_round in zip(ours, theirs, strict=True)])
     met = None if ratio.target is None else found["median"] >= ratio.target
     return {**ratio._asdict(), **found, "met": met}
+
+
+def _speed(measured: Measured, ratio: Ratio) -> float:
+    """What is compared, so that more is better."""
+    return measured.per_second if ratio.by == "per_second" else 1 / (measured.p99_ms or float("inf"))
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

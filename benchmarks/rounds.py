@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from rich.console import Console
 from sqlalchemy import URL
@@ -56,6 +56,8 @@ class Ratio(NamedTuple):
     of: str
     against: Sequence[str]
     target: float | None = None
+    by: Literal["per_second", "p99_ms"] = "per_second"
+    """What is compared: the rate, or how long the slowest wait, where the peer's is divided by ours."""
 
 
 class Bars(NamedTuple):

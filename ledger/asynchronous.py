@@ -52,11 +52,6 @@ class AsyncLedger:
         finally:
             self._room.release()
 
-    @property
-    def waiting(self) -> int:
-        """How many commands wait for their turn."""
-        return self._batcher.waiting
-
     async def ask(
         self, question: Callable[Concatenate[Ledger, Asked], Answer], *how: Asked.args, **named: Asked.kwargs
     ) -> Answer:

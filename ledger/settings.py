@@ -15,9 +15,10 @@ from ledger.storage.tables import DEFAULT_SCHEMA
 
 _SERVE: Final = (
     *("HOST", "PORT", "CERTIFICATE", "PRIVATE_KEY", "BEHIND_PROXY"),
-    *("OPEN_METRICS", "READY_WITHOUT"),
+    *("OPEN_METRICS", "READY_WITHOUT", "LOG_LEVEL"),
     *("TOKEN_ISSUER", "TOKEN_AUDIENCE", "TOKEN_KEYS", "TOKEN_ALGORITHMS"),
 )
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _PORT: Final = 8321
 _PORT_MAX: Final = 65_535
 
@@ -109,7 +110,7 @@ class ServiceSettings:
     Without `authentication` everybody may do everything, which only this machine's own address is good for.
     `behind_proxy` says that a proxy in front does TLS.  With `open_metrics` whoever reaches it may read metrics,
     without a key.  It is ready without the checks in `ready_without`: on a standby "writable", where nobody stamps
-    "stamper".
+    "stamper".  From `log_level` on it is logged what happens; each request at "info".
     """
 
     host: str = "127.0.0.1"
@@ -121,13 +122,14 @@ class ServiceSettings:
     tokens: Tokens | None = None
     open_metrics: bool = False
     ready_without: frozenset[Check] = frozenset()
+    log_level: str = "info"
     limits: Limits = field(default_factory=Limits)
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """
         Read LEDGER_SERVE_HOST, …_PORT, …_CERTIFICATE, …_PRIVATE_KEY, …_BEHIND_PROXY (1), …_OPEN_METRICS (1),
-        …_READY_WITHOUT (checks), and of tokens …_TOKEN_ISSUER, …_TOKEN_AUDIENCE, …_TOKEN_KEYS and …_TOKEN_ALGORITHMS;
+        …_READY_WITHOUT (checks), …_LOG_LEVEL, and of tokens …_TOKEN_ISSUER, …_TOKEN_AUDIENCE, …_TOKEN_KEYS and …_TOKEN_ALGORITHMS;
         an empty one counts as not set.
 
         Raises:
@@ -142,6 +144,7 @@ class ServiceSettings:
             behind_proxy=given["BEHIND_PROXY"] == "1",
             open_metrics=given["OPEN_METRICS"] == "1",
             ready_without=_checks(given["READY_WITHOUT"] or ""),
+            log_level=_log_level(given["LOG_LEVEL"] or "info"),
             tokens=_tokens(given),
         )
 
@@ -156,6 +159,12 @@ def _port(text: str | None) -> int:
     if not text.isdecimal() or int(text) > _PORT_MAX:
         raise InvalidCommand("LEDGER_SERVE_PORT", f"{text!r:.80} is not a port from 0 to {_PORT_MAX}")
     return int(text)
+
+
+def _log_level(text: str) -> str:
+    if text not in LOG_LEVELS:
+        raise InvalidCommand("LEDGER_SERVE_LOG_LEVEL", f"{text!r:.80} is none of {', '.join(LOG_LEVELS)}")
+    return text
 
 
 def _checks(text: str) -> frozenset[Check]:

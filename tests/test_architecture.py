@@ -58,9 +58,9 @@ FLOW: Final = """
     connect.kafka_settings connect.kafka_clients connect.kafka_consumer connect.kafka_publisher connect.kafka_feed
     connect.kafka_doctor connect.kafka_naive connect.kafka_simulation connect.rabbitmq_consumer
     connect kafka rabbitmq
-    service.occasion service.logs service.problem_details service.metrics service.tracing   | the API
-    service.gate service.desk service.scoped service.bodies service.probe
-    service.command_routes service.question_routes service.health_routes
+    service.occasion service.logs service.problem_details service.metrics                   | the API
+    service.group_commit service.tracing service.gate service.desk service.scoped service.bodies service.probe
+    service.shortcut service.command_routes service.question_routes service.health_routes
     service.observed service.app service.server
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding

@@ -62,7 +62,7 @@ def serve(
         open_metrics=open_metrics or settings.open_metrics,
         ready_without=frozenset(ready_without or settings.ready_without),
     )
-    _module("ledger.service.logs").to_standard_error()
+    _module("ledger.service.logs").to_standard_error(settings.log_level)
     limits = settings.limits
     timeouts = Timeouts(statement_seconds=max(limits.append_seconds, limits.read_seconds))
     # … and the batcher's lanes, the stamper, and whoever watches.

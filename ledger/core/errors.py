@@ -25,6 +25,7 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     ├── BrokerUnavailable     a message broker could not be asked, or refuses
     ├── Unauthenticated       the service does not know who asks
     ├── Forbidden             … or knows, and what is asked for takes another scope
+    ├── MissingIdempotencyKey … or not by which name a write would be known again
     ├── TooManyRequests       … or is asked more than it answers at once: nothing was done
     ├── RequestTooLarge       … or more at once than it takes
     ├── ServiceUnavailable    … or cannot be reached by its client: the outcome is unknown
@@ -507,6 +508,13 @@ class Forbidden(LedgerError):
 
     scope: str
     scopes: list[str]
+
+
+@dataclass(eq=False)
+class MissingIdempotencyKey(LedgerError):
+    """A request that writes has the header Idempotency-Key: a new one for each request, the same when it is repeated."""
+
+    code: ClassVar[str] = "missing_idempotency_key"
 
 
 @dataclass(eq=False)

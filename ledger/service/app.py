@@ -12,6 +12,7 @@ from ledger.service.desk import Desk
 from ledger.service.observed import ObservedApp
 from ledger.service.problem_details import add_problems
 from ledger.service.scoped import check_scopes
+from ledger.service.shortcut import Shortcut
 from ledger.settings import ServiceSettings
 
 
@@ -44,4 +45,5 @@ def create_app(ledger: Ledger, settings: ServiceSettings | None = None) -> Obser
     for module in (command_routes, question_routes, health_routes):
         app.router.routes.extend(module.router(desk).routes)
     check_scopes(app)
+    app.add_middleware(Shortcut, service=app)
     return app

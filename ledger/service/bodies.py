@@ -6,15 +6,18 @@ import re
 from typing import Annotated, Final, TypeVar
 
 from fastapi import Header, Request
+from starlette.datastructures import Headers
 
 from ledger.access import Credential
 from ledger.core.commands import Command, parse
-from ledger.core.errors import InvalidCommand, RequestTooLarge
+from ledger.core.errors import InvalidCommand, MissingIdempotencyKey, RequestTooLarge
 from ledger.core.fields import INTEGER_MAX
 from ledger.service.occasion import correlation_id
 
 KEY_PATTERN: Final = r"^[!-~]([ -~]{0,253}[!-~])?$"
 """What a header can carry, and a key may be: 1 to 255 visible ASCII characters, with spaces between them."""
+
+_KEY: Final = re.compile(KEY_PATTERN)
 
 ETAG_PATTERN: Final = r'^"[0-9]{1,16}"$'
 
@@ -27,6 +30,22 @@ OURS: Final = {
 """What a body does not say, and what does."""
 
 Sent = TypeVar("Sent", bound=Command)
+
+
+def key_of(headers: Headers) -> str:
+    """
+    The idempotency key of a request that writes.
+
+    Raises:
+        MissingIdempotencyKey: There is none.
+        InvalidCommand: It is no key, or there are several.
+    """
+    keys = headers.getlist("idempotency-key")
+    if not keys:
+        raise MissingIdempotencyKey
+    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
+        raise InvalidCommand("Idempotency-Key", f"{', '.join(keys)!r:.80} is not one key of 1 to 255 characters")
+    return keys[0]
 
 
 async def body_of(request: Request, bytes_max: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Final, get_args
 
@@ -12,29 +12,34 @@ from pydantic_core import to_json
 from ledger.access import Credential, Scope
 from ledger.batch import Done
 from ledger.core.commands import Command
-from ledger.service.bodies import IdempotencyKey, body_of, command_of
+from ledger.service.bodies import IdempotencyKey, body_of, command_of, key_of
 from ledger.service.desk import Desk
-from ledger.service.scoped import require
+from ledger.service.scoped import admitted, require
+from ledger.service.shortcut import CommandRoute
 from ledger.wire import done_json
 
-Appending = Annotated[Credential, Depends(require(Scope.APPEND))]
+_APPEND: Final = frozenset({Scope.APPEND})
+Appending = Annotated[Credential, Depends(require(*_APPEND))]
 
 COMMANDS: Final[tuple[type[Command], ...]] = get_args(Command)
 
 
 def router(desk: Desk) -> APIRouter:
     """A route for each command."""
-    routes = APIRouter(prefix="/v1", tags=["Commands"])
+    routes = APIRouter(prefix="/v1", tags=["Commands"], route_class=CommandRoute)
     for model in COMMANDS:
         name = kind_of(model)
         routes.add_api_route(
             f"/{name.replace('_', '-')}",
-            _answering(desk, model),
+            _declared,
             methods=["POST"],
             status_code=HTTPStatus.CREATED,
             operation_id=name,
             summary=(model.__doc__ or "").strip().partition("\n")[0],
         )
+        made = routes.routes[-1]
+        assert isinstance(made, CommandRoute)
+        made.direct = partial(_carried_out, desk, model)
     return routes
 
 
@@ -43,16 +48,18 @@ def kind_of(model: type[Command]) -> str:
     return str(model.model_fields["type"].default)
 
 
-def _answering(desk: Desk, model: type[Command]) -> Callable[..., Awaitable[Response]]:
-    limits = desk.settings.limits
+async def _declared(_credential: Appending, _key: IdempotencyKey) -> None:
+    """What a command takes beside its body; the route answers directly."""
 
-    async def answer(request: Request, credential: Appending, key: IdempotencyKey) -> Response:
-        body = await body_of(request, limits.body_bytes)
-        command = command_of(model, body, key=key, credential=credential, if_match=request.headers.get("if-match"))
-        done = await desk.commands.submit(command, scope=credential.owner, deadline_seconds=limits.append_seconds)
-        return done_response(done)
 
-    return answer
+async def _carried_out(desk: Desk, model: type[Command], request: Request) -> Response:
+    limits, headers = desk.settings.limits, request.headers
+    credential = await admitted(desk, headers.get("authorization"), _APPEND)
+    key = key_of(headers)
+    body = await body_of(request, limits.body_bytes)
+    command = command_of(model, body, key=key, credential=credential, if_match=headers.get("if-match"))
+    done = await desk.commands.submit(command, credential.owner)
+    return done_response(done)
 
 
 def done_response(done: Done) -> Response:

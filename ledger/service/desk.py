@@ -15,7 +15,7 @@ from ledger.application import Ledger
 from ledger.core.errors import DeadlineExceeded
 from ledger.service.gate import Gate
 from ledger.service.metrics import Metrics
-from ledger.service.tracing import TracedLedger
+from ledger.service.tracing import TracedCommit
 from ledger.settings import ServiceSettings
 
 WATCHERS: Final = 3
@@ -38,7 +38,7 @@ class Desk:
         self.ledger = ledger
         self.settings = settings
         self.keys: ApiKeys = ledger.api_keys()
-        self.commands = TracedLedger(ledger)
+        self.commands = TracedCommit(ledger, limits.append_seconds)
         self.health = ledger.health()
         self.metrics = Metrics(self.health.counts, lambda: self.commands.waiting)
         self._readers = ThreadPoolExecutor(limits.readers, "ledger-reader")

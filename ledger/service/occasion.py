@@ -6,14 +6,11 @@ It goes with the task, so that whatever is logged or asked meanwhile can be told
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final
-from uuid import uuid4
-
-from opentelemetry import trace
 
 _SANE: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._:/=+-]{0,127}")
 """What an id of somebody else's may be: nothing that could be taken for something else in a log or a header."""
@@ -30,24 +27,23 @@ class Occasion:
     code: str | None = None
 
     @classmethod
-    def of(cls, headers: Mapping[str, str], span: trace.Span) -> Occasion:
+    def of(cls, request_id: bytes | None, correlation_id: bytes | None, trace_id: str | None) -> Occasion:
         """
-        Of a request with these headers, in this span.
+        Of a request with these headers, `X-Request-Id` and `X-Correlation-Id`, in this trace.
 
-        `X-Request-Id` is taken as it comes, if it is sane, and else made.  What is asked belongs to the conversation
-        that `X-Correlation-Id` names; if that is not said, to the trace that is continued or begun.
+        The request's id is taken as it comes, if it is sane, and else made.  What is asked belongs to the conversation
+        that is named; if none is, to the trace that is continued or begun.
         """
-        given = headers.get("x-request-id", "")
-        request_id = given if _SANE.fullmatch(given) else uuid4().hex
-        context = span.get_span_context()
-        trace_id = trace.format_trace_id(context.trace_id) if context.is_valid else None
-        named = headers.get("x-correlation-id", "")
-        return cls(request_id, named if _SANE.fullmatch(named) else trace_id, trace_id)
+        return cls(_sane(request_id) or os.urandom(16).hex(), _sane(correlation_id) or trace_id, trace_id)
 
     def facts(self) -> dict[str, str]:
         """Its ids, as far as it has any."""
-        ids = {"request_id": self.request_id, "correlation_id": self.correlation_id, "trace_id": self.trace_id}
-        return {name: value for name, value in ids.items() if value is not None}
+        ids = {"request_id": self.request_id}
+        if self.correlation_id is not None:
+            ids["correlation_id"] = self.correlation_id
+        if self.trace_id is not None:
+            ids["trace_id"] = self.trace_id
+        return ids
 
 
 PRESENT: Final[ContextVar[Occasion | None]] = ContextVar("ledger_occasion", default=None)
@@ -66,3 +62,10 @@ def note(*, actor: str | None = None, code: str | None = None) -> None:
     if occasion is not None:
         occasion.actor = actor or occasion.actor
         occasion.code = code or occasion.code
+
+
+def _sane(given: bytes | None) -> str | None:
+    if given is None:
+        return None
+    text = given.decode("latin-1")
+    return text if _SANE.fullmatch(text) else None

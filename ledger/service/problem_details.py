@@ -58,6 +58,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = {
     "invalid_command": HTTPStatus.UNPROCESSABLE_ENTITY,
     "invalid_state_machine": HTTPStatus.UNPROCESSABLE_ENTITY,
     "undecodable_message": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "missing_idempotency_key": HTTPStatus.BAD_REQUEST,
     # Who asks, and how much.
     "unauthenticated": HTTPStatus.UNAUTHORIZED,
     "forbidden": HTTPStatus.FORBIDDEN,
@@ -117,11 +118,16 @@ def add_problems(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _of_ours)
 
 
-async def _of_ledger(request: Request, error: Exception) -> Response:
-    assert isinstance(error, LedgerError)
+def problem_of(request: Request, error: LedgerError) -> Response:
+    """As `problem`, to a request that may have named its own condition."""
     if isinstance(error, VersionConflict) and "if-match" in request.headers:
         return problem(error, HTTPStatus.PRECONDITION_FAILED)
     return problem(error)
+
+
+async def _of_ledger(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LedgerError)
+    return problem_of(request, error)
 
 
 async def _of_parameters(_request: Request, error: Exception) -> Response:

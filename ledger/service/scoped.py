@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 
 from ledger.access import Credential, Scope
 from ledger.core.errors import Forbidden
-from ledger.service.desk import desk_of
+from ledger.service.desk import Desk, desk_of
 
 Dependency: TypeAlias = Callable[[Request], Awaitable[Credential]]
 Guard: TypeAlias = Callable[[Request], Awaitable[None]]
@@ -29,16 +29,25 @@ def require(*scopes: Scope) -> Dependency:
     To a route: `credential: Annotated[Credential, Depends(require(Scope.READ))]`.
     """
     wanted = frozenset(scopes)
-    named = " or ".join(scopes)
 
-    async def admitted(request: Request) -> Credential:
-        credential = await desk_of(request).gate.admit(request.headers.get("authorization"))
-        if wanted.isdisjoint(credential.scopes):
-            raise Forbidden(named, sorted(credential.scopes))
-        return credential
+    async def let_in(request: Request) -> Credential:
+        return await admitted(desk_of(request), request.headers.get("authorization"), wanted)
 
-    _SCOPES[admitted] = wanted
-    return admitted
+    _SCOPES[let_in] = wanted
+    return let_in
+
+
+async def admitted(desk: Desk, authorization: str | None, wanted: frozenset[Scope]) -> Credential:
+    """
+    Who asks, if they have one of these scopes.
+
+    Raises:
+        Unauthenticated, Forbidden, TooManyRequests: They are not let in.
+    """
+    credential = await desk.gate.admit(authorization)
+    if wanted.isdisjoint(credential.scopes):
+        raise Forbidden(" or ".join(sorted(wanted)), sorted(credential.scopes))
+    return credential
 
 
 def marked(dependency: Guard, *scopes: Scope) -> Guard:
