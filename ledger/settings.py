@@ -129,8 +129,8 @@ class ServiceSettings:
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """
         Read LEDGER_SERVE_HOST, …_PORT, …_CERTIFICATE, …_PRIVATE_KEY, …_BEHIND_PROXY (1), …_OPEN_METRICS (1),
-        …_READY_WITHOUT (checks), …_LOG_LEVEL, and of tokens …_TOKEN_ISSUER, …_TOKEN_AUDIENCE, …_TOKEN_KEYS and …_TOKEN_ALGORITHMS;
-        an empty one counts as not set.
+        …_READY_WITHOUT (checks), …_LOG_LEVEL, and of tokens …_TOKEN_ISSUER, …_TOKEN_AUDIENCE, …_TOKEN_KEYS and
+        …_TOKEN_ALGORITHMS; an empty one counts as not set.
 
         Raises:
             InvalidCommand: One of them is not what it should be.
