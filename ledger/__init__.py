@@ -59,9 +59,9 @@ from ledger.core.errors import (
     InvalidAmount,
     InvalidCommand,
     InvalidStateMachine,
-    MissingIdempotencyKey,
     LedgerError,
     LimitExceeded,
+    MissingIdempotencyKey,
     NotReversible,
     PeriodIsClosed,
     PeriodNotOver,
@@ -86,6 +86,7 @@ from ledger.core.errors import (
     UnknownSubject,
     UnknownTransaction,
     UnsupportedConnection,
+    UnsupportedMediaType,
     VersionConflict,
 )
 from ledger.core.events import FeedEntry, Numbers, Recorded, Transaction
@@ -232,6 +233,7 @@ __all__ = [
     "UnknownTransaction",
     "Unordered",
     "UnsupportedConnection",
+    "UnsupportedMediaType",
     "VersionConflict",
     "Withdraw",
     "command_schema",

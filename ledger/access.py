@@ -107,7 +107,7 @@ class ApiKeys:
                 raise InvalidCommand("actor", f"{named!r} has two keys already: revoke one of them first")
         return NewKey(key, f"{PREFIX}_{key_id}_{secret}")
 
-    def keys(self, *, after: str = "", limit: int = 100) -> list[ApiKey]:
+    def page(self, *, after: str = "", limit: int = 100) -> list[ApiKey]:
         """All keys, those that were revoked too, in order of their ids: a page of at most `limit`."""
         checked(TEXT, "after", after)
         if type(limit) is not int or not 1 <= limit <= queries.PAGE_MAX:

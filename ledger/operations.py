@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, Final, TypeAlias, TypedDict, TypeVar, Unpack
+from typing import Annotated, Any, Final, Generic, TypeAlias, TypedDict, TypeVar, Unpack
 from uuid import UUID
 
 import psycopg
@@ -50,6 +50,8 @@ Lender: TypeAlias = psycopg.Connection[Any] | sqlalchemy.Connection | sqlalchemy
 """What a guest can work on."""
 
 Answer = TypeVar("Answer")
+Did = TypeVar("Did")
+"""What a command's answer is."""
 
 Taken: TypeAlias = Done | UUID | str
 """A transaction that is taken up again: the answer to its command, or its id."""
@@ -85,7 +87,148 @@ class Context(TypedDict, total=False):
     expected_versions: Mapping[str, int]
 
 
-class Operations:
+class Commands(Generic[Did]):
+    """Every command, one method each, by whoever carries them out; here, or behind a service."""
+
+    def define_asset(self, asset: str, scale: int, **context: Unpack[Context]) -> Did:
+        """Define something that can be counted, with its decimal places (0 to 18), once and for ever."""
+        return self._one(build(DefineAsset, asset=asset, scale=scale, **context))
+
+    def open_account(
+        self,
+        account: str,
+        *,
+        asset: str,
+        type: AccountType | str,
+        min_balance: Money | Decimal | int | str | None = None,
+        max_balance: Money | Decimal | int | str | None = None,
+        stripes: int = 1,
+        **context: Unpack[Context],
+    ) -> Did:
+        """
+        Open an account of one asset.
+
+        Limits are of the available balance in the normal direction, in whole units of the asset; None
+        means unlimited.  An account without limits may have up to 256 `stripes`, so that transactions which touch
+        it do not wait for each other.
+        """
+        asked = {"account": account, "asset": asset, "account_type": type, "stripes": stripes}
+        limits = {"min_balance": min_balance, "max_balance": max_balance}
+        return self._one(build(OpenAccount, **asked, **limits, **context))
+
+    def post(self, entries: Sequence[Entry], **context: Unpack[Context]) -> Did:
+        """Post a transaction of 2 to 200 entries that balances per asset."""
+        return self._one(build(Post, entries=tuple(entries), **context))
+
+    def transfer(self, amount: str | Money, *, debit: str, credit: str, **context: Unpack[Context]) -> Did:
+        """Debit one account and credit another."""
+        return self._one(build(Transfer, amount=amount, debit=debit, credit=credit, **context))
+
+    def deposit(self, account: str, amount: str | Money, *, against: str, **context: Unpack[Context]) -> Did:
+        """Raise an account in its normal direction."""
+        return self._one(build(Deposit, account=account, amount=amount, against=against, **context))
+
+    def withdraw(self, account: str, amount: str | Money, *, against: str, **context: Unpack[Context]) -> Did:
+        """Lower an account in its normal direction."""
+        return self._one(build(Withdraw, account=account, amount=amount, against=against, **context))
+
+    def hold(
+        self,
+        amount: str | Money,
+        *,
+        debit: str,
+        credit: str,
+        expires_at: datetime | None = None,
+        **context: Unpack[Context],
+    ) -> Did:
+        """
+        Set an amount aside: pending on both accounts, and not available any more.
+
+        The answer, or its `transaction_id`, is what `capture` and `release` take.
+        """
+        sides = {"debit": debit, "credit": credit}
+        return self._one(build(Hold, amount=amount, expires_at=expires_at, **sides, **context))
+
+    def capture(
+        self, hold: Taken, amount: str | Money | None = None, *, final: bool = False, **context: Unpack[Context]
+    ) -> Did:
+        """Post a part of a hold, or all that is left; `final` releases the rest."""
+        return self._one(build(Capture, hold=_id_of(hold), amount=amount, final=final, **context))
+
+    def release(self, hold: Taken, amount: str | Money | None = None, **context: Unpack[Context]) -> Did:
+        """Give a part of a hold free again, or all that is left."""
+        return self._one(build(Release, hold=_id_of(hold), amount=amount, **context))
+
+    def reverse(
+        self,
+        transaction: Taken,
+        amount: str | Money | None = None,
+        *,
+        reason: str | None = None,
+        force: bool = False,
+        **context: Unpack[Context],
+    ) -> Did:
+        """
+        Post the opposite of a transaction: all that is not yet reversed of it, or a part.
+
+        `amount` counts what the original debits; every entry is reversed in proportion, exactly or not at
+        all.  `force` goes beyond the limits of the accounts, and is on record.
+        """
+        asked = {"transaction_id": _id_of(transaction), "amount": amount, "reason": reason, "force": force}
+        return self._one(build(Reverse, **asked, **context))
+
+    def freeze(self, account: str, *, reason: str | None = None, **context: Unpack[Context]) -> Did:
+        """Refuse entries on an account; reversals, releases and expiries go on."""
+        return self._one(build(Freeze, account=account, reason=reason, **context))
+
+    def unfreeze(self, account: str, *, reason: str | None = None, **context: Unpack[Context]) -> Did:
+        """Let entries on an account again."""
+        return self._one(build(Unfreeze, account=account, reason=reason, **context))
+
+    def close_account(self, account: str, *, reason: str | None = None, **context: Unpack[Context]) -> Did:
+        """Close an account for good; only at zero, with nothing held."""
+        return self._one(build(CloseAccount, account=account, reason=reason, **context))
+
+    def change_account(
+        self,
+        account: str,
+        *,
+        min_balance: Money | str | None = None,
+        max_balance: Money | str | None = None,
+        stripes: int | None = None,
+        reason: str | None = None,
+        **context: Unpack[Context],
+    ) -> Did:
+        """
+        Change an account's limits, `"unlimited"` included, all of its `metadata`, or its stripes.
+
+        What is left out stays as it is; so do streams that are there already, when `stripes` are fewer.
+        """
+        asked = {"account": account, "stripes": stripes, "reason": reason}
+        limits = {"min_balance": min_balance, "max_balance": max_balance}
+        return self._one(build(ChangeAccount, **asked, **limits, **context))
+
+    def close_period(self, until: datetime, *, reason: str | None = None, **context: Unpack[Context]) -> Did:
+        """
+        Let nothing be posted any more that is effective before `until`; records the trial balance as of then.
+
+        `until` lies at least ten minutes back: what is being written may still belong to its time.
+        """
+        return self._one(build(ClosePeriod, until=until, reason=reason, **context))
+
+    def begin(self, machine: StateMachine | str, subject: str, **context: Unpack[Context]) -> Did:
+        """Begin something of your own, in the first state of its machine: `begin("payment", "p-1")`."""
+        return self._one(build(Begin, machine=_name_of(machine), subject=subject, **context))
+
+    def advance(self, machine: StateMachine | str, subject: str, event: str, **context: Unpack[Context]) -> Did:
+        """Take it to its next state; refused where its machine does not allow the event."""
+        return self._one(build(Advance, machine=_name_of(machine), subject=subject, event=event, **context))
+
+    def _one(self, command: Command) -> Did:
+        raise NotImplementedError
+
+
+class Operations(Commands[Done]):
     """The commands and queries that a ledger and its guests have in common."""
 
     _machines: Mapping[str, StateMachine]
@@ -103,142 +246,6 @@ class Operations:
 
     def _mend(self, streams: Sequence[str]) -> None:
         raise NotImplementedError
-
-    # Commands
-
-    def define_asset(self, asset: str, scale: int, **context: Unpack[Context]) -> Done:
-        """Define something that can be counted, with its decimal places (0 to 18), once and for ever."""
-        return self._one(build(DefineAsset, asset=asset, scale=scale, **context))
-
-    def open_account(
-        self,
-        account: str,
-        *,
-        asset: str,
-        type: AccountType | str,
-        min_balance: Money | Decimal | int | str | None = None,
-        max_balance: Money | Decimal | int | str | None = None,
-        stripes: int = 1,
-        **context: Unpack[Context],
-    ) -> Done:
-        """
-        Open an account of one asset.
-
-        Limits are of the available balance in the normal direction, in whole units of the asset; None
-        means unlimited.  An account without limits may have up to 256 `stripes`, so that transactions which touch
-        it do not wait for each other.
-        """
-        asked = {"account": account, "asset": asset, "account_type": type, "stripes": stripes}
-        limits = {"min_balance": min_balance, "max_balance": max_balance}
-        return self._one(build(OpenAccount, **asked, **limits, **context))
-
-    def post(self, entries: Sequence[Entry], **context: Unpack[Context]) -> Done:
-        """Post a transaction of 2 to 200 entries that balances per asset."""
-        return self._one(build(Post, entries=tuple(entries), **context))
-
-    def transfer(self, amount: str | Money, *, debit: str, credit: str, **context: Unpack[Context]) -> Done:
-        """Debit one account and credit another."""
-        return self._one(build(Transfer, amount=amount, debit=debit, credit=credit, **context))
-
-    def deposit(self, account: str, amount: str | Money, *, against: str, **context: Unpack[Context]) -> Done:
-        """Raise an account in its normal direction."""
-        return self._one(build(Deposit, account=account, amount=amount, against=against, **context))
-
-    def withdraw(self, account: str, amount: str | Money, *, against: str, **context: Unpack[Context]) -> Done:
-        """Lower an account in its normal direction."""
-        return self._one(build(Withdraw, account=account, amount=amount, against=against, **context))
-
-    def hold(
-        self,
-        amount: str | Money,
-        *,
-        debit: str,
-        credit: str,
-        expires_at: datetime | None = None,
-        **context: Unpack[Context],
-    ) -> Done:
-        """
-        Set an amount aside: pending on both accounts, and not available any more.
-
-        The answer, or its `transaction_id`, is what `capture` and `release` take.
-        """
-        sides = {"debit": debit, "credit": credit}
-        return self._one(build(Hold, amount=amount, expires_at=expires_at, **sides, **context))
-
-    def capture(
-        self, hold: Taken, amount: str | Money | None = None, *, final: bool = False, **context: Unpack[Context]
-    ) -> Done:
-        """Post a part of a hold, or all that is left; `final` releases the rest."""
-        return self._one(build(Capture, hold=_id_of(hold), amount=amount, final=final, **context))
-
-    def release(self, hold: Taken, amount: str | Money | None = None, **context: Unpack[Context]) -> Done:
-        """Give a part of a hold free again, or all that is left."""
-        return self._one(build(Release, hold=_id_of(hold), amount=amount, **context))
-
-    def reverse(
-        self,
-        transaction: Taken,
-        amount: str | Money | None = None,
-        *,
-        reason: str | None = None,
-        force: bool = False,
-        **context: Unpack[Context],
-    ) -> Done:
-        """
-        Post the opposite of a transaction: all that is not yet reversed of it, or a part.
-
-        `amount` counts what the original debits; every entry is reversed in proportion, exactly or not at
-        all.  `force` goes beyond the limits of the accounts, and is on record.
-        """
-        asked = {"transaction_id": _id_of(transaction), "amount": amount, "reason": reason, "force": force}
-        return self._one(build(Reverse, **asked, **context))
-
-    def freeze(self, account: str, *, reason: str | None = None, **context: Unpack[Context]) -> Done:
-        """Refuse entries on an account; reversals, releases and expiries go on."""
-        return self._one(build(Freeze, account=account, reason=reason, **context))
-
-    def unfreeze(self, account: str, *, reason: str | None = None, **context: Unpack[Context]) -> Done:
-        """Let entries on an account again."""
-        return self._one(build(Unfreeze, account=account, reason=reason, **context))
-
-    def close_account(self, account: str, *, reason: str | None = None, **context: Unpack[Context]) -> Done:
-        """Close an account for good; only at zero, with nothing held."""
-        return self._one(build(CloseAccount, account=account, reason=reason, **context))
-
-    def change_account(
-        self,
-        account: str,
-        *,
-        min_balance: Money | str | None = None,
-        max_balance: Money | str | None = None,
-        stripes: int | None = None,
-        reason: str | None = None,
-        **context: Unpack[Context],
-    ) -> Done:
-        """
-        Change an account's limits, `"unlimited"` included, all of its `metadata`, or its stripes.
-
-        What is left out stays as it is; so do streams that are there already, when `stripes` are fewer.
-        """
-        asked = {"account": account, "stripes": stripes, "reason": reason}
-        limits = {"min_balance": min_balance, "max_balance": max_balance}
-        return self._one(build(ChangeAccount, **asked, **limits, **context))
-
-    def close_period(self, until: datetime, *, reason: str | None = None, **context: Unpack[Context]) -> Done:
-        """
-        Let nothing be posted any more that is effective before `until`; records the trial balance as of then.
-
-        `until` lies at least ten minutes back: what is being written may still belong to its time.
-        """
-        return self._one(build(ClosePeriod, until=until, reason=reason, **context))
-
-    def begin(self, machine: StateMachine | str, subject: str, **context: Unpack[Context]) -> Done:
-        """Begin something of your own, in the first state of its machine: `begin("payment", "p-1")`."""
-        return self._one(build(Begin, machine=_name_of(machine), subject=subject, **context))
-
-    def advance(self, machine: StateMachine | str, subject: str, event: str, **context: Unpack[Context]) -> Done:
-        """Take it to its next state; refused where its machine does not allow the event."""
-        return self._one(build(Advance, machine=_name_of(machine), subject=subject, event=event, **context))
 
     def _one(self, command: Command) -> Done:
         (outcome,) = self.handle([command])

@@ -84,6 +84,7 @@ class Limits:
     read_seconds: float = 10.0
     audit_seconds: float = 300.0
     follow_seconds: float = 300.0
+    several_seconds: float = 60.0
     shutdown_seconds: float = 30.0
 
 

@@ -7,12 +7,14 @@ hashes are texts.  A field that holds nothing is null, not left out.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
 from ledger.audit.report import Finding, Report
 from ledger.batch import Done
+from ledger.core import errors
 from ledger.core.book import Balance, Terms
 from ledger.core.canonical import utc_text
 from ledger.core.errors import LedgerError
@@ -20,13 +22,21 @@ from ledger.core.events import FeedEntry, Recorded, Transaction, account_of
 from ledger.core.lifecycle import StateMachine
 from ledger.core.money import Money
 from ledger.personal import Field
-from ledger.storage.api_keys import ApiKey
+from ledger.storage.api_keys import AccountRead, ApiKey
+from ledger.storage.dead_letters import DeadLetter
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance
 from ledger.storage.subject_keys import Forgotten
 from ledger.storage.subscriptions import Standing
 
 Json: TypeAlias = dict[str, Any]
+
+ERRORS: Final[Mapping[str, type[LedgerError]]] = {
+    each.code: each
+    for each in vars(errors).values()
+    if isinstance(each, type) and issubclass(each, LedgerError) and "code" in each.__dict__
+}
+"""Every error by its code."""
 
 _STATE_AFTER: Final = {"account_state_changed": "state", "state_advanced": "target"}
 """The events that lead to another state, and where in their payload it stands."""
@@ -40,6 +50,19 @@ def error_json(error: LedgerError) -> Json:
         "retryable": error.retryable,
         "fields": {name: _printable(fact) for name, fact in error.fields.items()},
     }
+
+
+def error_of(plain: Json) -> LedgerError | None:
+    """The error that `error_json` told of; None where there is none of its code, or of its facts."""
+    known = ERRORS.get(plain.get("code", ""))
+    names = {field.name for field in dataclasses.fields(known)} if known is not None else set()
+    facts = plain.get("fields")
+    if known is None or not isinstance(facts, dict):
+        return None
+    try:
+        return known(**{name: fact for name, fact in facts.items() if name in names})
+    except TypeError:
+        return None
 
 
 def _printable(fact: object) -> object:
@@ -201,6 +224,34 @@ def api_key_json(key: ApiKey) -> Json:
         "expires_at": None if key.expires_at is None else utc_text(key.expires_at),
         "revoked_at": None if key.revoked_at is None else utc_text(key.revoked_at),
         "revoked_by": key.revoked_by,
+    }
+
+
+def read_json(read: AccountRead) -> Json:
+    """Which account was read, when, by which auditor and by which question."""
+    return {
+        "account": read.account,
+        "recorded_at": utc_text(read.recorded_at),
+        "actor": read.actor,
+        "question": read.question,
+    }
+
+
+def letter_json(letter: DeadLetter) -> Json:
+    """A message that a person decides about."""
+    return {
+        "dead_letter_id": letter.dead_letter_id,
+        "stream": letter.stream,
+        "sequence": letter.sequence,
+        "id": letter.message_id,
+        "type": letter.message.type,
+        "why": letter.why,
+        "error": letter.error,
+        "attempts": letter.attempts,
+        "first_seen": utc_text(letter.first_seen),
+        "last_seen": utc_text(letter.last_seen),
+        "state": letter.state,
+        "data": letter.message.data,
     }
 
 

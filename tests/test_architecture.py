@@ -58,10 +58,13 @@ FLOW: Final = """
     connect.kafka_settings connect.kafka_clients connect.kafka_consumer connect.kafka_publisher connect.kafka_feed
     connect.kafka_doctor connect.kafka_naive connect.kafka_simulation connect.rabbitmq_consumer
     connect kafka rabbitmq
-    service.occasion service.logs service.problem_details service.metrics                   | the API
-    service.group_commit service.tracing service.gate service.desk service.scoped service.bodies service.probe
-    service.shortcut service.command_routes service.question_routes service.health_routes
+    service.occasion service.logs service.problem_details service.metrics   | the API
+    service.tokens service.gate service.group_commit service.tracing service.desk
+    service.scoped service.bodies service.probe service.shortcut service.bounds service.shapes
+    service.command_routes service.question_routes service.bulk_routes service.feed_routes service.message_routes
+    service.upkeep_routes service.health_routes service.document_routes
     service.observed service.app service.server
+    client                                      | … and whoever speaks with it
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding

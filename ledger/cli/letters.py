@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
@@ -19,6 +19,7 @@ from ledger.inbox import Inbox
 from ledger.order.message import encode
 from ledger.receiving import Received
 from ledger.storage.dead_letters import DeadLetter
+from ledger.wire import letter_json
 
 letters_app = typer.Typer(name="dead-letters", help="Messages that a person decides about.")
 
@@ -87,7 +88,7 @@ def list_letters(
     short = ("id", "stream", "sequence", "why")
     longer = (*short, "attempts", "last seen")
     made = fitting(rows, (*longer, "error"), longer, short, right=("sequence", "attempts"), whole=("id",))
-    answer(target.as_json, {"dead_letters": [_letter(each) for each in found]}, made if found else "none")
+    answer(target.as_json, {"dead_letters": [letter_json(each) for each in found]}, made if found else "none")
     return 0
 
 
@@ -104,7 +105,7 @@ def show(
         decided = [
             {**each._asdict(), "recorded_at": utc_text(each.recorded_at)} for each in inbox.decisions(dead_letter)
         ]
-    plain = {**_letter(letter), "message": json.loads(encode(letter.message)), "decisions": decided}
+    plain = {**letter_json(letter), "message": json.loads(encode(letter.message)), "decisions": decided}
     made = table("", "")
     for name, value in plain.items():
         if name not in ("data", "decisions"):
@@ -130,7 +131,7 @@ def export(
     with opened(target.settings) as ledger:
         for letter in _all(source.of(ledger), wanted, state):
             message = json.loads(encode(letter.message))
-            print_json(message if messages else {**_letter(letter), "message": message})
+            print_json(message if messages else {**letter_json(letter), "message": message})
     return 0
 
 
@@ -230,20 +231,3 @@ def _all(inbox: Inbox, wanted: Filter, state: str) -> Iterator[DeadLetter]:
     while page := inbox.dead_letters(state=state, why=wanted.why, stream=wanted.stream, after=after, limit=_PAGE):
         yield from page
         after = page[-1].dead_letter_id
-
-
-def _letter(letter: DeadLetter) -> dict[str, Any]:
-    return {
-        "dead_letter_id": letter.dead_letter_id,
-        "stream": letter.stream,
-        "sequence": letter.sequence,
-        "id": letter.message_id,
-        "type": letter.message.type,
-        "why": letter.why,
-        "error": letter.error,
-        "attempts": letter.attempts,
-        "first_seen": utc_text(letter.first_seen),
-        "last_seen": utc_text(letter.last_seen),
-        "state": letter.state,
-        "data": letter.message.data,
-    }

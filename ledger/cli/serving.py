@@ -142,7 +142,7 @@ def show(
 ) -> int:
     """Show the keys, those that were revoked too."""
     with opened(target.settings) as ledger:
-        found = ledger.api_keys().keys(after=after, limit=limit)
+        found = ledger.api_keys().page(after=after, limit=limit)
     made = table("key", "actor", "scopes", "state", "expires", "made by", whole=("key",))
     for key in found:
         state = "active" if key.active else "expired" if key.revoked_at is None else f"revoked by {key.revoked_by}"

@@ -531,7 +531,7 @@ def _parsed(kind: TypeAdapter[Sent], line: bytes | str) -> Sent:
     keys = _KEY_BYTES.findall(line) if isinstance(line, bytes) else _KEY.findall(line)
     if len(keys) != _keys_of(command):
         # There may be such a key: of two values the parser keeps the last, and who meant which nobody knows.
-        json.loads(line, object_pairs_hook=_each_once)
+        json.loads(line, object_pairs_hook=each_once)
     return command
 
 
@@ -548,7 +548,13 @@ def _keys_of(command: Command) -> int:
     return count
 
 
-def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """
+    An object of JSON, for `json.loads(…, object_pairs_hook=each_once)`.
+
+    Raises:
+        InvalidCommand: A key is there twice.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
         keys = [key for key, _ in pairs]

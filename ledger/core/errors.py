@@ -28,6 +28,7 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     ├── MissingIdempotencyKey … or not by which name a write would be known again
     ├── TooManyRequests       … or is asked more than it answers at once: nothing was done
     ├── RequestTooLarge       … or more at once than it takes
+    ├── UnsupportedMediaType  … or in a form that it does not read
     ├── ServiceUnavailable    … or cannot be reached by its client: the outcome is unknown
     └── UnsupportedConnection a connection that a guest cannot work on
 
@@ -512,7 +513,7 @@ class Forbidden(LedgerError):
 
 @dataclass(eq=False)
 class MissingIdempotencyKey(LedgerError):
-    """A request that writes has the header Idempotency-Key: a new one for each request, the same when it is repeated."""
+    """A request that writes has the header Idempotency-Key: a new one each, and the same when it is repeated."""
 
     code: ClassVar[str] = "missing_idempotency_key"
 
@@ -536,6 +537,16 @@ class RequestTooLarge(LedgerError):
 
     what: str
     bytes_max: int
+
+
+@dataclass(eq=False)
+class UnsupportedMediaType(LedgerError):
+    """A body of {given} is not read here; send {wanted}."""
+
+    code: ClassVar[str] = "unsupported_media_type"
+
+    given: str
+    wanted: str
 
 
 @dataclass(eq=False)

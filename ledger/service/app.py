@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
+from typing import Final
 
 from ledger.application import Ledger
-from ledger.service import command_routes, health_routes, question_routes
+from ledger.inbox import Inbox
+from ledger.service import (
+    bulk_routes,
+    command_routes,
+    document_routes,
+    feed_routes,
+    health_routes,
+    message_routes,
+    question_routes,
+    upkeep_routes,
+)
+from ledger.service.bounds import Bounds
 from ledger.service.desk import Desk
 from ledger.service.observed import ObservedApp
 from ledger.service.problem_details import add_problems
@@ -15,14 +28,27 @@ from ledger.service.scoped import check_scopes
 from ledger.service.shortcut import Shortcut
 from ledger.settings import ServiceSettings
 
+_ROUTES: Final = (
+    command_routes,
+    bulk_routes,
+    question_routes,
+    feed_routes,
+    message_routes,
+    upkeep_routes,
+    health_routes,
+    document_routes,
+)
+"""The modules that have a `router(desk)`; another one is named here."""
 
-def create_app(ledger: Ledger, settings: ServiceSettings | None = None) -> ObservedApp:
+
+def create_app(ledger: Ledger, settings: ServiceSettings | None = None, inboxes: Sequence[Inbox] = ()) -> ObservedApp:
     """
     The service of a ledger, which stays the caller's, to close; to be served by one process with one event loop.
 
-    What is served are the routes of each module that has a `router(desk)`; another one is named here.
+    Messages are taken in for the sources that have an inbox here.
     """
-    desk = Desk(ledger, settings or ServiceSettings())
+    chosen = settings or ServiceSettings()
+    desk = Desk(ledger, chosen, inboxes)
 
     @asynccontextmanager
     async def lifespan(_app: ObservedApp) -> AsyncIterator[None]:
@@ -39,11 +65,14 @@ def create_app(ledger: Ledger, settings: ServiceSettings | None = None) -> Obser
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        redirect_slashes=False,
     )
     app.state.desk = desk
     add_problems(app)
-    for module in (command_routes, question_routes, health_routes):
+    for module in _ROUTES:
         app.router.routes.extend(module.router(desk).routes)
     check_scopes(app)
+    app.openapi = partial(document_routes.document_of, app)  # type: ignore[method-assign]  # As FastAPI documents it.
     app.add_middleware(Shortcut, service=app)
+    app.add_middleware(Bounds, settings=chosen)
     return app

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Header, Request
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 
 from ledger.access import Credential
-from ledger.core.commands import Command, parse
-from ledger.core.errors import InvalidCommand, MissingIdempotencyKey, RequestTooLarge
-from ledger.core.fields import INTEGER_MAX
+from ledger.core.commands import Command, each_once, parse
+from ledger.core.errors import (
+    DeadlineExceeded,
+    InvalidCommand,
+    MissingIdempotencyKey,
+    RequestTooLarge,
+    UnsupportedMediaType,
+)
+from ledger.core.fields import INTEGER_MAX, explained
 from ledger.service.occasion import correlation_id
 
 KEY_PATTERN: Final = r"^[!-~]([ -~]{0,253}[!-~])?$"
 """What a header can carry, and a key may be: 1 to 255 visible ASCII characters, with spaces between them."""
 
 _KEY: Final = re.compile(KEY_PATTERN)
+
+JSON: Final = "application/json"
+JSON_LINES: Final = "application/x-ndjson"
 
 ETAG_PATTERN: Final = r'^"[0-9]{1,16}"$'
 
@@ -30,6 +42,7 @@ OURS: Final = {
 """What a body does not say, and what does."""
 
 Sent = TypeVar("Sent", bound=Command)
+Asked = TypeVar("Asked", bound=BaseModel)
 
 
 def key_of(headers: Headers) -> str:
@@ -48,25 +61,76 @@ def key_of(headers: Headers) -> str:
     return keys[0]
 
 
-async def body_of(request: Request, bytes_max: int) -> bytes:
+def check_content(headers: Headers, *wanted: str) -> None:
     """
-    The whole body.
+    Refuse a body that is not what it should be; a page of another site can send no JSON without being asked first.
+
+    Raises:
+        UnsupportedMediaType: It is not one of these.
+    """
+    given = headers.get("content-type", "")
+    if given.partition(";")[0].strip().lower() not in wanted:
+        raise UnsupportedMediaType(given[:80] or "no Content-Type", " or ".join(wanted))
+    if headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedMediaType(f"Content-Encoding {headers['content-encoding']!r:.80}", "it as it is")
+
+
+async def body_of(request: Request, bytes_max: int, seconds: float) -> bytes:
+    """
+    The whole body, which has to arrive in time.
 
     Raises:
         RequestTooLarge: It has more bytes; no more of them are read.
-        InvalidCommand: It is encoded in a way that is not read here.
+        DeadlineExceeded: It did not arrive in time.
     """
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > bytes_max:
-        raise RequestTooLarge("the body", bytes_max)
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise InvalidCommand("Content-Encoding", "bodies are read as they are, and not compressed")
+        raise RequestTooLarge("The body", bytes_max)
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > bytes_max:
-            raise RequestTooLarge("the body", bytes_max)
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                body += part
+                if len(body) > bytes_max:
+                    raise RequestTooLarge("The body", bytes_max)
+    except TimeoutError:
+        raise DeadlineExceeded("for its body", seconds) from None
     return body
+
+
+def json_of(body: bytes) -> Any:
+    """
+    The JSON value in a body, which has only one reading.
+
+    Raises:
+        InvalidCommand: It has none, or several: a key is there twice, or NaN.
+    """
+    try:
+        return json.loads(body, object_pairs_hook=each_once, parse_constant=_constant)
+    except RecursionError:
+        raise InvalidCommand("body", "it is nested too deeply") from None
+    except ValueError as error:
+        if isinstance(error, InvalidCommand):
+            raise
+        # Also Python's own about integers of thousands of digits.
+        raise InvalidCommand("body", f"it is not JSON: {error}"[:160]) from None
+
+
+def model_of(model: type[Asked], body: bytes) -> Asked:
+    """
+    What a body asks for.
+
+    Raises:
+        InvalidCommand: It is not of that shape.
+    """
+    try:
+        return model.model_validate_json(json.dumps(json_of(body)))
+    except ValidationError as error:
+        raise explained(error, "body") from None
+
+
+def _constant(name: str) -> Any:
+    raise InvalidCommand("body", f"{name} is not a JSON number")
 
 
 def command_of(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
@@ -12,9 +13,11 @@ from fastapi import Request
 
 from ledger.access import ApiKeys, Credential
 from ledger.application import Ledger
-from ledger.core.errors import DeadlineExceeded
+from ledger.core.errors import DeadlineExceeded, ServiceUnavailable, TooManyRequests
+from ledger.inbox import Inbox
 from ledger.service.gate import Gate
 from ledger.service.metrics import Metrics
+from ledger.service.tokens import TokenReader
 from ledger.service.tracing import TracedCommit
 from ledger.settings import ServiceSettings
 
@@ -33,10 +36,11 @@ class Desk:
     long in others, so that an audit keeps nobody waiting.
     """
 
-    def __init__(self, ledger: Ledger, settings: ServiceSettings) -> None:
+    def __init__(self, ledger: Ledger, settings: ServiceSettings, inboxes: Sequence[Inbox] = ()) -> None:
         limits = settings.limits
         self.ledger = ledger
         self.settings = settings
+        self.inboxes = {inbox.source: inbox for inbox in inboxes}
         self.keys: ApiKeys = ledger.api_keys()
         self.commands = TracedCommit(ledger, limits.append_seconds)
         self.health = ledger.health()
@@ -45,7 +49,10 @@ class Desk:
         self._auditors = ThreadPoolExecutor(limits.auditors, "ledger-auditor")
         # Whoever watches is not kept waiting by what is watched.
         self.watchers = ThreadPoolExecutor(WATCHERS, "ledger-watcher")
-        self.gate = Gate(self.keys, settings, self.ask)
+        self._writers = ThreadPoolExecutor(limits.bulks, "ledger-writer")
+        self._bulks = limits.bulks
+        tokens = None if settings.tokens is None else TokenReader(settings.tokens)
+        self.gate = Gate(self.keys, settings, self.ask, tokens)
         self.ending = asyncio.Event()
 
     async def ask(self, question: Callable[Asked, Answer], *how: Asked.args, **named: Asked.kwargs) -> Answer:
@@ -60,6 +67,20 @@ class Desk:
     async def audit(self, question: Callable[Asked, Answer], *how: Asked.args, **named: Asked.kwargs) -> Answer:
         """As `ask`, of what takes longer: verification, proofs, reports."""
         return await _within(self._auditors, self.settings.limits.audit_seconds, partial(question, *how, **named))
+
+    async def append(self, work: Callable[[], Answer]) -> Answer:
+        """
+        Write something that is no single command, in a thread of its own kind.
+
+        Raises:
+            ServiceUnavailable: It took too long; what came of it is known by its key.
+        """
+        seconds = self.settings.limits.several_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.get_running_loop().run_in_executor(self._writers, work)
+        except TimeoutError:
+            raise ServiceUnavailable(f"no answer in {seconds:g} s") from None
 
     async def read(
         self, credential: Credential, name: str, question: Callable[[], Answer], accounts: Callable[[Answer], list[str]]
@@ -79,6 +100,26 @@ class Desk:
 
         return await self.ask(recorded)
 
+    @contextmanager
+    def bulk(self) -> Iterator[None]:
+        """
+        Hold one of the few places for requests of many commands.
+
+        Raises:
+            TooManyRequests: All are taken.
+        """
+        self.check_bulk()
+        self._bulks -= 1
+        try:
+            yield
+        finally:
+            self._bulks += 1
+
+    def check_bulk(self) -> None:
+        """As `bulk`, before an answer begins that cannot be refused any more."""
+        if self._bulks < 1:
+            raise TooManyRequests(f"{self.settings.limits.bulks} requests of many commands at once", 1)
+
     def end(self) -> None:
         """Let what is followed end, so that the service can."""
         self.ending.set()
@@ -86,7 +127,7 @@ class Desk:
     async def close(self) -> None:
         """Answer everyone, and take no more."""
         await self.commands.close()
-        for threads in (self._readers, self._auditors):
+        for threads in (self._readers, self._auditors, self._writers):
             await asyncio.to_thread(threads.shutdown, wait=True, cancel_futures=True)
         self.watchers.shutdown(wait=False, cancel_futures=True)
 

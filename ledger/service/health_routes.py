@@ -16,11 +16,14 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel
 from pydantic_core import to_json
 
 from ledger.access import Scope
 from ledger.core.errors import DatabaseUnavailable, DeadlineExceeded
 from ledger.health import Check, Failing
+from ledger.service import shapes
 from ledger.service.desk import Desk
 from ledger.service.occasion import note
 from ledger.service.probe import WAIT_SECONDS, Probe
@@ -55,8 +58,6 @@ _COUNTED: Final = {
 
 
 _STUCK: Final = ("waiting", "parked", "retrying")
-_NOT_READY: Final[dict[str, Any]] = {"description": "Not ready, and why.", "content": {PROBLEM_JSON: {}}}
-_EXPOSITION: Final[dict[str, Any]] = {"description": "Metrics, as text.", "content": {"text/plain": {}}}
 
 
 def router(desk: Desk) -> APIRouter:
@@ -72,12 +73,16 @@ def _add_checks(routes: APIRouter, desk: Desk) -> None:
     readiness = Probe("readiness", partial(desk.health.failing, checks), desk.watchers)
     told: list[Failing] = []
 
-    @routes.get("/healthz", operation_id="healthz", dependencies=[Depends(public)])
+    @routes.get(
+        "/healthz", operation_id="healthz", dependencies=[Depends(public)], responses=_answered(shapes.AliveShape)
+    )
     async def healthz() -> Response:
         """Whether this process is alive; the database is not asked."""
         return _plain({"status": "ok"})
 
-    @routes.get("/readyz", operation_id="readyz", dependencies=[Depends(public)], responses={503: _NOT_READY})
+    @routes.get(
+        "/readyz", operation_id="readyz", dependencies=[Depends(public)], responses=_answered(shapes.ReadyShape)
+    )
     async def readyz() -> Response:
         """Whether this process can do its work: schema at head, database writable, stamper alive; 503 if not."""
         if desk.ending.is_set():
@@ -99,14 +104,16 @@ def _add_metrics(routes: APIRouter, desk: Desk) -> None:
     order = Probe("ordering", desk.health.ordering, desk.watchers)
     watching = [Depends(_watching(desk))]
 
-    @routes.get("/metrics", operation_id="metrics", dependencies=watching, responses={200: _EXPOSITION})
+    @routes.get("/metrics", operation_id="metrics", dependencies=watching, response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         """All metrics, as Prometheus reads them; `ledger_up` is 0 where the database does not answer."""
         found = await gauges.answer()
         text, media_type = desk.metrics.exposition(found, request.headers.get("accept", ""))
         return Response(text, media_type=media_type)
 
-    @routes.get("/metrics/ordering", operation_id="ordering", dependencies=watching)
+    @routes.get(
+        "/metrics/ordering", operation_id="ordering", dependencies=watching, responses=_answered(shapes.OrderingShape)
+    )
     async def ordering() -> Response:
         """In which order messages came: out of order, gaps, streams; and what else the inboxes counted."""
         found = await order.answer()
@@ -163,6 +170,10 @@ def _watching(desk: Desk) -> Callable[[Request], Awaitable[None]]:
             del known[next(iter(known))]
 
     return marked(watching, *Scope)
+
+
+def _answered(shape: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"model": shape}}
 
 
 def _plain(plain: dict[str, Any]) -> Response:

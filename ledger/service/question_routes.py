@@ -2,40 +2,79 @@
 A route for each question: `GET /v1/balance?account=alice`.
 
 What is asked about is a parameter, and no part of the path: in the name of an account there may be a `/`.
+Pages are found by keys: `next` of one page is `after` of the next, and null where there is no more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic_core import to_json
 
 from ledger.access import Credential, Scope
+from ledger.core.book import Terms
+from ledger.core.events import Recorded, account_of
+from ledger.service import shapes
 from ledger.service.desk import Desk
 from ledger.service.scoped import require
-from ledger.wire import Json, balance_json
+from ledger.storage.queries import PAGE_MAX, Page, TransactionDetail
+from ledger.wire import (
+    Json,
+    account_json,
+    balance_json,
+    detail_json,
+    event_json,
+    hold_json,
+    state_json,
+    transaction_json,
+    trial_balance_json,
+)
 
 Reading = Annotated[Credential, Depends(require(Scope.READ, Scope.AUDIT))]
 
-Account = Annotated[str, Query(min_length=1, max_length=193)]
+ID: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$"
+Account = Annotated[str, Query(description="An account's id.", pattern=ID, examples=["alice"])]
+Stream = Annotated[
+    str,
+    Query(
+        description="An account, or another stream: `#payment/p-1`, `$ledger`.",
+        pattern=r"^(\$ledger|(#[a-z][a-z0-9_]{0,62}/)?[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127})$",
+        examples=["alice"],
+    ),
+]
+Limit = Annotated[int, Query(description="Rows at most.", ge=1, le=PAGE_MAX)]
+Version = Annotated[int | None, Query(ge=1, le=2**53 - 1)]
+Asset = Annotated[str, Query(pattern=r"^[A-Z][A-Z0-9._-]{0,31}$", examples=["USD"])]
+Text = Annotated[str, Query(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
+_PLACE: Final = r"^[0-9]{1,15}(\.[0-9]{1,15}){0,255}$"
+After = Annotated[str | None, Query(description="`next` of the page before.", pattern=ID)]
 
 
 def router(desk: Desk) -> APIRouter:
     """A route for each question about accounts and transactions."""
     routes = APIRouter(prefix="/v1", tags=["Questions"])
-    ledger = desk.ledger
-
-    @routes.get("/balance", operation_id="balance")
-    async def balance(
-        credential: Reading, account: Account, version: Annotated[int | None, Query(ge=0)] = None
-    ) -> Response:
-        """The balance of an account, now or right after one of its versions."""
-        asked = partial(ledger.balance, account, version=version)
-        found = await desk.read(credential, "balance", asked, lambda balance: [balance.account])
-        return json_response(balance_json(found), version=found.version)
-
+    questions = _Questions(desk)
+    for name, shape in (
+        ("balance", shapes.BalanceShape),
+        ("account", shapes.AccountShape),
+        ("accounts", shapes.AccountsShape),
+        ("history", shapes.HistoryShape),
+        ("transaction", shapes.DetailShape),
+        ("transactions", shapes.TransactionsShape),
+        ("holds", shapes.HoldsShape),
+        ("state", shapes.StateShape),
+        ("asset", shapes.AssetShape),
+        ("trial_balance", shapes.TrialBalanceShape),
+    ):
+        path = f"/{name.replace('_', '-')}"
+        answered: dict[int | str, dict[str, Any]] = {200: {"model": shape}}
+        routes.add_api_route(
+            path, getattr(questions, name), methods=["GET"], operation_id=name, responses=answered, response_model=None
+        )
     return routes
 
 
@@ -43,3 +82,126 @@ def json_response(plain: Json, *, version: int | None = None) -> Response:
     """An answer, and as its entity tag the version, where it is of one account."""
     headers = {} if version is None else {"ETag": f'"{version}"'}
     return Response(to_json(plain), headers=headers, media_type="application/json")
+
+
+def next_of(rows: Sequence[Any], limit: int, key: str) -> str | None:
+    """Where the next page begins: at the last row of a full one."""
+    return str(rows[-1][key]) if len(rows) == limit else None
+
+
+class _Questions:
+    """The questions, one method each, by the names that they have in `Ledger`."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._ledger = desk.ledger
+
+    async def balance(self, credential: Reading, account: Account, version: Version = None) -> Response:
+        """The balance of an account, now or right after one of its versions."""
+        asked = partial(self._ledger.balance, account, version=version)
+        found = await self._desk.read(credential, "balance", asked, lambda balance: [balance.account])
+        return json_response(balance_json(found), version=found.version)
+
+    async def account(self, credential: Reading, account: Account) -> Response:
+        """An account with its terms and its balance."""
+        asked = partial(self._ledger.account, account)
+        found = await self._desk.read(credential, "account", asked, lambda line: [line.account])
+        return json_response(account_json(found), version=found.balance.version)
+
+    async def accounts(
+        self, credential: Reading, asset: Asset | None = None, after: After = None, limit: Limit = 100
+    ) -> Response:
+        """Accounts in order of their ids, with terms and balances."""
+        asked = partial(self._ledger.accounts, asset=asset, after=after or "", limit=limit)
+        found = await self._desk.read(credential, "accounts", asked, lambda lines: [line.account for line in lines])
+        plain = [account_json(line) for line in found]
+        return json_response({"accounts": plain, "next": next_of(plain, limit, "account")})
+
+    async def history(
+        self,
+        credential: Reading,
+        stream: Stream,
+        after: Annotated[str, Query(pattern=_PLACE, description="`next` of the page before; or a version.")] = "0",
+        before: Annotated[
+            str | None, Query(pattern=_PLACE, description="Backward from this version, newest first.")
+        ] = None,
+        limit: Limit = 100,
+    ) -> Response:
+        """The events of an account, or of another stream, oldest first; or with `before` newest first."""
+
+        def asked() -> tuple[Page, Terms | None]:
+            page = self._ledger.history(
+                stream, after_version=_place(after), before_version=_place(before) if before else None, limit=limit
+            )
+            return page, None if stream.startswith(("#", "$")) else self._ledger.account(stream).terms
+
+        page, terms = await self._desk.read(credential, "history", asked, lambda _: [stream])
+        events = [event_json(event, terms) for event in page]
+        return json_response({"stream": stream, "events": events, "next": page.next if len(page) == limit else None})
+
+    async def transaction(self, credential: Reading, transaction_id: UUID) -> Response:
+        """A transaction with all its events."""
+
+        def asked() -> tuple[TransactionDetail, dict[str, Terms]]:
+            detail = self._ledger.transaction(transaction_id)
+            streams = [event.stream for event in detail.events if event.numbers]
+            known = {account: self._ledger.account(account).terms for account in {*map(account_of, streams)}}
+            return detail, {stream: known[account_of(stream)] for stream in streams}
+
+        def accounts(found: tuple[TransactionDetail, dict[str, Terms]]) -> list[str]:
+            return accounts_of(found[0].events)
+
+        detail, terms = await self._desk.read(credential, "transaction", asked, accounts)
+        return json_response(detail_json(detail, terms))
+
+    async def transactions(
+        self, credential: Reading, reference: Text | None = None, after: UUID | None = None, limit: Limit = 100
+    ) -> Response:
+        """Transactions in order of their ids; those with a reference, or all."""
+        asked = partial(self._ledger.transactions, reference=reference, after=after, limit=limit)
+        found = await self._desk.read(
+            credential, "transactions", asked, lambda page: [account_of(each) for one in page for each in one.streams]
+        )
+        plain = [transaction_json(each) for each in found]
+        return json_response({"transactions": plain, "next": next_of(plain, limit, "transaction_id")})
+
+    async def holds(
+        self,
+        credential: Reading,
+        account: Account,
+        status: Literal["open", "captured", "released", "expired"] | None = None,
+        after: UUID | None = None,
+        limit: Limit = 100,
+    ) -> Response:
+        """The holds on an account, in order of their ids."""
+        asked = partial(self._ledger.holds, account, status=status, after=after, limit=limit)
+        found = await self._desk.read(credential, "holds", asked, lambda _: [account])
+        plain = [hold_json(line) for line in found]
+        return json_response({"holds": plain, "next": next_of(plain, limit, "hold")})
+
+    async def state(
+        self,
+        _credential: Reading,
+        machine: Annotated[str, Query(pattern=r"^[a-z][a-z0-9_]{0,62}$", examples=["payment"])],
+        subject: Annotated[str, Query(pattern=ID, examples=["p-1"])],
+    ) -> Response:
+        """Where something of the caller's own stands, and what may happen to it next."""
+        return json_response(state_json(await self._desk.ask(self._ledger.state, machine, subject)))
+
+    async def asset(self, _credential: Reading, asset: Asset) -> Response:
+        """An asset, and its decimal places."""
+        return json_response({"asset": asset, "scale": await self._desk.ask(self._ledger.scale, asset)})
+
+    async def trial_balance(self, _credential: Reading) -> Response:
+        """Debits and credits of all accounts, by asset and type."""
+        return json_response(trial_balance_json(await self._desk.audit(self._ledger.trial_balance)))
+
+
+def _place(text: str) -> int | str:
+    """A version, or where a page of an account with stripes says that the next one begins."""
+    return int(text) if text.isdecimal() else text
+
+
+def accounts_of(events: Sequence[Recorded]) -> list[str]:
+    """The accounts, and other streams, that these events are of."""
+    return [account_of(event.stream) for event in events]

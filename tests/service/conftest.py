@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeAlias
+from collections.abc import Iterator
 
 import httpx
 import pytest
+from serving import WAIT_SECONDS, Http, Serve, served
 
 from ledger import Ledger
 from ledger.access import Scope
-from ledger.service.app import create_app
 from ledger.service.server import Server
-from ledger.settings import ServiceSettings
-
-WAIT_SECONDS = 30
-
-Serve: TypeAlias = Callable[..., AbstractContextManager[Server]]
-
-
-@contextmanager
-def served(ledger: Ledger, **settings: Any) -> Iterator[Server]:
-    """The service of a ledger, on any port, in a thread of its own."""
-    chosen = ServiceSettings(port=0, **settings)
-    server = Server(create_app(ledger, chosen), chosen)
-    thread = threading.Thread(target=server.listen)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-        thread.join(WAIT_SECONDS)
-        assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -68,7 +45,7 @@ def secrets(funded: Ledger) -> dict[Scope, str]:
 
 
 @pytest.fixture
-def http(service: Server, secrets: dict[Scope, str]) -> Iterator[Callable[..., httpx.Client]]:
+def http(service: Server, secrets: dict[Scope, str]) -> Iterator[Http]:
     """A client with the key of a scope: `http(Scope.READ).get(…)`; or with none."""
     made: list[httpx.Client] = []
 

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 import typer
 from promtool import ROOT, RULES, assert_fires, needed, promtool, samples
+from serving import Http
 
 from ledger import Ledger
 from ledger.access import Scope
@@ -22,7 +23,6 @@ from ledger.cli.program import app
 from ledger.order.cursor import Strict
 from ledger.order.message import Message
 
-Http = Callable[..., httpx.Client]
 Psql = psycopg.Connection[Any]
 Trouble = Callable[[Ledger, Psql, httpx.Client], None]
 

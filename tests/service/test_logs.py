@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import httpx
@@ -21,6 +20,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from serving import WAIT_SECONDS, Http, Serve
 
 from ledger import Ledger
 from ledger.access import Scope
@@ -28,13 +28,10 @@ from ledger.service.logs import JsonLines
 from ledger.service.scoped import public
 from ledger.service.server import Server
 
-Http = Callable[..., httpx.Client]
-Serve = Callable[..., AbstractContextManager[Server]]
 Line = dict[str, Any]
 Lines = Callable[[], list[Line]]
 Spans = Callable[[int], Sequence[ReadableSpan]]
 
-WAIT_SECONDS: Final = 30
 TRANSFER: Final = {"amount": "5.25 USD", "debit": "alice", "credit": "bob"}
 TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT: Final = f"00-{TRACE}-00f067aa0ba902b7-01"

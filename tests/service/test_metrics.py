@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +13,7 @@ import httpx
 import psycopg
 import pytest
 from promtool import needed, promtool, samples
+from serving import Http, Serve
 from sqlalchemy import make_url
 
 from ledger import Ledger, Transfer
@@ -22,13 +23,10 @@ from ledger.health import Check
 from ledger.order.cursor import Strict
 from ledger.order.message import Message
 from ledger.service import gate
-from ledger.service.server import Server
 from ledger.storage import feed, gauges
 from ledger.storage.database import Timeouts
 
-Http = Callable[..., httpx.Client]
 Psql = psycopg.Connection[Any]
-Serve = Callable[..., AbstractContextManager[Server]]
 
 TRANSFER = {"amount": "1 USD", "debit": "world", "credit": "alice"}
 PATIENCE_SECONDS = 8

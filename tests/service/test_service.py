@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import httpx
+from serving import Http
 
 from ledger import Ledger
 from ledger.access import Scope
-
-Http = Callable[..., httpx.Client]
 
 
 def test_a_command_is_carried_out_once(http: Http, funded: Ledger) -> None:

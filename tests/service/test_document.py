@@ -1,0 +1,51 @@
+"""The document is true: what it says of each route holds for whatever schemathesis can think of."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from issuer import Issuer
+from serving import Serve
+
+from ledger import Ledger, Strict
+from ledger.access import Scope
+from ledger.health import Check
+from ledger.settings import Limits
+
+HERE = Path(__file__).parent
+PROGRAM = Path(sys.executable).with_name("schemathesis")
+EXAMPLES_EACH = os.environ.get("LEDGER_SCHEMATHESIS_EXAMPLES", "5")
+WAIT_SECONDS = 600
+NOBODY_STAMPS = frozenset({Check.STAMPER})
+
+
+def test_schemathesis_finds_nothing(funded: Ledger, serve: Serve, tmp_path: Path) -> None:
+    """Examples, edge cases, random requests and chains of them, to every route: every answer is as documented."""
+    issuer = Issuer(tmp_path)
+    # A token, since an API key may be revoked by one of the requests.
+    token = issuer.token(" ".join(Scope), exp=2_000_000_000)
+    funded.open_account("fees", asset="USD", type="income")
+    funded.stamp()
+    inbox = funded.inbox("bank", Strict(timedelta(hours=1)))
+    limits = Limits(follow_seconds=0.1)
+    with serve(funded, [inbox], tokens=issuer.settings, limits=limits, ready_without=NOBODY_STAMPS) as server:
+        done = subprocess.run(
+            [
+                *(str(PROGRAM), "--config-file", str(HERE / "schemathesis.toml")),
+                *("run", f"{server.address}/openapi.json", "-H", f"Authorization: Bearer {token}"),
+                *("--max-examples", EXAMPLES_EACH, "--no-color"),
+            ],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(HERE)},
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SECONDS,
+            check=False,
+        )
+
+    assert done.returncode == 0, done.stdout[-10_000:] + done.stderr
+    assert funded.verify().ok
