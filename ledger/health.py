@@ -61,7 +61,7 @@ class Health:
         """In which order the messages of all inboxes came; raises as `gauges`."""
         return self._database.ask(gauges.ordering)
 
-    def failing(self, checks: Collection[Check] = tuple(Check)) -> list[Failing]:
+    def failing(self, checks: Collection[Check | str] = tuple(Check)) -> list[Failing]:
         """What of `checks` is not so; nothing, where the ledger can do its work."""
         asked = {
             Check.SCHEMA: lambda: migrations.check(self._database),

@@ -16,7 +16,7 @@ from promtool import needed, promtool, samples
 from serving import Http, Serve
 from sqlalchemy import make_url
 
-from ledger import Ledger, Transfer
+from ledger import InvalidCommand, Ledger, Transfer
 from ledger.access import Scope
 from ledger.core.commands import build
 from ledger.health import Check
@@ -24,6 +24,7 @@ from ledger.order.cursor import Strict
 from ledger.order.message import Message
 from ledger.service import gate
 from ledger.storage import feed, gauges
+from ledger.settings import ServiceSettings
 from ledger.storage.database import Timeouts
 
 Psql = psycopg.Connection[Any]
@@ -384,3 +385,25 @@ def test_readiness_changes_nothing(http: Http, psql: Psql) -> None:
     before = psql.execute("SELECT xmin::text, ctid::text, leases FROM leases").fetchall()
     assert http().get("/readyz").status_code == 200
     assert psql.execute("SELECT xmin::text, ctid::text, leases FROM leases").fetchall() == before
+
+
+def test_settings_of_watching_are_read() -> None:
+    """From the environment: who may read metrics, what readiness does without, and what is logged."""
+    environment = {
+        "LEDGER_SERVE_OPEN_METRICS": "1",
+        "LEDGER_SERVE_READY_WITHOUT": "stamper, writable",
+        "LEDGER_SERVE_LOG_LEVEL": "warning",
+    }
+    settings = ServiceSettings.read(environment)
+    assert (settings.open_metrics, settings.log_level) == (True, "warning")
+    assert settings.ready_without == {Check.STAMPER, Check.WRITABLE}
+    usual = ServiceSettings.read({})
+    assert (usual.open_metrics, usual.ready_without, usual.log_level) == (False, frozenset(), "info")
+
+
+@pytest.mark.parametrize(("name", "text"), [("READY_WITHOUT", "sleep"), ("LOG_LEVEL", "loud")])
+def test_settings_of_watching_are_checked(name: str, text: str) -> None:
+    """What there is none of is refused, with those that there are."""
+    with pytest.raises(InvalidCommand, match="none of") as refused:
+        ServiceSettings.read({f"LEDGER_SERVE_{name}": text})
+    assert refused.value.where == f"LEDGER_SERVE_{name}"
