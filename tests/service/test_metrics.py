@@ -23,8 +23,8 @@ from ledger.health import Check
 from ledger.order.cursor import Strict
 from ledger.order.message import Message
 from ledger.service import gate
-from ledger.storage import feed, gauges
 from ledger.settings import ServiceSettings
+from ledger.storage import feed, gauges
 from ledger.storage.database import Timeouts
 
 Psql = psycopg.Connection[Any]
