@@ -54,6 +54,7 @@ _PAUSE_SECONDS: Final = 0.1
 _PAUSE_SECONDS_MAX: Final = 10.0
 
 Shape = TypeVar("Shape", bound=BaseModel)
+Pairs: TypeAlias = Mapping[str, str | int | bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +154,12 @@ class Client(Commands[Done]):
         """As `Ledger.account`."""
         return self._found(AccountShape, "account", account=account)
 
-    def accounts(self, *, asset: str | None = None, after: str | None = None, limit: int = 100) -> AccountsShape:
+    def accounts(
+        self, *, asset: str | None = None, metadata: Pairs | None = None, after: str | None = None, limit: int = 100
+    ) -> AccountsShape:
         """As `Ledger.accounts`: a page, whose `next` is `after` of the next one."""
-        return self._found(AccountsShape, "accounts", asset=asset, after=after, limit=limit)
+        pairs = None if metadata is None else to_json(metadata).decode()
+        return self._found(AccountsShape, "accounts", asset=asset, metadata=pairs, after=after, limit=limit)
 
     def history(self, stream: str, *, after: str = "0", before: str | None = None, limit: int = 100) -> HistoryShape:
         """As `Ledger.history`: a page, whose `next` is `after` of the next one."""
@@ -166,10 +170,17 @@ class Client(Commands[Done]):
         return self._found(DetailShape, "transaction", transaction_id=str(transaction_id))
 
     def transactions(
-        self, *, reference: str | None = None, after: str | None = None, limit: int = 100
+        self,
+        *,
+        reference: str | None = None,
+        metadata: Pairs | None = None,
+        after: str | None = None,
+        limit: int = 100,
     ) -> TransactionsShape:
         """As `Ledger.transactions`: a page, whose `next` is `after` of the next one."""
-        return self._found(TransactionsShape, "transactions", reference=reference, after=after, limit=limit)
+        pairs = None if metadata is None else to_json(metadata).decode()
+        asked = {"reference": reference, "metadata": pairs, "after": after, "limit": limit}
+        return self._found(TransactionsShape, "transactions", **asked)
 
     def holds(
         self, account: str, *, status: str | None = None, after: str | None = None, limit: int = 100

@@ -16,6 +16,7 @@ from rich.markup import escape
 from ledger.access import EXPIRES_DAYS, EXPIRES_DAYS_MAX, Scope
 from ledger.cli.consuming import until_signalled
 from ledger.cli.options import Target, command, opened
+from ledger.cli.ordering import Policy
 from ledger.cli.output import answer, moment, row, table
 from ledger.core.errors import InvalidCommand
 from ledger.health import Check
@@ -30,6 +31,7 @@ Actor = Annotated[str | None, typer.Option(help="Who decides; you, unless it is 
 
 @command
 def serve(
+    policy: Policy,
     target: Target,
     host: Annotated[str | None, typer.Option(help="The address to listen on; 127.0.0.1, unless it is said.")] = None,
     port: Annotated[int | None, typer.Option(help="The port; 8321, unless it is said, and 0 for any.", min=0)] = None,
@@ -47,6 +49,10 @@ def serve(
     ] = False,
     ready_without: Annotated[
         list[Check] | None, typer.Option(help="A check that /readyz does without; repeatable.")
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Take the messages of this source in; repeatable.", metavar="NAME"),
     ] = None,
     stamp: Annotated[bool, typer.Option("--stamp/--no-stamp", help="Stamp the feed as well.")] = True,
 ) -> int:
@@ -69,7 +75,8 @@ def serve(
     size = limits.readers + limits.auditors + 6
     with opened(target.settings, timeouts=timeouts, pool_size=size) as ledger:
         ledger.check_schema()
-        serving = server.Server(app.create_app(ledger, settings), settings)
+        inboxes = [policy.inbox(ledger, name) for name in dict.fromkeys(source or ())]
+        serving = server.Server(app.create_app(ledger, settings, inboxes), settings)
         answer(target.as_json, {"listening": serving.address}, f"listening on {serving.address}")
         sys.stdout.flush()
         stamper = ledger.stamper()

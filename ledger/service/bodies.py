@@ -100,7 +100,7 @@ async def body_of(request: Request, bytes_max: int, seconds: float) -> bytes:
 
 def json_of(body: bytes) -> Any:
     """
-    The JSON value in a body, which has only one reading.
+    The JSON value in a text, which has only one reading.
 
     Raises:
         InvalidCommand: It has none, or several: a key is there twice, or NaN.

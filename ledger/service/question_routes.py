@@ -19,6 +19,7 @@ from ledger.access import Credential, Scope
 from ledger.core.book import Terms
 from ledger.core.events import Recorded, account_of
 from ledger.service import shapes
+from ledger.service.bodies import json_of
 from ledger.service.desk import Desk
 from ledger.service.scoped import require
 from ledger.storage.queries import PAGE_MAX, Page, TransactionDetail
@@ -51,6 +52,10 @@ Version = Annotated[int | None, Query(ge=1, le=2**53 - 1)]
 Asset = Annotated[str, Query(pattern=r"^[A-Z][A-Z0-9._-]{0,31}$", examples=["USD"])]
 Text = Annotated[str, Query(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
 _PLACE: Final = r"^[0-9]{1,15}(\.[0-9]{1,15}){0,255}$"
+Pairs = Annotated[
+    str | None,
+    Query(description="Only with these pairs: a JSON object.", max_length=16_384, examples=['{"month": "May"}']),
+]
 After = Annotated[str | None, Query(description="`next` of the page before.", pattern=ID)]
 
 
@@ -109,10 +114,15 @@ class _Questions:
         return json_response(account_json(found), version=found.balance.version)
 
     async def accounts(
-        self, credential: Reading, asset: Asset | None = None, after: After = None, limit: Limit = 100
+        self,
+        credential: Reading,
+        asset: Asset | None = None,
+        metadata: Pairs = None,
+        after: After = None,
+        limit: Limit = 100,
     ) -> Response:
         """Accounts in order of their ids, with terms and balances."""
-        asked = partial(self._ledger.accounts, asset=asset, after=after or "", limit=limit)
+        asked = partial(self._ledger.accounts, asset=asset, metadata=_pairs(metadata), after=after or "", limit=limit)
         found = await self._desk.read(credential, "accounts", asked, lambda lines: [line.account for line in lines])
         plain = [account_json(line) for line in found]
         return json_response({"accounts": plain, "next": next_of(plain, limit, "account")})
@@ -155,10 +165,16 @@ class _Questions:
         return json_response(detail_json(detail, terms))
 
     async def transactions(
-        self, credential: Reading, reference: Text | None = None, after: UUID | None = None, limit: Limit = 100
+        self,
+        credential: Reading,
+        reference: Text | None = None,
+        metadata: Pairs = None,
+        after: UUID | None = None,
+        limit: Limit = 100,
     ) -> Response:
-        """Transactions in order of their ids; those with a reference, or all."""
-        asked = partial(self._ledger.transactions, reference=reference, after=after, limit=limit)
+        """Transactions with a reference, with metadata, or with both, in order of their ids."""
+        pairs = _pairs(metadata)
+        asked = partial(self._ledger.transactions, reference=reference, metadata=pairs, after=after, limit=limit)
         found = await self._desk.read(
             credential, "transactions", asked, lambda page: [account_of(each) for one in page for each in one.streams]
         )
@@ -195,6 +211,10 @@ class _Questions:
     async def trial_balance(self, _credential: Reading) -> Response:
         """Debits and credits of all accounts, by asset and type."""
         return json_response(trial_balance_json(await self._desk.audit(self._ledger.trial_balance)))
+
+
+def _pairs(text: str | None) -> Any:
+    return None if text is None else json_of(text.encode(errors="surrogatepass"))
 
 
 def _place(text: str) -> int | str:

@@ -29,23 +29,27 @@ class Server(uvicorn.Server):
             InvalidCommand: It would be open to others, or cannot listen there.
         """
         check_exposure(settings)
-        self.socket = _listening(settings)
         self._desk: Desk = app.state.desk
         secure = settings.certificate is not None
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_level="warning",
-                # Its lines go where those of the process do, and each request has one of ours.
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_graceful_shutdown=max(1, round(settings.limits.shutdown_seconds)),
-                ssl_certfile=settings.certificate,
-                ssl_keyfile=settings.private_key,
-            )
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            # Its lines go where those of the process do, and each request has one of ours.
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=max(1, round(settings.limits.shutdown_seconds)),
+            ssl_certfile=settings.certificate,
+            ssl_keyfile=settings.private_key,
         )
+        try:
+            config.load()
+        except OSError as error:
+            named = f"{settings.certificate} and {settings.private_key}"
+            raise InvalidCommand("TLS", f"{named} are no certificate and key: {error.strerror or error}") from None
+        super().__init__(config)
+        self.socket = _listening(settings)
         host, port = self.socket.getsockname()[:2]
         self.address = f"{'https' if secure else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 

@@ -121,6 +121,7 @@ def test_guards_stand_always(psql: Psql) -> None:
     expected += [("outbox", name, b"O") for name in ("check_changed", "check_removed", "not_truncated")]
     expected += [("subject_keys", name, b"A") for name in ("check_destroyed", "not_removed")]
     expected += [("subject_keys", "check_made", b"O")]
+    expected += [("api_keys", name, b"A") for name in ("check_revoked", "not_removed")]
     assert [(table, name, flag.encode() if isinstance(flag, str) else flag) for table, name, flag in found] == sorted(
         expected
     )
@@ -475,7 +476,7 @@ def test_app_role_may_do_to_each_table_what_it_is_for(funded: Ledger, psql: Psql
     expected |= {"identity": ["SELECT"], "schema_version": ["SELECT"], "periods": ["SELECT", "UPDATE"]}
     expected |= dict.fromkeys(["accounts", "balances", "holds"], mend)
     expected |= dict.fromkeys(["inbox_streams", "inbox_messages", "inbox_ids", "dead_letters", "inbox_counters"], mend)
-    expected |= dict.fromkeys(["consumer_offsets", "leases", "subscriptions", "subject_keys"], change)
+    expected |= dict.fromkeys(["consumer_offsets", "leases", "subscriptions", "subject_keys", "api_keys"], change)
     granted = psql.execute(
         "SELECT tablename, ARRAY(SELECT p FROM unnest(%s::text[]) AS p"
         " WHERE has_table_privilege(%s, 'ledger.' || tablename, p)) FROM pg_tables WHERE schemaname = 'ledger'",
@@ -562,6 +563,8 @@ def test_roles_cannot_touch_history_or_its_guards(repaired: Ledger, ledger_url: 
         "DELETE FROM subscriptions",
         "DELETE FROM subject_keys",
         "ALTER TABLE subject_keys DISABLE TRIGGER ALL",
+        "DELETE FROM api_keys",
+        "ALTER TABLE api_keys DISABLE TRIGGER ALL",
         "INSERT INTO identity VALUES (2, gen_random_uuid(), now())",
     ]
     # A session that *is* the role: one that only took it on could go back.
@@ -623,6 +626,9 @@ def test_audit_role_reads_no_key(funded: Ledger, ledger_url: str, psql: Psql, pr
     with psycopg.connect(as_role(ledger_url, f"{prefix}_login"), autocommit=True) as session:
         for query in ("SELECT key", "SELECT *", "SELECT count(key)"):
             assert sqlstate(session, f"{query} FROM ledger.subject_keys") == "42501"
+        for query in ("SELECT secret_hash", "SELECT *"):
+            assert sqlstate(session, f"{query} FROM ledger.api_keys") == "42501"
+        assert sqlstate(session, "SELECT actor, scopes, revoked_by FROM ledger.api_keys") is None
         seen = session.execute("SELECT subject, forgotten_by, reason FROM ledger.subject_keys ORDER BY subject")
         assert seen.fetchall() == [("customer-17", "dpo", "asked"), ("customer-18", None, None)]
 
