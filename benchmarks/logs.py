@@ -97,14 +97,14 @@ def _timed(ready: Ready, name: str, url: str, events: int) -> Tally:
     return Tally(events, _TURNS[name](url), ())
 
 
-def _scan(url: str) -> float:
+def scan(url: str) -> float:
     with psycopg.connect(url, options="-c search_path=ledger -c enable_indexonlyscan=off") as connection:
         start = time.perf_counter()
         connection.execute("SELECT count(*) FROM events")
         return time.perf_counter() - start
 
 
-def _aggregate(url: str) -> float:
+def aggregate(url: str) -> float:
     with psycopg.connect(url, options="-c search_path=ledger -c jit=off") as connection:
         start = time.perf_counter()
         connection.execute(_AGGREGATE)
@@ -113,7 +113,7 @@ def _aggregate(url: str) -> float:
         return seconds
 
 
-def _copy_out(url: str) -> float:
+def copy_out(url: str) -> float:
     with psycopg.connect(url, options="-c search_path=ledger") as connection:
         start = time.perf_counter()
         for table in ("events", "transactions"):
@@ -154,11 +154,11 @@ def _verify_hashes(url: str, jobs: int) -> float:
 
 
 _TURNS: Final[dict[str, Callable[[str], float]]] = {
-    SCAN: _scan,
-    AGGREGATE: _aggregate,
+    SCAN: scan,
+    AGGREGATE: aggregate,
     REBUILD: lambda url: _rebuild(url, 1),
     REBUILD_2: lambda url: _rebuild(url, 2),
-    COPY: _copy_out,
+    COPY: copy_out,
     HASHES: lambda url: _verify_hashes(url, 1),
     HASHES_2: lambda url: _verify_hashes(url, 2),
     VERIFY_2: lambda url: _verify(url, 2),
@@ -166,10 +166,24 @@ _TURNS: Final[dict[str, Callable[[str], float]]] = {
 
 
 class Log:
-    """A long log, made quickly: decided and hashed by the core, and brought in by COPY past the write path."""
+    """
+    A long log, made quickly: decided and hashed by the core, and brought in by COPY past the write path.
 
-    def __init__(self, ledger: Ledger, accounts: int) -> None:
+    From one moment to the next it goes on by a `step`.  `busy` is the share of transfers that one account takes part
+    in, and `lateness` says how long before it is recorded each transfer is effective.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        accounts: int,
+        *,
+        step: timedelta = timedelta(milliseconds=10),
+        busy: float = 0.0,
+        lateness: Callable[[random.Random], timedelta] = lambda _: timedelta(0),
+    ) -> None:
         self._ledger = ledger
+        self._step, self._busy, self._lateness = step, busy, lateness
         self._names = [f"account-{number:06}" for number in range(accounts)]
         self._chance = random.Random(1)
         self._now = EPOCH
@@ -209,8 +223,10 @@ class Log:
     def _transfers(self, book: Book, transfers: int) -> Iterator[tuple[Transaction, list[Recorded]]]:
         for number in range(transfers):
             if number % _TOGETHER == 0:
-                self._now += timedelta(milliseconds=10)
+                self._now += self._step
             debit, credit = self._chance.sample(self._names, 2)
+            if self._busy and self._chance.random() < self._busy and credit != self._names[0]:
+                debit = self._names[0]
             amount = self._chance.randint(1, 10**6)
             yield self._transfer(book, debit, credit, amount)
 
@@ -228,7 +244,7 @@ class Log:
         versions = tuple(version for _, version, _ in places)
         transaction = chain.sealed(
             transaction_id, "transfer", "", transaction_id, request, 2, (debit, credit), versions, None,
-            recorded_at, recorded_at, None, None, None, None,
+            recorded_at - self._lateness(self._chance), recorded_at, None, None, None, None,
         )  # fmt: skip
         return transaction, chain.link(transaction, events, places, book.ledger_id)
 
@@ -250,10 +266,10 @@ def _transaction_line(transaction: Transaction) -> str:
     places = ",".join(
         f'"{place[0]} {place[1]}"' for place in zip(transaction.streams, transaction.versions, strict=True)
     )
-    recorded = utc_text(transaction.recorded_at)
+    effective, recorded = utc_text(transaction.effective_at), utc_text(transaction.recorded_at)
     return (
         f"{transaction.transaction_id}\t{transaction.kind}\t\t{transaction.idempotency_key}\t{transaction.request}\t"
-        f"{transaction.entry_count}\t{{{places}}}\t\\N\t{recorded}\t{recorded}\t\\N\t\\N\t\\N\t\\N\t"
+        f"{transaction.entry_count}\t{{{places}}}\t\\N\t{effective}\t{recorded}\t\\N\t\\N\t\\N\t\\N\t"
         f"\\\\x{transaction.header_hash.hex()}\n"
     )
 
@@ -266,9 +282,9 @@ def _outbox_line(together: Sequence[Transaction]) -> str:
 
 def _event_line(event: Recorded) -> str:
     numbers = "\t".join(map(str, event.numbers or ()))
-    recorded = utc_text(event.recorded_at)
+    effective, recorded = utc_text(event.effective_at), utc_text(event.recorded_at)
     return (
         f"{event.stream}\t{event.version}\t{event.transaction_id}\t{event.type}\t{event.payload}\t{event.schema}\t"
-        f"{event.asset}\t{event.direction}\t{event.amount}\t{numbers}\t{recorded}\t{recorded}\t"
+        f"{event.asset}\t{event.direction}\t{event.amount}\t{numbers}\t{effective}\t{recorded}\t"
         f"\\\\x{event.prev_hash.hex()}\t\\\\x{event.event_hash.hex()}\n"
     )

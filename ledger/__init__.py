@@ -63,6 +63,7 @@ from ledger.core.errors import (
     LimitExceeded,
     MissingIdempotencyKey,
     NotReversible,
+    NotYetKnown,
     PeriodIsClosed,
     PeriodNotOver,
     ProofFailed,
@@ -106,6 +107,7 @@ from ledger.storage.database import Timeouts
 from ledger.storage.leases import Lease
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, Page, StreamState, TransactionDetail, TrialBalance, TrialLine
+from ledger.storage.statement import Statement, StatementLine
 from ledger.storage.subject_keys import Forgotten, SubjectKey
 from ledger.storage.subscriptions import Standing
 from ledger.storage.tables import include_object, include_object_for
@@ -174,6 +176,7 @@ __all__ = [
     "MissingIdempotencyKey",
     "Money",
     "NotReversible",
+    "NotYetKnown",
     "Numbers",
     "OnGap",
     "OpenAccount",
@@ -203,6 +206,8 @@ __all__ = [
     "Stamper",
     "Standing",
     "StateMachine",
+    "Statement",
+    "StatementLine",
     "StreamExists",
     "StreamState",
     "Strict",

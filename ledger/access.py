@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from ledger.core.errors import InvalidCommand, Unauthenticated
 from ledger.core.fields import MOMENT, TEXT, checked
-from ledger.storage import api_keys, queries
+from ledger.storage import api_keys, migrations, queries
 from ledger.storage.api_keys import AccountRead, ApiKey
 from ledger.storage.database import Database
 
@@ -159,6 +159,20 @@ class ApiKeys:
         if type(limit) is not int or not 1 <= limit <= queries.PAGE_MAX:
             raise InvalidCommand("limit", f"a page has 1 to {queries.PAGE_MAX} rows, not {limit!r}")
         return self._database.ask(partial(api_keys.reads, account=named, since=moment, limit=limit))
+
+
+class Access:
+    """What a ledger has to say of access, beside its commands and questions."""
+
+    _database: Database
+
+    def api_keys(self) -> ApiKeys:
+        """Who may do what through the service: make, list and revoke keys."""
+        return ApiKeys(self._database)
+
+    def check_schema(self) -> None:
+        """Raise SchemaMismatch, unless the database is at the schema that this release needs."""
+        migrations.check(self._database)
 
 
 def scopes_of(names: Iterable[Scope | str]) -> frozenset[Scope]:

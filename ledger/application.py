@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import sqlalchemy.orm
 from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy.exc import InvalidRequestError
 
-from ledger.access import ApiKeys
+from ledger.access import Access
 from ledger.audit.bundle import write_bundle
 from ledger.audit.checkpoint import Checkpoint
 from ledger.audit.report import Report
@@ -69,7 +69,7 @@ EXPIRED_TOGETHER: Final = 500
 """Holds expired in one transaction: how long writers to their accounts may wait."""
 
 
-class Ledger(Operations, Proofs):
+class Ledger(Operations, Proofs, Access):
     """
     An event-sourced, double-entry ledger on a PostgreSQL database.
 
@@ -164,10 +164,6 @@ class Ledger(Operations, Proofs):
             InvalidCommand: There is a log already, and it is not in so many partitions.
         """
         return migrations.migrate(self._database, partitions)
-
-    def check_schema(self) -> None:
-        """Raise SchemaMismatch, unless the database is at the schema that this release needs."""
-        migrations.check(self._database)
 
     def create_roles(self, prefix: str = "ledger") -> tuple[str, str, str]:
         """Create the roles PREFIX_owner, PREFIX_app and PREFIX_audit with their grants; needs CREATEROLE."""
@@ -270,10 +266,6 @@ class Ledger(Operations, Proofs):
     def personal_data(self, keys: SubjectKeys | None = None) -> PersonalData:
         """Encrypt, reveal and forget what is about a person, with keys in the ledger's own table, or in `keys`."""
         return PersonalData(TableKeys(self._database) if keys is None else keys)
-
-    def api_keys(self) -> ApiKeys:
-        """Who may do what through the service: make, list and revoke keys."""
-        return ApiKeys(self._database)
 
     def health(self) -> Health:
         """How the ledger fares: what its writer counted, its gauges, and whether it can do its work."""
@@ -394,7 +386,7 @@ class Ledger(Operations, Proofs):
         Raises:
             CorruptLog: What waits contradicts the log or the feed; nothing was stamped.
         """
-        stamper = Stamper(self._database, limit=limit)
+        stamper = Stamper(self._database, limit=limit, clock_seconds=0)
         try:
             return stamper.step()
         finally:
@@ -473,6 +465,9 @@ class Ledger(Operations, Proofs):
     def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
         return self._database.ask(question)
 
+    def _lend(self) -> AbstractContextManager[Connection]:
+        return self._database.reading()
+
     def _mend(self, streams: Sequence[str]) -> None:
         self.rebuild(*streams, noticed_by="read")
 
@@ -513,6 +508,9 @@ class Guest(Operations):
     def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
         with self._connection() as connection:
             return question(connection)
+
+    def _lend(self) -> AbstractContextManager[Connection]:
+        return self._connection()
 
     def _mend(self, streams: Sequence[str]) -> None:
         with self._connection() as connection:

@@ -24,9 +24,10 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
 from ledger.core.book import Balance
+from ledger.core.canonical import utc_text
 from ledger.core.commands import Command
 from ledger.core.errors import InvalidCommand, LedgerError, Rejected, ServiceUnavailable
-from ledger.core.fields import MOMENT
+from ledger.core.fields import MOMENT, checked
 from ledger.core.money import Money
 from ledger.operations import Commands
 from ledger.order.message import Message, encode
@@ -39,11 +40,13 @@ from ledger.service.shapes import (
     HistoryShape,
     HoldsShape,
     ReportShape,
+    StatementShape,
     StateShape,
     TallyShape,
     TransactionsShape,
     TrialBalanceShape,
 )
+from ledger.storage.asof import KnownAsOf
 from ledger.wire import Json, error_of
 
 ATTEMPTS: Final = 5
@@ -146,9 +149,24 @@ class Client(Commands[Done]):
 
     # Questions
 
-    def balance(self, account: str, *, version: int | None = None) -> Balance:
+    def balance(
+        self,
+        account: str,
+        *,
+        version: int | None = None,
+        effective_as_of: datetime | None = None,
+        known_as_of: KnownAsOf = None,
+    ) -> Balance:
         """As `Ledger.balance`."""
-        return _balance(from_json(self._read("/v1/balance", account=account, version=version)))
+        times = {"effective_as_of": _time(effective_as_of), "known_as_of": _time(known_as_of)}
+        return _balance(from_json(self._read("/v1/balance", account=account, version=version, **times)))
+
+    def statement(
+        self, account: str, since: datetime, until: datetime, *, known_as_of: KnownAsOf = None
+    ) -> StatementShape:
+        """As `Ledger.statement`, with all of its lines; refused where they are too many for one answer."""
+        times = {"since": _time(since), "until": _time(until), "known_as_of": _time(known_as_of)}
+        return self._found(StatementShape, "statement", account=account, **times)
 
     def account(self, account: str) -> AccountShape:
         """As `Ledger.account`."""
@@ -161,9 +179,18 @@ class Client(Commands[Done]):
         pairs = None if metadata is None else to_json(metadata).decode()
         return self._found(AccountsShape, "accounts", asset=asset, metadata=pairs, after=after, limit=limit)
 
-    def history(self, stream: str, *, after: str = "0", before: str | None = None, limit: int = 100) -> HistoryShape:
+    def history(
+        self,
+        stream: str,
+        *,
+        after: str = "0",
+        before: str | None = None,
+        limit: int = 100,
+        known_as_of: KnownAsOf = None,
+    ) -> HistoryShape:
         """As `Ledger.history`: a page, whose `next` is `after` of the next one."""
-        return self._found(HistoryShape, "history", stream=stream, after=after, before=before, limit=limit)
+        asked = {"after": after, "before": before, "limit": limit, "known_as_of": _time(known_as_of)}
+        return self._found(HistoryShape, "history", stream=stream, **asked)
 
     def transaction(self, transaction_id: UUID | str) -> DetailShape:
         """As `Ledger.transaction`."""
@@ -196,9 +223,12 @@ class Client(Commands[Done]):
         """As `Ledger.scale`."""
         return int(from_json(self._read("/v1/asset", asset=asset))["scale"])
 
-    def trial_balance(self) -> TrialBalanceShape:
+    def trial_balance(
+        self, *, effective_as_of: datetime | None = None, known_as_of: KnownAsOf = None
+    ) -> TrialBalanceShape:
         """As `Ledger.trial_balance`."""
-        return self._found(TrialBalanceShape, "trial-balance")
+        times = {"effective_as_of": _time(effective_as_of), "known_as_of": _time(known_as_of)}
+        return self._found(TrialBalanceShape, "trial-balance", **times)
 
     def verify(self, *accounts: str) -> ReportShape:
         """As `Ledger.verify`: re-derive accounts, or everything, and compare."""
@@ -271,7 +301,14 @@ def _done(plain: Json) -> Done:
 
 def _balance(plain: Json) -> Balance:
     posted, pending, available = (Money.parse(plain[name]) for name in ("posted", "pending", "available"))
-    return Balance(plain["account"], posted, pending, available, plain["version"])
+    return Balance(plain["account"], posted, pending, available, plain["version"], plain.get("position"))
+
+
+def _time(at: KnownAsOf) -> str | None:
+    """A time, or a position, as it is sent."""
+    if at is None or isinstance(at, int):
+        return None if at is None else str(at)
+    return utc_text(checked(MOMENT, "time", at))
 
 
 def _outcome(plain: Json) -> Done | LedgerError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final, Generic, TypeAlias, TypedDict, TypeVar, Unpack
@@ -38,13 +39,15 @@ from ledger.core.commands import (
     Withdraw,
     build,
 )
-from ledger.core.errors import ConcurrencyError, DatabaseUnavailable, Rejected, UnknownMachine
+from ledger.core.errors import ConcurrencyError, DatabaseUnavailable, InvalidCommand, Rejected, UnknownMachine
 from ledger.core.events import Recorded, Transaction
-from ledger.core.fields import TEXT, Metadata, checked
+from ledger.core.fields import INTEGER_MAX, MOMENT, TEXT, Metadata, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.core.money import Money
-from ledger.storage import queries
+from ledger.storage import asof, queries
+from ledger.storage.asof import KnownAsOf
 from ledger.storage.database import Connection
+from ledger.storage.statement import Statement, statement
 
 Lender: TypeAlias = psycopg.Connection[Any] | sqlalchemy.Connection | sqlalchemy.orm.Session
 """What a guest can work on."""
@@ -58,6 +61,7 @@ Taken: TypeAlias = Done | UUID | str
 
 
 NUMBER: Final = TypeAdapter(Annotated[int, Field(strict=True)])
+POSITION: Final = TypeAdapter(Annotated[int, Field(strict=True, ge=0, le=INTEGER_MAX)])
 METADATA: Final = TypeAdapter(Metadata)
 
 _MAY_NOT_WRITE: Final = frozenset({"42501", "25006"})
@@ -255,24 +259,67 @@ class Operations(Commands[Done]):
 
     # Queries
 
-    def balance(self, account: str, *, version: int | None = None) -> Balance:
+    def balance(
+        self,
+        account: str,
+        *,
+        version: int | None = None,
+        effective_as_of: datetime | None = None,
+        known_as_of: KnownAsOf = None,
+    ) -> Balance:
         """
-        The balance of an account, now or right after one of its versions.
+        The balance of an account, now or right after one of its versions; or as of two times.
+
+        `effective_as_of` counts what is effective by a moment, up to and with it.  `known_as_of`, a moment or a
+        position of the feed, counts what was known by then, the position included: the answer has the `position` that
+        it is pinned to, and is the same for ever.  Without it everything counts that was committed.  The `version` of
+        such an answer is the last one that was known.
 
         A projection that was changed behind the ledger's back is rebuilt first.  The version of an account with
         stripes is how many events all of them have, and names no moment that could be asked for.
 
         Raises:
-            UnknownAccount: There is no such account.
+            UnknownAccount: There is no such account, or nothing was known of it by then.
             StripedAccount: It was asked for at a version, and has stripes.
+            NotYetKnown: Something may still be stamped that was known by then.
+            InvalidCommand: A version is no moment: one cannot be asked for with the other.
         """
         checked(TEXT, "account", account)
+        effective, known = _times(effective_as_of, known_as_of)
         if version is not None:
             checked(NUMBER, "version", version)
-        return self._ask(lambda connection: queries.balance(connection, account, version))
+            if (effective, known) != (None, None):
+                raise InvalidCommand("version", "it says what was known: ask without effective_as_of and known_as_of")
+        if (effective, known) == (None, None):
+            return self._ask(lambda connection: queries.balance(connection, account, version))
+        return self._ask(lambda connection: asof.balance(connection, account, effective, known))
+
+    def statement(self, account: str, since: datetime, until: datetime, *, known_as_of: KnownAsOf = None) -> Statement:
+        """
+        What was posted to an account from `since` up to and without `until`, by when it is effective.
+
+        It has the `opening` and the `closing` balance, and its lines when it is iterated: read from the log as they are
+        wanted, so that memory stays flat.  With `known_as_of`, a moment or a position of the feed, it is of what was
+        known by then, and the same for ever; without, of what is committed now.
+
+        Raises:
+            UnknownAccount: There is no such account, or nothing was known of it by then.
+            NotYetKnown: Something may still be stamped that was known by then.
+            CorruptLog: While it is iterated: its lines do not lead from its opening to its closing balance.
+        """
+        checked(TEXT, "account", account)
+        start, end = checked(MOMENT, "since", since), checked(MOMENT, "until", until)
+        _, known = _times(None, known_as_of)
+        return self._ask(lambda connection: statement(connection, self._lend, account, start, end, known))
 
     def history(
-        self, account: str, *, after_version: int | str = 0, before_version: int | str | None = None, limit: int = 100
+        self,
+        account: str,
+        *,
+        after_version: int | str = 0,
+        before_version: int | str | None = None,
+        limit: int = 100,
+        known_as_of: KnownAsOf = None,
     ) -> queries.Page:
         """
         The events of an account, or of another stream (`#payment/p-1`, `$ledger`): a page of at most `limit`.
@@ -284,14 +331,21 @@ class Operations(Commands[Done]):
         stripe, so that what is written between two pages is on one of them, and once.  Events come in the order of
         `recorded_at`, stripe and version.
 
+        With `known_as_of`, a moment or a position of the feed, there is only what was known by then.
+
         Raises:
             StripedAccount: The account has stripes, and is asked for from a version of one.
+            NotYetKnown: Something may still be stamped that was known by then.
         """
         checked(TEXT, "account", account)
         for name, place in (("after_version", after_version), ("before_version", before_version or 0)):
             _ = checked(TEXT, name, place) if isinstance(place, str) else checked(NUMBER, name, place)
         checked(NUMBER, "limit", limit)
-        return self._ask(lambda connection: queries.history(connection, account, after_version, before_version, limit))
+        _, known = _times(None, known_as_of)
+        asked = (account, after_version, before_version, limit)
+        if known is None:
+            return self._ask(lambda connection: queries.history(connection, *asked))
+        return self._ask(lambda connection: asof.history(connection, *asked, known))
 
     def stream(self, stream: str, after_version: int = 0, limit: int = 100) -> list[Recorded]:
         """
@@ -376,9 +430,23 @@ class Operations(Commands[Done]):
         checked(TEXT, "asset", asset)
         return self._ask(lambda connection: queries.scale(connection, asset))
 
-    def trial_balance(self) -> queries.TrialBalance:
-        """Debits and credits of all accounts, by asset and type."""
-        return self._ask(queries.trial_balance)
+    def trial_balance(
+        self, *, effective_as_of: datetime | None = None, known_as_of: KnownAsOf = None
+    ) -> queries.TrialBalance:
+        """
+        Debits and credits of all accounts, by asset and type; now, or as of two times, as `balance` is.
+
+        As of another time an account of which nothing was effective, or known, is not there.  It may take as long as
+        there are accounts: the database's own limit on a statement does not hold.
+
+        Raises:
+            NotYetKnown: Something may still be stamped that was known by then.
+        """
+        effective, known = _times(effective_as_of, known_as_of)
+        if (effective, known) == (None, None):
+            return self._ask(queries.trial_balance)
+        with self._lend() as connection:
+            return asof.trial_balance(connection, effective, known)
 
     def _ask(self, question: Callable[[Connection], Answer]) -> Answer:
         for _ in range(MENDED_MAX):
@@ -404,6 +472,10 @@ class Operations(Commands[Done]):
     def _answer(self, question: Callable[[Connection], Answer]) -> Answer:
         raise NotImplementedError
 
+    def _lend(self) -> AbstractContextManager[Connection]:
+        """A connection in a transaction that may be read in for as long as it takes."""
+        raise NotImplementedError
+
 
 def _check_criteria(limit: int, metadata: Mapping[str, Any] | None, **texts: str | None) -> None:
     """Refuse what no page can be asked by."""
@@ -413,6 +485,14 @@ def _check_criteria(limit: int, metadata: Mapping[str, Any] | None, **texts: str
     for name, text in texts.items():
         if text is not None:
             checked(TEXT, name, text)
+
+
+def _times(effective: object, known: object) -> tuple[datetime | None, KnownAsOf]:
+    """The two times of a question, each of which may be left out; the second one may be a position of the feed."""
+    counts = None if effective is None else checked(MOMENT, "effective_as_of", effective)
+    if type(known) is int:
+        return counts, checked(POSITION, "known_as_of", known)
+    return counts, None if known is None else checked(MOMENT, "known_as_of", known)
 
 
 def _id_of(taken: Taken) -> UUID | str:

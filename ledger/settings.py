@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from ledger.core.errors import InvalidCommand
 from ledger.health import Check
@@ -19,6 +19,7 @@ _SERVE: Final = (
     *("TOKEN_ISSUER", "TOKEN_AUDIENCE", "TOKEN_KEYS", "TOKEN_ALGORITHMS"),
 )
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+_LIMIT_MAX: Final = 2**31
 _PORT: Final = 8321
 _PORT_MAX: Final = 65_535
 
@@ -87,6 +88,27 @@ class Limits:
     several_seconds: float = 60.0
     shutdown_seconds: float = 30.0
 
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> Self:
+        """
+        Read LEDGER_SERVE_BODY_BYTES and so on, one for each field; an empty one counts as not set.
+
+        Raises:
+            InvalidCommand: One of them is no number above 0, or is not whole where it counts.
+        """
+        given: dict[str, Any] = {}
+        for limit in fields(cls):
+            name = f"LEDGER_SERVE_{limit.name.upper()}"
+            text = environment.get(name)
+            if text:
+                try:
+                    given[limit.name] = int(text) if isinstance(limit.default, int) else float(text)
+                except ValueError:
+                    given[limit.name] = 0
+                if not 0 < given[limit.name] <= _LIMIT_MAX:
+                    raise InvalidCommand(name, f"{text!r:.80} is not a number above 0 and at most {_LIMIT_MAX}")
+        return cls(**given)
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -131,7 +153,7 @@ class ServiceSettings:
         """
         Read LEDGER_SERVE_HOST, …_PORT, …_CERTIFICATE, …_PRIVATE_KEY, …_BEHIND_PROXY (1), …_OPEN_METRICS (1),
         …_READY_WITHOUT (checks), …_LOG_LEVEL, and of tokens …_TOKEN_ISSUER, …_TOKEN_AUDIENCE, …_TOKEN_KEYS and
-        …_TOKEN_ALGORITHMS; an empty one counts as not set.
+        …_TOKEN_ALGORITHMS, and the limits; an empty one counts as not set.
 
         Raises:
             InvalidCommand: One of them is not what it should be.
@@ -147,6 +169,7 @@ class ServiceSettings:
             ready_without=_checks(given["READY_WITHOUT"] or ""),
             log_level=_log_level(given["LOG_LEVEL"] or "info"),
             tokens=_tokens(given),
+            limits=Limits.read(environment),
         )
 
 

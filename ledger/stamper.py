@@ -27,6 +27,9 @@ EVENTS_MAX: Final = 10_000
 LEASE_SECONDS: Final = 10.0
 _LEASE_SECONDS_MAX: Final = 3_600.0
 
+CLOCK_SECONDS: Final = 1.0
+"""How long the clock of the feed stands at most while there is nothing to stamp."""
+
 PAUSE_SECONDS: Final = (0.01, 0.5)
 """Between two looks at an outbox that is empty: at first, and at most.  It doubles from one to the next."""
 
@@ -72,6 +75,7 @@ class Stamper:
         *,
         limit: int = EVENTS_MAX,
         lease_seconds: float = LEASE_SECONDS,
+        clock_seconds: float = CLOCK_SECONDS,
         on_problem: Callable[[str], None] | None = None,
     ) -> None:
         if type(limit) is not int or not 1 <= limit <= feed.BATCH_MAX:
@@ -82,6 +86,7 @@ class Stamper:
         self._database = database
         self._limit = limit
         self._lease_seconds = lease_seconds
+        self._clock_seconds = clock_seconds
         self._on_problem = on_problem or logger.warning
         self._epoch: int | None = None
         self._pause = Pause()
@@ -96,12 +101,15 @@ class Stamper:
         """
         Stamp one batch; how many events: none also while somebody else has the lease.
 
+        Where nothing waits, everything is known until now: the clock of the feed is moved, at most once a second.
+
         Raises:
             CorruptLog: What waits contradicts the log or the feed; nothing was stamped.
         """
         with self._database.connection() as connection:
             if not feed.is_waiting(connection):
                 # The lease is left as it is: nobody is kept from anything while there is nothing to do.
+                feed.move_clock(connection, self._clock_seconds)
                 return 0
             if self._epoch is None:
                 self._epoch = leases.claim(connection, feed.STAMPER, self.owner, self._lease_seconds)

@@ -26,6 +26,7 @@ from ledger.storage.api_keys import AccountRead, ApiKey
 from ledger.storage.dead_letters import DeadLetter
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance
+from ledger.storage.statement import Statement, StatementLine
 from ledger.storage.subject_keys import Forgotten
 from ledger.storage.subscriptions import Standing
 
@@ -301,6 +302,34 @@ def trial_balance_json(trial: TrialBalance) -> Json:
             for line in trial.lines
         ],
         "difference": {asset: str(net) for asset, net in trial.difference.items()},
+        "position": trial.position,
+    }
+
+
+def statement_json(statement: Statement) -> Json:
+    """An account statement without its lines."""
+    return {
+        "account": statement.account,
+        "since": utc_text(statement.since),
+        "until": utc_text(statement.until),
+        "position": statement.position,
+        "opening": str(statement.opening.posted),
+        "closing": str(statement.closing.posted),
+    }
+
+
+def statement_line_json(line: StatementLine) -> Json:
+    """A line of an account statement."""
+    return {
+        "effective_at": utc_text(line.event.effective_at),
+        "recorded_at": utc_text(line.event.recorded_at),
+        "stream": line.event.stream,
+        "version": line.event.version,
+        "transaction_id": line.event.transaction_id,
+        "type": line.event.type,
+        "reference": line.reference,
+        "amount": str(line.amount),
+        "balance": str(line.balance),
     }
 
 

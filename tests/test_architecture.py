@@ -36,7 +36,7 @@ FLOW: Final = """
     storage.dead_letters storage.mailbox storage.offsets
     storage.subject_keys                        | what personal data is encrypted with
     storage.api_keys                            | who may do what
-    storage.queries storage.inbox_queries       | what is answered              → queried
+    storage.queries storage.asof storage.statement storage.inbox_queries   | what is answered → queried
     storage.gauges                              | how it stands
     stripes batch counters writer               | the only write path
     batcher                                     | many callers, one transaction
@@ -66,7 +66,7 @@ FLOW: Final = """
     service.observed service.app service.server
     client                                      | … and whoever speaks with it
     cli.output cli.options cli.lines            | the command line
-    cli.asking cli.writing cli.holding
+    cli.asking cli.stating cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding
     cli.proving cli.sealing cli.bundling cli.forgetting cli.serving cli.upkeep
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program

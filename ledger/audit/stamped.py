@@ -1,5 +1,5 @@
 """
-The feed against the log: every event has one position or waits for one, and each stream is in order.
+The feed against the log: every event has one position or waits for one, each stream is in order, and so are times.
 
 What is compared is what the guards of the feed promise, for the case that somebody switched them off.
 """
@@ -17,18 +17,22 @@ from ledger.storage.store import first_place
 _COUNTED: Final = "SELECT count(*) FROM {schema}.feed AS f WHERE true {of_feed}"
 
 _GAPS: Final = """
-SELECT g.position, g.stream, g.version, g.before
+SELECT g.position, g.stream, g.version, g.before, g.known_at < g.known_before
 FROM (
-    SELECT f.position, f.stream, f.version, lag(f.position, 1, 0::bigint) OVER (ORDER BY f.position) AS before
-    FROM {schema}.feed AS f
+    SELECT f.position, f.stream, f.version, lag(f.position, 1, 0::bigint) OVER positions AS before,
+           f.known_at, lag(f.known_at) OVER positions AS known_before
+    FROM {schema}.feed AS f WINDOW positions AS (ORDER BY f.position)
 ) AS g
-WHERE g.position <> g.before + 1 {of_gaps} ORDER BY g.position
+WHERE (g.position <> g.before + 1 OR g.known_at < g.known_before) {of_gaps} ORDER BY g.position
 """
 
 _STRANGE: Final = """
-SELECT f.position, f.stream, f.version, e.stream IS NULL
+SELECT f.position, f.stream, f.version, e.stream IS NULL, f.known_at < e.recorded_at,
+       (e.event_hash = f.event_hash AND e.transaction_id = f.transaction_id) IS NOT TRUE
 FROM {schema}.feed AS f LEFT JOIN {schema}.events AS e ON e.stream = f.stream AND e.version = f.version
-WHERE (e.event_hash = f.event_hash AND e.transaction_id = f.transaction_id) IS NOT TRUE {of_feed} ORDER BY f.position
+WHERE ((e.event_hash = f.event_hash AND e.transaction_id = f.transaction_id) IS NOT TRUE
+       OR f.known_at < e.recorded_at) {of_feed}
+ORDER BY f.position
 """
 
 _DISORDERED: Final = """
@@ -85,15 +89,23 @@ def _count(rows: Rows, report: Report) -> None:
 
 
 def _gaps(rows: Rows, report: Report) -> None:
-    for position, stream, version, before in rows(_GAPS):
-        problem = f"position {position} of the feed comes after {before}: what was between them is missing"
-        report.add("feed", stream, version, "position", problem)
+    for position, stream, version, before, fell in rows(_GAPS):
+        if position != before + 1:
+            problem = f"position {position} of the feed comes after {before}: what was between them is missing"
+            report.add("feed", stream, version, "position", problem)
+        if fell:
+            problem = f"position {position} of the feed is known earlier than the one before it"
+            report.add("feed", stream, version, "known_at", problem)
 
 
 def _strange(rows: Rows, report: Report) -> None:
-    for position, stream, version, nowhere in rows(_STRANGE):
-        told = "is no event of the log" if nowhere else "has another hash or transaction than the log"
-        report.add("feed", stream, version, "event_hash", f"position {position} of the feed {told}")
+    for position, stream, version, nowhere, foretold, strange in rows(_STRANGE):
+        if strange:
+            told = "is no event of the log" if nowhere else "has another hash or transaction than the log"
+            report.add("feed", stream, version, "event_hash", f"position {position} of the feed {told}")
+        if foretold:
+            problem = f"position {position} of the feed is known before it was recorded"
+            report.add("feed", stream, version, "known_at", problem)
 
 
 def _disordered(rows: Rows, report: Report) -> None:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ledger.application import Ledger
-from ledger.cli.options import Target, command, opened, pairs
+from ledger.cli.options import AsOf, Known, Target, command, opened, pairs
 from ledger.cli.output import answer, console, fitting, moment, print_json, row, table
 from ledger.core.book import Balance, Terms
 from ledger.core.commands import Direction
@@ -42,14 +42,15 @@ Reveal = Annotated[bool, typer.Option("--reveal", help="Decrypt personal data, w
 def balance(
     account: Annotated[str, typer.Argument(help="The account's id.", metavar="ACCOUNT", show_default=False)],
     target: Target,
+    as_of: AsOf,
     version: Annotated[int | None, typer.Option(help="As it was right after this version.")] = None,
 ) -> int:
-    """Show an account's balance, now or at a version."""
+    """Show an account's balance, now, at a version, or as of two times."""
     with opened(target.settings) as ledger:
-        found = ledger.balance(account, version=version)
+        found = ledger.balance(account, version=version, effective_as_of=as_of.effective, known_as_of=as_of.known)
     made = table("account", "version", "posted", "pending", "available", right=("version", *_AMOUNTS))
     row(made, found.account, found.version, found.posted, found.pending, found.available)
-    answer(target.as_json, balance_json(found), made)
+    answer(target.as_json, {**balance_json(found), "position": found.position}, made, *pinned(found.position))
     return 0
 
 
@@ -60,6 +61,7 @@ def history(
         typer.Argument(help="Its id; or a stream, such as '#payment/p-1'.", metavar="ACCOUNT", show_default=False),
     ],
     target: Target,
+    as_of: Known,
     after: Annotated[str, typer.Option(help="Forward from this version, oldest first.", metavar="VERSION")] = "0",
     before: Annotated[
         str | None, typer.Option(help="Backward from this version, newest first.", metavar="VERSION")
@@ -72,10 +74,17 @@ def history(
         raise InvalidCommand("history", "--after and --before go in opposite directions; give one of them")
     with opened(target.settings) as ledger:
         before_version = None if before is None else _version(before)
-        events = ledger.history(account, after_version=_version(after), before_version=before_version, limit=limit)
+        events = ledger.history(
+            account,
+            after_version=_version(after),
+            before_version=before_version,
+            limit=limit,
+            known_as_of=as_of.known,
+        )
         terms = None if account.startswith(_OURS) else ledger.account(account).terms
         about = {"stream": account} if terms is None else {"account": account, **terms_json(terms)}
         plain = {**about, "events": [event_json(event, terms) for event in events], "next": events.next}
+        plain |= {"position": events.position}
         personal = _personal(ledger, plain, reveal=reveal)
     if target.as_json:
         print_json({**plain, "personal": personal_json(personal)})
@@ -85,6 +94,8 @@ def history(
     else:
         _show_history(account, terms, events)
     _show_personal(events, personal)
+    for line in pinned(events.position):
+        console().print(line)
     _lead_on(account, events, terms, full=len(events) == limit)
     return 0
 
@@ -147,10 +158,10 @@ def accounts(
 
 
 @command
-def trial_balance(target: Target) -> int:
-    """Show debits and credits of all accounts, by asset and type; exit code 1 if they differ."""
+def trial_balance(target: Target, as_of: AsOf) -> int:
+    """Show debits and credits of all accounts, by asset and type, or as of two times; exit code 1 if they differ."""
     with opened(target.settings) as ledger:
-        trial = ledger.trial_balance()
+        trial = ledger.trial_balance(effective_as_of=as_of.effective, known_as_of=as_of.known)
     made = table("asset", "type", "accounts", "debits", "credits", right=("accounts", "debits", "credits"))
     for line in trial.lines:
         row(made, line.asset, line.account_type, line.accounts, line.debits, line.credits)
@@ -158,8 +169,14 @@ def trial_balance(target: Target) -> int:
         f"{asset}: [green]balanced[/]" if net.minor == 0 else f"{asset}: [red]debits less credits are {net}[/]"
         for asset, net in trial.difference.items()
     ]
-    answer(target.as_json, trial_balance_json(trial), made, *(verdicts or ["no accounts yet"]))
+    verdicts = verdicts or ["no accounts yet"]
+    answer(target.as_json, trial_balance_json(trial), made, *verdicts, *pinned(trial.position))
     return 0 if trial.balanced else 1
+
+
+def pinned(position: int | None) -> list[str]:
+    """What a person is told of an answer that is the same for ever."""
+    return [] if position is None else [f"[dim]known at position {position} of the feed[/]"]
 
 
 _AMOUNTS: Final = ("posted", "pending", "available", "balance")

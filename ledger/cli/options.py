@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from datetime import datetime
 from functools import wraps
 from typing import Annotated, Any, Final, TypeAlias, get_type_hints
 
@@ -21,6 +22,7 @@ import typer
 from ledger.application import Ledger
 from ledger.cli.output import complain
 from ledger.core.errors import Interrupted, InvalidCommand
+from ledger.core.fields import MOMENT, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.lifecycle import load
 from ledger.settings import Settings
@@ -65,6 +67,44 @@ class Target:
             database_url=self.database_url or settings.database_url,
             schema=self.schema or settings.schema,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """As of when the answer is known."""
+
+    known_as_of: Annotated[
+        str | None,
+        typer.Option(
+            help="What was known by then, for ever the same: a time, such as 2026-01-01T00:00:00Z, or a feed position.",
+            metavar="TIME",
+        ),
+    ] = None
+
+    @property
+    def known(self) -> datetime | int | None:
+        """A moment, a position of the feed, or all that was committed."""
+        if self.known_as_of is None or not self.known_as_of.isdecimal():
+            return _time("--known-as-of", self.known_as_of)
+        return int(self.known_as_of)
+
+
+@dataclass(frozen=True, slots=True)
+class AsOf(Known):
+    """As of when the answer counts, and is known."""
+
+    effective_as_of: Annotated[
+        str | None, typer.Option(help="What is effective by then, such as 2026-01-01T00:00:00Z.", metavar="TIME")
+    ] = None
+
+    @property
+    def effective(self) -> datetime | None:
+        """A moment, or any."""
+        return _time("--effective-as-of", self.effective_as_of)
+
+
+def _time(option: str, text: str | None) -> datetime | None:
+    return None if text is None else checked(MOMENT, option, text)
 
 
 @dataclass(frozen=True, slots=True)

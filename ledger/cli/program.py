@@ -30,6 +30,7 @@ from ledger.cli import (
     sealing,
     serving,
     simulate,
+    stating,
     upkeep,
     writing,
 )
@@ -94,6 +95,7 @@ app.command("state", rich_help_panel=_ADVANCE)(lifecycles.state)
 app.command("machines", rich_help_panel=_ADVANCE)(lifecycles.machines)
 app.command("balance", rich_help_panel=_ASK)(asking.balance)
 app.command("history", rich_help_panel=_ASK)(asking.history)
+app.command("statement", rich_help_panel=_ASK)(stating.statement)
 app.command("transaction", rich_help_panel=_ASK)(asking.transaction)
 app.command("accounts", rich_help_panel=_ASK)(asking.accounts)
 app.add_typer(feeding.feed_app, rich_help_panel=_ASK)

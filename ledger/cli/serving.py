@@ -70,9 +70,10 @@ def serve(
     )
     _module("ledger.service.logs").to_standard_error(settings.log_level)
     limits = settings.limits
-    timeouts = Timeouts(statement_seconds=max(limits.append_seconds, limits.read_seconds))
-    # … and the batcher's lanes, the stamper, and whoever watches.
-    size = limits.readers + limits.auditors + 6
+    # What nobody waits for any more ends by then; an answer is given up sooner, each kind after its own time.
+    timeouts = Timeouts(statement_seconds=limits.several_seconds)
+    # Of each thread that asks or writes one, of the batcher two, of the stamper one, of who watches three.
+    size = limits.readers + limits.auditors + limits.bulks + 6
     with opened(target.settings, timeouts=timeouts, pool_size=size) as ledger:
         ledger.check_schema()
         inboxes = [policy.inbox(ledger, name) for name in dict.fromkeys(source or ())]

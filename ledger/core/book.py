@@ -70,6 +70,8 @@ class Balance(NamedTuple):
 
     `posted` counts settled entries; `pending` is the net of open holds; `available` is what may be taken
     out now: posted less everything held for going out.
+
+    `position` is that of the feed which an answer is pinned to: what was known there, for ever.
     """
 
     account: str
@@ -77,6 +79,7 @@ class Balance(NamedTuple):
     pending: Money
     available: Money
     version: int
+    position: int | None = None
 
     @classmethod
     def from_numbers(cls, account: str, terms: Terms, numbers: Numbers, version: int) -> Balance:

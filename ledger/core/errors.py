@@ -12,6 +12,7 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     ├── UndecodableMessage    what a producer sent cannot be read
     ├── InvalidStateMachine   a declaration of states and transitions that cannot work
     ├── ConcurrencyError      lost a race more often than the retry limit allows: try again
+    ├── NotYetKnown           what was known by then cannot be said yet: stamp, and ask again
     ├── CorruptLog            the event log contradicts itself: stop and verify
     ├── ProofFailed           a checkpoint, a proof or an anchor does not hold: find out what was changed
     ├── UnknownSubject        nothing was ever encrypted for this subject
@@ -380,6 +381,20 @@ class ConcurrencyError(LedgerError):
     retryable: ClassVar[bool] = True
 
     problem: str
+
+
+@dataclass(eq=False)
+class NotYetKnown(LedgerError):
+    """What was known by {asked} cannot be said yet: all is known until {known_until}, position {position} of the feed.
+    Ask again when it is stamped; a stamper has to run (`ledger feed stamp`).
+    """
+
+    code: ClassVar[str] = "not_yet_known"
+    retryable: ClassVar[bool] = True
+
+    asked: str
+    known_until: str
+    position: int
 
 
 @dataclass(eq=False)

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import PlainTextResponse
-from pydantic import BaseModel
 from pydantic_core import to_json
 
 from ledger.access import Scope
@@ -73,16 +72,12 @@ def _add_checks(routes: APIRouter, desk: Desk) -> None:
     readiness = Probe("readiness", partial(desk.health.failing, checks), desk.watchers)
     told: list[Failing] = []
 
-    @routes.get(
-        "/healthz", operation_id="healthz", dependencies=[Depends(public)], responses=_answered(shapes.AliveShape)
-    )
+    @routes.get("/healthz", dependencies=[Depends(public)], include_in_schema=False)
     async def healthz() -> Response:
         """Whether this process is alive; the database is not asked."""
         return _plain({"status": "ok"})
 
-    @routes.get(
-        "/readyz", operation_id="readyz", dependencies=[Depends(public)], responses=_answered(shapes.ReadyShape)
-    )
+    @routes.get("/readyz", dependencies=[Depends(public)], include_in_schema=False)
     async def readyz() -> Response:
         """Whether this process can do its work: schema at head, database writable, stamper alive; 503 if not."""
         if desk.ending.is_set():
@@ -112,7 +107,10 @@ def _add_metrics(routes: APIRouter, desk: Desk) -> None:
         return Response(text, media_type=media_type)
 
     @routes.get(
-        "/metrics/ordering", operation_id="ordering", dependencies=watching, responses=_answered(shapes.OrderingShape)
+        "/metrics/ordering",
+        operation_id="ordering",
+        dependencies=watching,
+        responses={200: {"model": shapes.OrderingShape}},
     )
     async def ordering() -> Response:
         """In which order messages came: out of order, gaps, streams; and what else the inboxes counted."""
@@ -170,10 +168,6 @@ def _watching(desk: Desk) -> Callable[[Request], Awaitable[None]]:
             del known[next(iter(known))]
 
     return marked(watching, *Scope)
-
-
-def _answered(shape: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    return {200: {"model": shape}}
 
 
 def _plain(plain: dict[str, Any]) -> Response:

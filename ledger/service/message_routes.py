@@ -111,11 +111,12 @@ _EVENT: Final[Json] = {
         "id": {"type": "string", "minLength": 1, "maxLength": 256},
         "source": {"type": "string", "minLength": 1, "maxLength": 256},
         "type": {"type": "string", "minLength": 1, "maxLength": 256},
-        "subject": {"type": "string", "maxLength": 256},
-        "partitionkey": {"type": "string", "maxLength": 256},
-        "sequence": {"type": "string", "pattern": "^[0-9]{1,19}$"},
-        "time": {"type": "string", "format": "date-time"},
-        "datacontenttype": {"type": "string"},
+        # A null is as good as absent, which the format demands.
+        "subject": {"type": ["string", "null"], "maxLength": 256},
+        "partitionkey": {"type": ["string", "null"], "maxLength": 256},
+        "sequence": {"type": ["string", "null"], "pattern": "^[0-9]{1,18}$"},
+        "time": {"type": ["string", "null"], "format": "date-time"},
+        "datacontenttype": {"type": ["string", "null"]},
         "data": {},
     },
     "examples": [

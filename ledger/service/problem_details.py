@@ -50,6 +50,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = {
     "limit_exceeded": HTTPStatus.CONFLICT,
     "atomic_batch": HTTPStatus.CONFLICT,
     "proof_failed": HTTPStatus.CONFLICT,
+    "not_yet_known": HTTPStatus.CONFLICT,
     # The request itself is wrong, and stays so.
     "idempotency_conflict": HTTPStatus.UNPROCESSABLE_ENTITY,
     "invalid_amount": HTTPStatus.UNPROCESSABLE_ENTITY,

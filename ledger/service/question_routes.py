@@ -8,7 +8,9 @@ Pages are found by keys: `next` of one page is `after` of the next, and null whe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
+from itertools import islice
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -17,11 +19,14 @@ from pydantic_core import to_json
 
 from ledger.access import Credential, Scope
 from ledger.core.book import Terms
+from ledger.core.errors import InvalidCommand
 from ledger.core.events import Recorded, account_of
+from ledger.core.fields import MOMENT, checked
 from ledger.service import shapes
 from ledger.service.bodies import json_of
 from ledger.service.desk import Desk
 from ledger.service.scoped import require
+from ledger.storage.asof import KnownAsOf
 from ledger.storage.queries import PAGE_MAX, Page, TransactionDetail
 from ledger.wire import (
     Json,
@@ -31,11 +36,20 @@ from ledger.wire import (
     event_json,
     hold_json,
     state_json,
+    statement_json,
+    statement_line_json,
     transaction_json,
     trial_balance_json,
 )
 
+STATEMENT_LINES_MAX: Final = 10_000
+"""Of one answer; the command line states an account however long it is."""
+
 Reading = Annotated[Credential, Depends(require(Scope.READ, Scope.AUDIT))]
+
+_TIME: Final = r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9:.]{5,16}([Zz]|[+-][0-9:]{4,5})"
+_KNOWN: Final = f"^([0-9]{{1,15}}|{_TIME})$"
+_PLACE: Final = r"^[0-9]{1,15}(\.[0-9]{1,15}){0,255}$"
 
 ID: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$"
 Account = Annotated[str, Query(description="An account's id.", pattern=ID, examples=["alice"])]
@@ -51,10 +65,19 @@ Limit = Annotated[int, Query(description="Rows at most.", ge=1, le=PAGE_MAX)]
 Version = Annotated[int | None, Query(ge=1, le=2**53 - 1)]
 Asset = Annotated[str, Query(pattern=r"^[A-Z][A-Z0-9._-]{0,31}$", examples=["USD"])]
 Text = Annotated[str, Query(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
-_PLACE: Final = r"^[0-9]{1,15}(\.[0-9]{1,15}){0,255}$"
 Pairs = Annotated[
     str | None,
-    Query(description="Only with these pairs: a JSON object.", max_length=16_384, examples=['{"month": "May"}']),
+    Query(description="Only with these pairs: a JSON object.", max_length=2_048, examples=['{"month": "May"}']),
+]
+Moment = Annotated[str, Query(pattern=f"^{_TIME}$", max_length=40, examples=["2026-01-01T00:00:00Z"])]
+Effective = Annotated[
+    str | None, Query(description="Count what is effective by then.", pattern=f"^{_TIME}$", max_length=40)
+]
+Known = Annotated[
+    str | None,
+    Query(
+        description="Count what was known by then: a time, or a position of the feed.", pattern=_KNOWN, max_length=40
+    ),
 ]
 After = Annotated[str | None, Query(description="`next` of the page before.", pattern=ID)]
 
@@ -64,7 +87,7 @@ def router(desk: Desk) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["Questions"])
     questions = _Questions(desk)
     for name, shape in (
-        ("balance", shapes.BalanceShape),
+        ("balance", shapes.BalanceAsOfShape),
         ("account", shapes.AccountShape),
         ("accounts", shapes.AccountsShape),
         ("history", shapes.HistoryShape),
@@ -74,6 +97,7 @@ def router(desk: Desk) -> APIRouter:
         ("state", shapes.StateShape),
         ("asset", shapes.AssetShape),
         ("trial_balance", shapes.TrialBalanceShape),
+        ("statement", shapes.StatementShape),
     ):
         path = f"/{name.replace('_', '-')}"
         answered: dict[int | str, dict[str, Any]] = {200: {"model": shape}}
@@ -101,11 +125,41 @@ class _Questions:
         self._desk = desk
         self._ledger = desk.ledger
 
-    async def balance(self, credential: Reading, account: Account, version: Version = None) -> Response:
-        """The balance of an account, now or right after one of its versions."""
-        asked = partial(self._ledger.balance, account, version=version)
+    async def balance(
+        self,
+        credential: Reading,
+        account: Account,
+        version: Version = None,
+        effective_as_of: Effective = None,
+        known_as_of: Known = None,
+    ) -> Response:
+        """The balance of an account, now, right after one of its versions, or as of two times."""
+        known = _known(known_as_of)
+        asked = partial(
+            self._ledger.balance,
+            account,
+            version=version,
+            effective_as_of=_moment("effective_as_of", effective_as_of),
+            known_as_of=known,
+        )
         found = await self._desk.read(credential, "balance", asked, lambda balance: [balance.account])
-        return json_response(balance_json(found), version=found.version)
+        return json_response({**balance_json(found), "position": found.position}, version=found.version)
+
+    async def statement(
+        self, credential: Reading, account: Account, since: Moment, until: Moment, known_as_of: Known = None
+    ) -> Response:
+        """What was posted to an account in a period, from its opening to its closing balance."""
+
+        def asked() -> Json:
+            start, end = checked(MOMENT, "since", since), checked(MOMENT, "until", until)
+            made = self._ledger.statement(account, start, end, known_as_of=_known(known_as_of))
+            lines = [statement_line_json(line) for line in islice(made, STATEMENT_LINES_MAX + 1)]
+            if len(lines) > STATEMENT_LINES_MAX:
+                said = f"there are more than {STATEMENT_LINES_MAX} lines: ask for a shorter period"
+                raise InvalidCommand("since", said)
+            return {**statement_json(made), "lines": lines}
+
+        return json_response(await self._desk.read(credential, "statement", asked, lambda _: [account]))
 
     async def account(self, credential: Reading, account: Account) -> Response:
         """An account with its terms and its balance."""
@@ -135,19 +189,25 @@ class _Questions:
         before: Annotated[
             str | None, Query(pattern=_PLACE, description="Backward from this version, newest first.")
         ] = None,
+        known_as_of: Known = None,
         limit: Limit = 100,
     ) -> Response:
         """The events of an account, or of another stream, oldest first; or with `before` newest first."""
 
         def asked() -> tuple[Page, Terms | None]:
             page = self._ledger.history(
-                stream, after_version=_place(after), before_version=_place(before) if before else None, limit=limit
+                stream,
+                after_version=_place(after),
+                before_version=_place(before) if before else None,
+                limit=limit,
+                known_as_of=_known(known_as_of),
             )
             return page, None if stream.startswith(("#", "$")) else self._ledger.account(stream).terms
 
         page, terms = await self._desk.read(credential, "history", asked, lambda _: [stream])
         events = [event_json(event, terms) for event in page]
-        return json_response({"stream": stream, "events": events, "next": page.next if len(page) == limit else None})
+        following = page.next if len(page) == limit else None
+        return json_response({"stream": stream, "events": events, "position": page.position, "next": following})
 
     async def transaction(self, credential: Reading, transaction_id: UUID) -> Response:
         """A transaction with all its events."""
@@ -208,13 +268,28 @@ class _Questions:
         """An asset, and its decimal places."""
         return json_response({"asset": asset, "scale": await self._desk.ask(self._ledger.scale, asset)})
 
-    async def trial_balance(self, _credential: Reading) -> Response:
-        """Debits and credits of all accounts, by asset and type."""
-        return json_response(trial_balance_json(await self._desk.audit(self._ledger.trial_balance)))
+    async def trial_balance(
+        self, _credential: Reading, effective_as_of: Effective = None, known_as_of: Known = None
+    ) -> Response:
+        """Debits and credits of all accounts, by asset and type; now, or as of two times."""
+        effective = _moment("effective_as_of", effective_as_of)
+        asked = partial(self._ledger.trial_balance, effective_as_of=effective, known_as_of=_known(known_as_of))
+        return json_response(trial_balance_json(await self._desk.audit(asked)))
 
 
 def _pairs(text: str | None) -> Any:
     return None if text is None else json_of(text.encode(errors="surrogatepass"))
+
+
+def _moment(name: str, text: str | None) -> datetime | None:
+    return None if text is None else checked(MOMENT, name, text)
+
+
+def _known(text: str | None) -> KnownAsOf:
+    """A position of the feed, or a time."""
+    if text is None or text.isdecimal():
+        return None if text is None else int(text)
+    return checked(MOMENT, "known_as_of", text)
 
 
 def _place(text: str) -> int | str:

@@ -76,6 +76,12 @@ def routes_of(app: FastAPI) -> Iterator[tuple[str, str, frozenset[Scope] | None]
 
 
 def check_scopes(app: FastAPI) -> None:
-    """Refuse a service with a route of which nobody has said who may ask it."""
+    """
+    Refuse a service with a route of which nobody has said who may ask it.
+
+    Raises:
+        RuntimeError: There is one.
+    """
     unsaid = [f"{method} {path}" for method, path, scopes in routes_of(app) if scopes is None]
-    assert not unsaid, f"no scope is required by {', '.join(unsaid)}: say require(…) or public"
+    if unsaid:
+        raise RuntimeError(f"no scope is required by {', '.join(unsaid)}: say require(…) or public")

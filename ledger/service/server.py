@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import socket
 from collections.abc import Iterator
@@ -55,6 +56,9 @@ class Server(uvicorn.Server):
 
     def listen(self) -> None:
         """Serve until it is stopped."""
+        # What was made until here is no garbage that collections should look through while somebody waits.
+        gc.collect()
+        gc.freeze()
         self.run(sockets=[self.socket])
 
     def stop(self) -> None:

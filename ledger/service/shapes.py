@@ -47,6 +47,12 @@ class BalanceShape(_Shape):
     available: AmountText
 
 
+class BalanceAsOfShape(BalanceShape):
+    """A balance, and the position of the feed that the answer is pinned to, where it is: it is the same for ever."""
+
+    position: int | None
+
+
 class DoneShape(_Shape):
     """What a command did, and where each stream and account stood right after."""
 
@@ -134,6 +140,7 @@ class HistoryShape(_Shape):
 
     stream: str
     events: list[EventShape]
+    position: int | None
     next: Next
 
 
@@ -228,6 +235,33 @@ class TrialBalanceShape(_Shape):
     balanced: bool
     lines: list[TrialLineShape]
     difference: dict[str, AmountText]
+    position: int | None
+
+
+class StatementLineShape(_Shape):
+    """An entry, in the account's normal direction, and the balance after it."""
+
+    effective_at: Moment
+    recorded_at: Moment
+    stream: str
+    version: int
+    transaction_id: Id
+    type: str
+    reference: str | None
+    amount: AmountText
+    balance: AmountText
+
+
+class StatementShape(_Shape):
+    """What an account had, what was posted to it, and what it had then."""
+
+    account: str
+    since: Moment
+    until: Moment
+    position: int | None
+    opening: AmountText
+    closing: AmountText
+    lines: list[StatementLineShape]
 
 
 class EntryShape(_Shape):
@@ -371,19 +405,6 @@ class KeysShape(_Shape):
 
     keys: list[KeyShape]
     next: Next
-
-
-class AliveShape(_Shape):
-    """That the process is alive."""
-
-    status: Literal["ok"]
-
-
-class ReadyShape(_Shape):
-    """That the process can do its work, and what was looked at."""
-
-    status: Literal["ready"]
-    checks: list[Literal["schema", "writable", "stamper"]]
 
 
 class SourceOrderShape(_Shape):

@@ -376,6 +376,12 @@ class Database:
         with self.connection() as connection:
             return question(connection)
 
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Lend a pooled connection in a transaction that only reads, one snapshot, for as long as it takes."""
+        with self.connection() as connection, connection.transaction(read_only=True, unbounded=True):
+            yield connection
+
     def close(self) -> None:
         """Close the pool."""
         self.engine.dispose()

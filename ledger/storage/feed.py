@@ -26,6 +26,12 @@ Why every stream is in order, however long a transaction takes and whatever the 
    stamped; the times in the outbox are then set right from the transactions, and it is stamped again.
 
 4 alone is what order rests on.  Times decide only what is tried first; without 3 it would try the same for ever.
+
+What was known by when: `known_at` of a position is when its event was recorded, or as soon after that as nobody can
+have asked yet.  It never falls from one position to the next, and what is stamped later is known later than all that
+was stamped before, and than the feed's clock.  The clock goes on while there is nothing to stamp, so that all is known
+until then; whoever moves it and whoever stamps wait for each other at its row.  What was known by a time that the feed
+or its clock has reached is therefore the same positions for ever, however late a transaction of that time ends.
 """
 
 from __future__ import annotations
@@ -48,6 +54,18 @@ BATCH_MAX: Final = 100_000
 PAGE_MAX: Final = 1_000
 
 WAITING: Final = "SELECT EXISTS (SELECT FROM {schema}.outbox)"
+
+CLOCK: Final = """
+SELECT known_until <= now() - make_interval(secs => %s) FROM {schema}.feed_clock
+"""
+
+# By the time at which the transaction began, everything had ended that the statement does not see.
+MOVE_CLOCK: Final = """
+UPDATE {schema}.feed_clock SET known_until = now()
+WHERE known_until <= now() - make_interval(secs => %s) AND NOT EXISTS (SELECT FROM {schema}.outbox)
+"""
+
+HOLD_CLOCK: Final = "SELECT known_until FROM {schema}.feed_clock FOR NO KEY UPDATE"
 
 # Sub-selects with OFFSET 0 are looked up row by row, by their keys.  As joins, a plan made for any number of rows
 # could read a whole table for a few.
@@ -86,17 +104,22 @@ WITH leader AS (
     SELECT (SELECT coalesce(max(position), 0) FROM {schema}.feed)
            + row_number() OVER (ORDER BY recorded_at, transaction_id, stream, version) AS position,
            lag(version) OVER (PARTITION BY stream ORDER BY recorded_at, transaction_id, version) AS previous,
-           stream, version, transaction_id
+           stream, version, transaction_id, recorded_at
     FROM placed
+), known AS (
+    SELECT greatest(
+        (SELECT known_until FROM {schema}.feed_clock),
+        (SELECT known_at FROM {schema}.feed ORDER BY position DESC LIMIT 1)
+    ) + interval '1 microsecond' AS next
 ), ordered AS (
     SELECT bool_and(n.version = 1 + coalesce(n.previous, (
         SELECT f.version FROM {schema}.feed AS f WHERE f.stream = n.stream AND f.version = n.version - 1
     ), 0)) AS sound
     FROM numbered AS n
 ), stamped AS (
-    INSERT INTO {schema}.feed (position, stream, version, transaction_id, event_hash)
-    SELECT n.position, n.stream, n.version, n.transaction_id, e.event_hash
-    FROM numbered AS n LEFT JOIN LATERAL (
+    INSERT INTO {schema}.feed (position, stream, version, transaction_id, event_hash, known_at)
+    SELECT n.position, n.stream, n.version, n.transaction_id, e.event_hash, greatest(n.recorded_at, known.next)
+    FROM known CROSS JOIN numbered AS n LEFT JOIN LATERAL (
         SELECT e.event_hash FROM {schema}.events AS e
         WHERE e.stream = n.stream AND e.version = n.version AND e.transaction_id = n.transaction_id OFFSET 0
     ) AS e ON true
@@ -173,6 +196,16 @@ def is_waiting(connection: Connection) -> bool:
     return bool(connection.query(WAITING)[0][0])
 
 
+def move_clock(connection: Connection, seconds: float) -> None:
+    """
+    Let everything be known until now, if nothing waits to be stamped and the clock has stood for so many seconds.
+
+    Outside of any transaction.
+    """
+    if connection.query(CLOCK, (seconds,)) == [(True,)]:
+        connection.query(MOVE_CLOCK, (seconds,))
+
+
 def stamp(connection: Connection, epoch: int, seconds: float, limit: int) -> int:
     """
     Move what waits into the feed, at most `limit` events unless one transaction has more; how many.
@@ -202,7 +235,7 @@ def _stamp(connection: Connection, epoch: int, seconds: float, limit: int) -> in
     parameters = {"name": STAMPER, "epoch": epoch, "limit": limit}
     holding = [*connection.begin(), leases.hold(STAMPER, epoch, seconds)]
     try:
-        *_, held, stamped, _ = connection.send([*holding, (STAMP, parameters), ("COMMIT", ())])
+        *_, held, _, stamped, _ = connection.send([*holding, (HOLD_CLOCK, ()), (STAMP, parameters), ("COMMIT", ())])
     except errors.DivisionByZero as error:
         connection.rollback()
         raise _OutOfOrder from error

@@ -194,8 +194,8 @@ def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:
     # … and who may do what, without the hashes.
     yield f'REVOKE ALL ON {schema}.api_keys FROM "{audit}"'
     yield f'GRANT SELECT ({", ".join(KEYS_AUDITED)}) ON {schema}.api_keys TO "{audit}"'
-    # The row of the period is there from the beginning.
-    for table in ("periods", *standing):
+    # The rows of the period and of the clock are there from the beginning.
+    for table in ("periods", "feed_clock", *standing):
         yield f'GRANT UPDATE ON {schema}.{table} TO "{app}"'
 
 

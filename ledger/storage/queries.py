@@ -34,17 +34,20 @@ EVENT_AT: Final = f"SELECT {EVENT_COLUMNS} FROM {{schema}}.events AS e WHERE e.s
 
 # A page is made of one page of each stream, which the primary key finds, however long their lives are.
 HISTORY_FORWARD: Final = f"""
-SELECT {EVENT_COLUMNS} FROM unnest(%s::text[], %s::bigint[]) AS s (stream, version) CROSS JOIN LATERAL (
+SELECT {EVENT_COLUMNS}
+FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS s (stream, version, last) CROSS JOIN LATERAL (
     SELECT * FROM {{schema}}.events AS e
     WHERE e.stream = s.stream AND e.version > s.version ORDER BY e.version LIMIT %s
 ) AS e
+WHERE e.version <= s.last
 ORDER BY e.recorded_at, e.stream, e.version LIMIT %s
 """
 
 HISTORY_BACKWARD: Final = f"""
-SELECT {EVENT_COLUMNS} FROM unnest(%s::text[], %s::bigint[]) AS s (stream, version) CROSS JOIN LATERAL (
+SELECT {EVENT_COLUMNS}
+FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS s (stream, version, last) CROSS JOIN LATERAL (
     SELECT * FROM {{schema}}.events AS e
-    WHERE e.stream = s.stream AND e.version < s.version ORDER BY e.version DESC LIMIT %s
+    WHERE e.stream = s.stream AND e.version < least(s.version, s.last + 1) ORDER BY e.version DESC LIMIT %s
 ) AS e
 ORDER BY e.recorded_at DESC, e.stream DESC, e.version DESC LIMIT %s
 """
@@ -108,6 +111,7 @@ WHERE e.stream = %s AND e.type = 'state_advanced' ORDER BY e.version DESC LIMIT 
 
 LEDGER_ID: Final = "SELECT ledger_id::text FROM {schema}.identity"
 
+_LAST_VERSION: Final = 2**62
 _FIRST_ID: Final = "00000000-0000-0000-0000-000000000000"
 _FIRST_MOMENT: Final = "-infinity"
 _CURSOR: Final = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18})*")
@@ -171,9 +175,14 @@ class TrialLine(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TrialBalance:
-    """All accounts, by asset and type.  In a sound ledger `difference` is zero for every asset."""
+    """
+    All accounts, by asset and type.  In a sound ledger `difference` is zero for every asset.
+
+    `position` is that of the feed which the answer is pinned to, if it is.
+    """
 
     lines: tuple[TrialLine, ...]
+    position: int | None = None
 
     @property
     def difference(self) -> dict[str, Money]:
@@ -191,11 +200,16 @@ class TrialBalance:
 
 
 class Page(list[Recorded]):
-    """Events of an account in order, and `next`, from which the next page goes on in the same direction."""
+    """
+    Events of an account in order, and `next`, from which the next page goes on in the same direction.
 
-    def __init__(self, events: Iterable[Recorded], next: str) -> None:
+    `position` is that of the feed which the answer is pinned to, if it is.
+    """
+
+    def __init__(self, events: Iterable[Recorded], next: str, position: int | None = None) -> None:
         super().__init__(events)
         self.next = next
+        self.position = position
 
 
 class Drift(Exception):
@@ -284,10 +298,17 @@ def balance(connection: Connection, name: str, version: int | None = None) -> Ba
 
 
 def history(
-    connection: Connection, name: str, after_version: int | str, before_version: int | str | None, limit: int
+    connection: Connection,
+    name: str,
+    after_version: int | str,
+    before_version: int | str | None,
+    limit: int,
+    known: Mapping[str, int] | None = None,
 ) -> Page:
     """
     Events after a version going forward, or before one going backward; at most `limit`.
+
+    Of each stream up to the version that is `known`, if that is said; of one that is not in it, none.
 
     Raises:
         UnknownAccount, UnknownStream, Drift: There is no such stream; the projection is not what we wrote.
@@ -297,15 +318,16 @@ def history(
     _check_limit(limit)
     stream = _head(connection, account_of(name))
     if not stream.version or account_of(name) != name:
-        machine, _, subject = name.removeprefix("#").partition("/")
-        raise UnknownStream(machine, subject) if name.startswith("#") else UnknownAccount(name)
+        raise unknown(name)
     if before_version is not None:
         # A stripe that is not in it was made since, and everything in it comes later.
         sql, places = HISTORY_BACKWARD, _places(stream, "before_version", before_version, unsaid=1)
     else:
         sql, places = HISTORY_FORWARD, _places(stream, "after_version", after_version, unsaid=0)
     streams, versions = store.text_array(places), store.plain_array(map(str, places.values()))
-    events = [recorded_from(row) for row in connection.query(sql, (streams, versions, limit, limit))]
+    last = [_LAST_VERSION if known is None else known.get(stream, 0) for stream in places]
+    parameters = (streams, versions, store.plain_array(map(str, last)), limit, limit)
+    events = [recorded_from(row) for row in connection.query(sql, parameters)]
     places.update({event.stream: event.version for event in events})
     return Page(events, ".".join(map(str, places.values())))
 
@@ -314,6 +336,23 @@ def stream(connection: Connection, name: str, after_version: int, limit: int) ->
     """The events of one stream, whichever it is, after a version; at most `limit`."""
     _check_limit(limit)
     return [recorded_from(row) for row in connection.query(store.SELECT_STREAM, (name, after_version, limit))]
+
+
+def unknown(name: str) -> UnknownAccount | UnknownStream:
+    """There is no such account, or no such stream."""
+    machine, _, subject = name.removeprefix("#").partition("/")
+    return UnknownStream(machine, subject) if name.startswith("#") else UnknownAccount(name)
+
+
+def streams_of(connection: Connection, name: str) -> list[str]:
+    """
+    The streams of an account, or another stream by itself.
+
+    Raises:
+        Drift: The projection is not what we wrote.
+    """
+    terms = _head(connection, account_of(name)).terms
+    return stripes_of(name, 1 if terms is None else terms.streams)
 
 
 def _places(stream: Stream, field: str, version: int | str, unsaid: int) -> dict[str, int]:

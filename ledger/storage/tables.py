@@ -157,6 +157,31 @@ Index(
 )
 Index("events_streams", events.c.stream, postgresql_where=events.c.version == 1)
 
+DATED: Final = "effective_at <> recorded_at AND isfinite(effective_at) AND isfinite(recorded_at)"
+"""An event that counts at another time than it is recorded."""
+
+_SECONDS: Final = "EXTRACT(epoch FROM recorded_at - effective_at)"
+DISTANCE: Final = (
+    f"((sign({_SECONDS}) * (65 - POSITION(('1'::\"bit\") IN"
+    f" ((trunc(abs({_SECONDS}))::bigint + 1)::bit(64))))::numeric)::integer)"
+)
+"""
+How far apart: n for less than 2^n seconds and at least half of that, less one; negative where it counts later.
+
+It is the number of binary digits of the whole seconds and one, so that it is exact wherever it is computed.
+
+Of one distance, those that count on the other side of a moment than they were recorded on were recorded within 2^n
+seconds of it.
+"""
+Index(
+    "events_dated",
+    events.c.stream,
+    text(DISTANCE),
+    events.c.recorded_at,
+    postgresql_include=["effective_at", "version"],
+    postgresql_where=text(DATED),
+)
+
 accounts: Final = Table(
     "accounts",
     metadata,
@@ -252,10 +277,21 @@ feed: Final = Table(
     Column("version", BigInteger, nullable=False),
     Column("transaction_id", Uuid, nullable=False),
     _hash("event_hash"),
+    _moment("known_at"),
     UniqueConstraint("stream", "version", name="feed_event"),
     CheckConstraint("position >= 1", name="position_positive"),
     CheckConstraint("octet_length(event_hash) = 32", name="hash_size"),
     comment="Append-only: the order of everything.  One row per event, positions 1, 2, 3 … without a gap.",
+)
+
+feed_clock: Final = Table(
+    "feed_clock",
+    metadata,
+    Column("singleton", SmallInteger, primary_key=True, autoincrement=False),
+    _moment("known_until"),
+    CheckConstraint("singleton = 1", name="one_row"),
+    postgresql_with={"fillfactor": "50"},
+    comment="Until when everything is known, though nothing happens: what is stamped from here on is known later.",
 )
 
 leases: Final = Table(

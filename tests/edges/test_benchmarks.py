@@ -22,9 +22,12 @@ EXPECTED: dict[str, tuple[int, list[float], set[str]]] = {
     "calls": (24, [0.7, 2.0, 8.0], {"spread", "hot", "ratios"}),
     "batches": (8, [0.5], {"sizes", "ratios"}),
     "growth": (6, [0.9], {"sizes", "ratios"}),
+    "asof": (11, [], {"ratios"}),
     "logs": (8, [0.4, 0.8], {"ratios"}),
+    "feed": (10, [], {"ratios"}),
     "peer": (14, [2.0, 3.0, 10.0, 50.0, 50.0], {"ratios"}),
     "messages": (4, [0.35, 0.6], {"ratios"}),
+    "service": (4, [1.0, 2.0], {"requests", "ratios"}),
 }
 """How many figures, which targets, which pictures."""
 

@@ -52,6 +52,7 @@ def tamper(psql: psycopg.Connection[Any]) -> Tamper:
                 psql.execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER append_only".encode())
             psql.execute("ALTER TABLE events ENABLE TRIGGER check_appended")
             psql.execute("ALTER TABLE feed ENABLE TRIGGER check_stamped")
+            psql.execute("ALTER TABLE feed ENABLE TRIGGER check_known")
 
     return change
 

@@ -263,7 +263,10 @@ def test_stamper_refuses_what_has_no_sense(ledger: Ledger, wrong: dict[str, Any]
 
 # Guards
 
-ENTRY = "INSERT INTO feed SELECT {position}, stream, version, transaction_id, {hash} FROM events WHERE {which}"
+ENTRY = (
+    "INSERT INTO feed SELECT {position}, stream, version, transaction_id, {hash}, clock_timestamp()"
+    " FROM events WHERE {which}"
+)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +286,7 @@ ENTRY = "INSERT INTO feed SELECT {position}, stream, version, transaction_id, {h
             "LD006",
         ),
         (ENTRY.format(position=9, hash="sha256('')", which="stream = 'bob' AND version = 3"), "LD007"),
-        ("INSERT INTO feed VALUES (9, 'nobody', 1, gen_random_uuid(), sha256(''))", "LD007"),
+        ("INSERT INTO feed VALUES (9, 'nobody', 1, gen_random_uuid(), sha256(''), now())", "LD007"),
         ("DELETE FROM outbox", "LD008"),
         ("UPDATE outbox SET transaction_ids = ARRAY[gen_random_uuid()]", "LD008"),
         ("UPDATE outbox SET transaction_ids = '{}'", "LD008"),

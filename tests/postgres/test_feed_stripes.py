@@ -110,10 +110,10 @@ def test_stream_is_read_as_it_is_in_the_log(bank: Ledger) -> None:
 @pytest.mark.parametrize(
     ("values", "sqlstate"),
     [
-        ("(SELECT max(position) + 2 FROM feed), stream, version, transaction_id, event_hash", "LD005"),
-        ("(SELECT max(position) + 1 FROM feed), stream, version, transaction_id, sha256('')", "LD007"),
-        ("(SELECT max(position) FROM feed), stream, version, transaction_id, event_hash", "23505"),
-        ("(SELECT max(position) + 1 FROM feed), stream, version + 1, transaction_id, event_hash", "LD006"),
+        ("(SELECT max(position) + 2 FROM feed), stream, version, transaction_id, event_hash, now()", "LD005"),
+        ("(SELECT max(position) + 1 FROM feed), stream, version, transaction_id, sha256(''), now()", "LD007"),
+        ("(SELECT max(position) FROM feed), stream, version, transaction_id, event_hash, now()", "23505"),
+        ("(SELECT max(position) + 1 FROM feed), stream, version + 1, transaction_id, event_hash, now()", "LD006"),
     ],
 )
 def test_guards_hold_for_stripes(bank: Ledger, psql: Psql, values: str, sqlstate: str) -> None:

@@ -117,7 +117,8 @@ def test_guards_stand_always(psql: Psql) -> None:
         " WHERE NOT tgisinternal AND relnamespace = 'ledger'::regnamespace ORDER BY 1, 2"
     ).fetchall()
     expected = [(table, "append_only", b"A") for table in APPEND_ONLY]
-    expected += [("events", "check_appended", b"O"), ("feed", "check_stamped", b"O")]
+    expected += [("events", "check_appended", b"O"), ("feed", "check_stamped", b"O"), ("feed", "check_known", b"O")]
+    expected += [("feed_clock", name, b"A") for name in ("check_clock", "not_removed")]
     expected += [("outbox", name, b"O") for name in ("check_changed", "check_removed", "not_truncated")]
     expected += [("subject_keys", name, b"A") for name in ("check_destroyed", "not_removed")]
     expected += [("subject_keys", "check_made", b"O")]
@@ -474,6 +475,7 @@ def test_app_role_may_do_to_each_table_what_it_is_for(funded: Ledger, psql: Psql
     grow, change, mend = ["SELECT", "INSERT"], ["SELECT", "INSERT", "UPDATE"], ["SELECT", "INSERT", "UPDATE", "DELETE"]
     expected = dict.fromkeys(APPEND_ONLY, grow) | {"outbox": mend}
     expected |= {"identity": ["SELECT"], "schema_version": ["SELECT"], "periods": ["SELECT", "UPDATE"]}
+    expected |= {"feed_clock": ["SELECT", "UPDATE"]}
     expected |= dict.fromkeys(["accounts", "balances", "holds"], mend)
     expected |= dict.fromkeys(["inbox_streams", "inbox_messages", "inbox_ids", "dead_letters", "inbox_counters"], mend)
     expected |= dict.fromkeys(["consumer_offsets", "leases", "subscriptions", "subject_keys", "api_keys"], change)

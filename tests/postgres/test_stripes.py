@@ -220,7 +220,7 @@ def test_a_page_costs_the_same_however_long_the_account_is(bank: Ledger, psql: P
     names = "{world,world#01,world#02,world#03}"
     plan = psql.execute(
         b"EXPLAIN (ANALYZE, FORMAT JSON) " + HISTORY_FORWARD.replace("{schema}", "ledger").encode(),
-        (names, "{100,100,100,100}", 5, 5),
+        (names, "{100,100,100,100}", "{9999,9999,9999,9999}", 5, 5),
     ).fetchall()[0][0][0]["Plan"]
 
     def scans(node: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -290,7 +290,7 @@ def leaf_doubled(scene: Scene) -> list[Place]:
     place = scene.entry()
     scene.run("UPDATE feed SET position = position + 1 WHERE position > %s", place.position)
     scene.run(
-        "INSERT INTO feed SELECT position + 1, stream, version, transaction_id, event_hash FROM feed"
+        "INSERT INTO feed SELECT position + 1, stream, version, transaction_id, event_hash, known_at FROM feed"
         " WHERE position = %s",
         place.position,
     )

@@ -43,7 +43,10 @@ TAMPERING: dict[str, tuple[list[str], str, int, str, str]] = {
         "alice", 3, "event_hash", "another hash or transaction",
     ),
     "event invented": (
-        [f"INSERT INTO feed SELECT {LAST} + 1, 'ghost', 1, transaction_id, event_hash FROM feed WHERE position = 1"],
+        [
+            (f"INSERT INTO feed SELECT {LAST} + 1, 'ghost', 1, transaction_id, event_hash, known_at FROM feed"
+            f" WHERE position = {LAST}"),
+        ],
         "ghost", 1, "event_hash", "no event of the log",
     ),
     "versions swapped": (
@@ -56,7 +59,7 @@ TAMPERING: dict[str, tuple[list[str], str, int, str, str]] = {
     ),
     "event stamped twice": (
         [
-            (f"INSERT INTO feed SELECT {LAST} + 1, stream, version, transaction_id, event_hash FROM feed"
+            (f"INSERT INTO feed SELECT {LAST} + 1, stream, version, transaction_id, event_hash, known_at FROM feed"
             " WHERE stream = 'alice' AND version = 3"),
         ],
         "alice", 3, "position", "has a position already",
@@ -75,6 +78,14 @@ TAMPERING: dict[str, tuple[list[str], str, int, str, str]] = {
     "waiting one removed": (
         ["DELETE FROM outbox"],
         "late", 1, "position", "it is not in the feed",
+    ),
+    "known before it was recorded": (
+        ["UPDATE feed SET known_at = known_at - interval '1 day' WHERE position = 1"],
+        "$ledger", 1, "known_at", "known before it was recorded",
+    ),
+    "known earlier than the one before": (
+        ["UPDATE feed SET known_at = known_at + interval '1 day' WHERE position = 3"],
+        "bob", 1, "known_at", "known earlier than the one before it",
     ),
     "waiting one doubled": (
         ["INSERT INTO outbox SELECT gen_random_uuid(), transaction_ids, recorded_at FROM outbox"],

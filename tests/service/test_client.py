@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 from serving import Serve
@@ -95,6 +96,8 @@ def test_questions_are_those_of_the_ledger(client: Client, funded: Ledger) -> No
     (payday,) = client.transactions(reference="payday").transactions
     assert [each.kind for each in client.transactions(metadata={"month": "May"}).transactions] == ["transfer"]
     assert client.transaction(payday.transaction_id).transaction == payday
+    assert client.balance("alice", known_as_of=5) == funded.balance("alice", known_as_of=5)
+    assert client.statement("alice", datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)).lines
     assert (client.scale("USD"), client.trial_balance().balanced) == (2, True)
 
 

@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -195,6 +195,31 @@ def test_questions_answer_as_the_ledger_does(http: Http, funded: Ledger) -> None
     assert ask("balance", account="alice", version="2")["posted"] == "100.00 USD"
     assert ask("account", account="alice")["balance"]["available"] == "50.00 USD"
     assert ask("history", stream="#payment/p-1")["events"][0]["type"] == "state_advanced"
+
+
+def test_questions_are_asked_as_of_two_times(http: Http, funded: Ledger) -> None:
+    """What counted by a moment, and what was known at a position: pinned to it, and the same for ever."""
+    funded.stamp()
+    position = funded.feed_head()
+    funded.transfer("1 USD", debit="alice", credit="bob", effective_at=datetime(2020, 1, 1, tzinfo=UTC))
+    funded.stamp()
+    client = http(Scope.READ)
+
+    def ask(path: str, **params: Any) -> Any:
+        answer = client.get(f"/v1/{path}", params=params)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    known = ask("balance", account="alice", known_as_of=position)
+    assert (known["posted"], known["position"]) == ("70.00 USD", position)
+    assert ask("balance", account="bob", effective_as_of="2020-06-01T00:00:00Z")["posted"] == "1.00 USD"
+    assert ask("trial-balance", known_as_of=position)["position"] == position
+    assert len(ask("history", stream="alice", known_as_of=position)["events"]) == 3
+    stated = ask("statement", account="bob", since="2020-01-01T00:00:00Z", until="2021-01-01T00:00:00Z")
+    assert (stated["opening"], stated["closing"]) == ("0.00 USD", "1.00 USD")
+    assert [line["amount"] for line in stated["lines"]] == ["1.00 USD"]
+    early = client.get("/v1/balance", params={"account": "alice", "known_as_of": str(position + 1_000)})
+    assert (early.status_code, early.json()["code"]) == (409, "not_yet_known")
 
 
 # Several
