@@ -269,17 +269,19 @@ def await_up(scraper: httpx.Client, up: int) -> dict[str, float]:
     pytest.fail(f"ledger_up is not {up}")
 
 
-def test_a_scrape_does_not_wait_for_a_lock(http: Http, funded: Ledger, psql: Psql, ledger_url: str) -> None:
+def test_a_scrape_does_not_wait_for_a_lock(serve: Serve, psql: Psql, ledger_url: str) -> None:
     """Somebody holds a table: the scrape says in time that it got no answer, and stands in nobody's way for longer."""
-    scraper = http(Scope.READ)
-    scraper.timeout = httpx.Timeout(PATIENCE_SECONDS)
-    with psql.transaction():
-        psql.execute("LOCK TABLE ledger.outbox IN ACCESS EXCLUSIVE MODE")
-        assert samples(scraper.get("/metrics").text)["ledger_up{}"] == 0
-        await_waiting(ledger_url, 0)
-        assert samples(scraper.get("/metrics").text)["ledger_up{}"] == 0
-    await_up(scraper, 1)
-    assert funded.health().gauges().outbox == 5
+    patient = Timeouts(statement_seconds=600.0, lock_seconds=600.0)
+    with (
+        Ledger.connect(ledger_url, timeouts=patient) as ledger,
+        serve(ledger, authentication=False) as server,
+        httpx.Client(base_url=server.address, timeout=PATIENCE_SECONDS) as scraper,
+    ):
+        with psql.transaction():
+            psql.execute("LOCK TABLE ledger.outbox IN ACCESS EXCLUSIVE MODE")
+            assert samples(scraper.get("/metrics").text)["ledger_up{}"] == 0
+            await_waiting(ledger_url, 0)
+        await_up(scraper, 1)
 
 
 def test_a_database_that_never_answers_keeps_nobody_waiting(serve: Serve) -> None:
