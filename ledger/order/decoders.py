@@ -165,7 +165,9 @@ def _event(given: dict[str, Any], data: Json, source: str) -> Message:
     for interpreted in ("datacontenttype", "sequencetype"):
         given.pop(interpreted, None)
     subject = given.get("subject", "")
-    stream = given.pop("partitionkey", None) or subject
+    partition = given.pop("partitionkey", None)
+    # Only what is absent, or empty, is: what is no text is refused, false and 0 too.
+    stream = subject if partition is None or partition == "" else partition
     if subject == stream:
         given.pop("subject", None)
     return Message(

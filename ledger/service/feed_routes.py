@@ -105,7 +105,7 @@ class _Feed:
         """What was stamped after a position, in order; if there is nothing yet, it may be waited for."""
         entries = await self._read(credential, after, limit)
         if not entries and wait_seconds:
-            await self._watch.wait(after, wait_seconds)
+            await self._watch.wait(after, min(wait_seconds, self._desk.settings.limits.follow_seconds))
             entries = await self._read(credential, after, limit)
         return json_response({"entries": entries, "next": entries[-1]["position"] if entries else after})
 

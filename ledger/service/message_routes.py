@@ -22,7 +22,7 @@ from ledger.inbox import Inbox
 from ledger.intake import Delivery, Intake, totals
 from ledger.order.cursor import Tally
 from ledger.order.decoders import Decoded, cloudevents
-from ledger.order.message import Message
+from ledger.order.message import SEQUENCE_MAX, Message
 from ledger.receiving import COMMAND_PREFIX, Received
 from ledger.service import shapes
 from ledger.service.bodies import JSON, body_of, check_content, model_of
@@ -114,7 +114,13 @@ _EVENT: Final[Json] = {
         # A null is as good as absent, which the format demands.
         "subject": {"type": ["string", "null"], "maxLength": 256},
         "partitionkey": {"type": ["string", "null"], "maxLength": 256},
-        "sequence": {"type": ["string", "null"], "pattern": "^[0-9]{1,18}$"},
+        "sequence": {
+            "anyOf": [
+                {"type": "string", "pattern": "^[0-9]{1,20}$"},
+                {"type": "integer", "minimum": 0, "maximum": SEQUENCE_MAX},
+                {"type": "null"},
+            ]
+        },
         "time": {"type": ["string", "null"], "format": "date-time"},
         "datacontenttype": {"type": ["string", "null"]},
         "data": {},

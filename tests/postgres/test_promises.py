@@ -17,6 +17,7 @@ import pytest
 from sqlalchemy import URL, make_url
 
 from ledger import DatabaseUnavailable, InvalidCommand, Ledger, Message, Rejected, Retry, Strict, Transfer
+from ledger.access import Credential, Scope
 from ledger.audit.checkpoint import SigningKey
 from ledger.core.commands import build
 from ledger.storage.tables import APPEND_ONLY
@@ -33,6 +34,7 @@ KEYS = {
     "feed": "position",
     "tree_tiles": "level, number",
     "checkpoints": "size",
+    "account_reads": "account, recorded_at, read_id",
 }
 COLUMNS = {
     "identity": "created_at",
@@ -44,6 +46,7 @@ COLUMNS = {
     "feed": "stream",
     "tree_tiles": "hashes",
     "checkpoints": "root",
+    "account_reads": "actor",
 }
 ATTACKS = {
     "update": "UPDATE {table} SET {column} = {column}",
@@ -79,6 +82,8 @@ def repaired(funded: Ledger, psql: Psql) -> Ledger:
         inbox.discard(letter.dead_letter_id)
     assert funded.stamp() > 0
     assert funded.seal(SigningKey.generate("example.org/ledger"))
+    auditor = Credential("ann", frozenset({Scope.AUDIT}), "key:ann")
+    funded.api_keys().record_reads(auditor, "balance", ["alice"])
     psql.execute("INSERT INTO tree_tiles VALUES (0, 0, decode(repeat('00', 8192), 'hex'))")
     return funded
 
