@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from rich.console import Console
 from sqlalchemy import URL
 
-from benchmarks import asof, batches, calls, charts, feed, growth, logs, messages, peer, service, topic
+from benchmarks import asof, batches, calls, charts, feed, growth, logs, messages, peer, reports, service, topic
 from benchmarks.report import keep, results, show
 from benchmarks.rounds import Benchmark, Effort, measured
 from benchmarks.server import conditions, database, server
@@ -43,6 +43,7 @@ BENCHMARKS: Final[Mapping[str, Entry]] = {
     "feed": Entry("stamp, seal and verify 5,000,000 events, a scan, and COPY; append beside both", feed.prepared),
     "asof": Entry("balance, statement and trial balance as of two times, the bare aggregate, a scan", asof.prepared),
     "peer": Entry("eventsourcing: append, contention, batches, replay", peer.prepared),
+    "reports": Entry("reports of 5,000,000 events, the bare aggregate, and a scan", reports.prepared),
     "messages": Entry("the inbox, and plain commands", messages.prepared),
     "service": Entry("transfers over HTTP, 32 and 256 connections, and a bare route of FastAPI", service.prepared),
     "kafka": Entry("a topic, and a file (only when it is named)", topic.prepared),
@@ -131,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", dest="as_json", action="store_true", help="results to standard output")
     parser.add_argument("--largest", action="store_true", help="growth: up to 10,000,000 events; takes a while")
     parser.add_argument("--messages", type=int, help="messages, kafka: in each run (default: 20,000)")
-    parser.add_argument("--events", type=int, help="logs, feed, asof: how long the log is (default: 5,000,000)")
+    parser.add_argument(
+        "--events", type=int, help="logs, feed, asof, reports: how long the log is (default: 5,000,000)"
+    )
     parser.add_argument("--memory", action="store_true", help="messages: a consumer's memory instead of its speed")
     parser.add_argument("--bootstrap", metavar="HOST:PORT", help="kafka: brokers (default: a mock in this process)")
     return parser

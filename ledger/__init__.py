@@ -2,7 +2,11 @@
 
 from ledger.application import Guest, Ledger
 from ledger.asynchronous import AsyncLedger
+from ledger.audit.csv_statement import CsvProfile
+from ledger.audit.diagnosis import Diagnosis, Symptom
+from ledger.audit.reconciled import Reconciliation
 from ledger.audit.report import Finding, Report
+from ledger.audit.reports.form import PinnedReport
 from ledger.batch import Done
 from ledger.batcher import Batcher
 from ledger.core.book import Balance, Terms
@@ -42,12 +46,14 @@ from ledger.core.errors import (
     AssetMismatch,
     AtomicBatchRejected,
     BatcherClosed,
+    BrokenStatement,
     BrokerUnavailable,
     ConcurrencyError,
     ConnectionLost,
     CorruptLog,
     DatabaseUnavailable,
     DeadlineExceeded,
+    DecidedAlready,
     ExceedsRest,
     Forbidden,
     GuardRefused,
@@ -93,6 +99,7 @@ from ledger.core.errors import (
 from ledger.core.events import FeedEntry, Numbers, Recorded, Transaction
 from ledger.core.lifecycle import StateMachine, Transition, on
 from ledger.core.money import Money
+from ledger.desk import ReconciliationDesk
 from ledger.inbox import Inbox, Replayed
 from ledger.operations import Context
 from ledger.order.cursor import OnGap, Strict
@@ -130,6 +137,7 @@ __all__ = [
     "Batcher",
     "BatcherClosed",
     "Begin",
+    "BrokenStatement",
     "BrokerUnavailable",
     "Capture",
     "ChangeAccount",
@@ -140,10 +148,13 @@ __all__ = [
     "ConnectionLost",
     "Context",
     "CorruptLog",
+    "CsvProfile",
     "DatabaseUnavailable",
     "DeadlineExceeded",
+    "DecidedAlready",
     "DefineAsset",
     "Deposit",
+    "Diagnosis",
     "Direction",
     "Done",
     "Entry",
@@ -185,10 +196,13 @@ __all__ = [
     "PeriodIsClosed",
     "PeriodNotOver",
     "PersonalData",
+    "PinnedReport",
     "Post",
     "ProofFailed",
     "Reason",
     "Received",
+    "Reconciliation",
+    "ReconciliationDesk",
     "Recorded",
     "Rejected",
     "Release",
@@ -216,6 +230,7 @@ __all__ = [
     "SubjectKey",
     "SubjectKeys",
     "Subscription",
+    "Symptom",
     "Terms",
     "Timeouts",
     "TooManyRequests",

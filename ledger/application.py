@@ -17,10 +17,11 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy.exc import InvalidRequestError
 
 from ledger.access import Access
-from ledger.audit.bundle import write_bundle
-from ledger.audit.checkpoint import Checkpoint
+from ledger.audit.diagnosis import Diagnosis
+from ledger.audit.doctor import examine
 from ledger.audit.report import Report
 from ledger.audit.verify import verify
+from ledger.auditing import Auditing
 from ledger.batch import Done, Outcome
 from ledger.batcher import Batcher
 from ledger.core.commands import Command, ExpireHold
@@ -37,6 +38,7 @@ from ledger.order.message import check_source
 from ledger.personal import PersonalData, SubjectKeys, TableKeys
 from ledger.proof import Proofs
 from ledger.receiving import Handler, Receiver, Retry, Unordered
+from ledger.reconciliation import Reconciliations
 from ledger.stamper import EVENTS_MAX, LEASE_SECONDS, Stamper
 from ledger.storage import (
     embedded,
@@ -49,6 +51,7 @@ from ledger.storage import (
     repair,
     subject_keys,
     subscriptions,
+    trail,
 )
 from ledger.storage.database import Connection, Database, Timeouts, check_encoding, engine_for
 from ledger.storage.explained import in_our_words
@@ -65,11 +68,14 @@ from ledger.writer import Writer, handle_as_guest
 Lender: TypeAlias = psycopg.Connection[Any] | sqlalchemy.Connection | sqlalchemy.orm.Session
 """What a guest can work on."""
 
+NAMED_CHARACTERS_MAX: Final = 1_000
+"""Of the names of accounts that were rebuilt, as far as they are put on record with that."""
+
 EXPIRED_TOGETHER: Final = 500
 """Holds expired in one transaction: how long writers to their accounts may wait."""
 
 
-class Ledger(Operations, Proofs, Access):
+class Ledger(Operations, Proofs, Auditing, Reconciliations, Access):
     """
     An event-sourced, double-entry ledger on a PostgreSQL database.
 
@@ -212,6 +218,7 @@ class Ledger(Operations, Proofs, Access):
         after: str = "",
         progress: Callable[[int], None] | None = None,
         noticed_by: str = "rebuild",
+        actor: str | None = None,
     ) -> list[str]:
         """
         Make the projections of these accounts or other streams, or of all, anew from the log, while writers go on.
@@ -226,6 +233,10 @@ class Ledger(Operations, Proofs, Access):
             Interrupted: By the user; its `after` is where to go on.
         """
         _check_selection(accounts, jobs, after)
+        if noticed_by != "read":  # Who only reads mends what they meet, and has asked for nothing.
+            named = trail.note("rebuild", actor, " ".join(accounts)[:NAMED_CHARACTERS_MAX], {"noticed_by": noticed_by})
+            with self._database.connection() as connection:
+                connection.query(*named)
         if not accounts:
             return rebuild_all(self._database, noticed_by, jobs, after, progress)
         with self._database.connection() as connection:
@@ -262,6 +273,16 @@ class Ledger(Operations, Proofs, Access):
             if not accounts:
                 report.shredded = subject_keys.shredded(connection)
             return report
+
+    def doctor(self, *, role_prefix: str | None = None, known_roles: Collection[str] = ()) -> Diagnosis:
+        """
+        Compare the schema with what this release migrates to, and look at roles, grants, server and settings.
+
+        Returns `.ok`, `.checked`, `.findings`, and `.warnings`, which do not count.  Only the catalogue is asked: an
+        auditor may, and a standby answers.  Roles of `create_roles` are looked for; with `role_prefix` they must be
+        there.  `known_roles` are others that you have granted something yourself.
+        """
+        return self._database.ask(partial(examine, role_prefix=role_prefix, known_roles=known_roles))
 
     def personal_data(self, keys: SubjectKeys | None = None) -> PersonalData:
         """Encrypt, reveal and forget what is about a person, with keys in the ledger's own table, or in `keys`."""
@@ -318,6 +339,7 @@ class Ledger(Operations, Proofs, Access):
         with self._database.connection() as connection, connection.transaction():
             if not offsets.seek(connection, group, place, offset, owner):
                 raise InvalidCommand("partition", f"group {group!r} has never read {place}")
+            connection.query(*trail.note("seek_consumer", owner, f"{group} {place}", {"offset": offset}))
 
     def feed(self, *, after: int = 0, limit: int | None = None) -> Iterator[FeedEntry]:
         """
@@ -346,32 +368,6 @@ class Ledger(Operations, Proofs, Access):
             yield from entries
             after = entries[-1].position
             left = None if left is None else left - len(entries)
-
-    def bundle(
-        self,
-        path: Path,
-        *,
-        note: bytes | None = None,
-        anchors: Sequence[Path] = (),
-        timestamps: Sequence[Path] = (),
-        progress: Callable[[int], None] | None = None,
-    ) -> Checkpoint:
-        """
-        Write everything up to a checkpoint, `note` or the last one, into one new file that is verified without us.
-
-        `anchors` are files of anchored checkpoints, `timestamps` are responses of authorities about this one.
-
-        Raises:
-            InvalidCommand: There is such a file; nothing was sealed; or the checkpoint ends within a transaction.
-            ProofFailed: The log is not what the checkpoint is of.
-            CorruptLog: An event is not what the feed has.
-            OSError: A file cannot be read or written.
-        """
-        signed = self.checkpoint().note if note is None else note
-        entries = self.feed()
-        return write_bundle(
-            path, self._ledger_id(), entries, signed, anchors=anchors, timestamps=timestamps, progress=progress
-        )
 
     def feed_head(self) -> int:
         """The last position of the feed; 0 where nothing was stamped yet."""
@@ -439,6 +435,7 @@ class Ledger(Operations, Proofs, Access):
             raise InvalidCommand("position", f"{position!r} is not from 0 to {head}, the last one of the feed")
         with self._database.connection() as connection, connection.transaction():
             subscriptions.seek(connection, name, position, owner)
+            connection.query(*trail.note("seek_subscription", owner, name, {"position": position}))
 
     @contextmanager
     def join(self, connection: Lender, *, accounts: Iterable[str] = ()) -> Iterator[Guest]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 from ledger.audit import sealed
+from ledger.audit.bundle import write_bundle
 from ledger.audit.checkpoint import Checkpoint, Note, SigningKey, VerifierKey
+from ledger.audit.export import Exported, format_named, write_export
 from ledger.audit.inclusion import InclusionProof
 from ledger.audit.report import Report
 from ledger.audit.tiles import write_log
 from ledger.core.errors import InvalidCommand
+from ledger.core.events import FeedEntry
 from ledger.core.fields import INTEGER_MAX, TEXT, checked
 from ledger.core.merkle import consistency_proof
 from ledger.sealer import PAUSE_SECONDS, Sealer
@@ -170,6 +175,74 @@ class Proofs:
         size = Checkpoint.parse(Note.parse(signed).text).size
         with self._database.connection() as connection:
             return write_log(folder, tree.records(connection, 0, size), signed, progress=progress)
+
+    def export(
+        self,
+        format: str,
+        target: str | Path | BinaryIO,
+        *,
+        position: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Exported:
+        """
+        Write all that the feed has up to a position, the last one or `position`, for other programs.
+
+        `format` is "hledger", "beancount", "csv" or "parquet"; `target` a new file, or a binary one that is open.
+        The same position gives the same bytes.  A file appears when it is complete.  Memory grows with the accounts
+        and not with the events.  `progress` is called with the number of events that were read.
+
+        Raises:
+            InvalidCommand: There is no such format or position, or such a file; or a transaction goes on after it.
+            CorruptLog: An event is not what the feed has, or is of an account that was not opened.
+            OSError: The file cannot be written.
+        """
+        kind, head = format_named(format), self.feed_head()
+        last = head if position is None else position
+        if type(last) is not int or not 0 <= last <= head:
+            raise InvalidCommand("position", f"{position!r} is not from 0 to {head}, the last one of the feed")
+        around = [] if last == 0 else [*self.feed(after=last - 1, limit=2)]
+        for entry, following in pairwise(around):
+            if entry.transaction.transaction_id == following.transaction.transaction_id:
+                raise InvalidCommand("position", f"{last} lies within transaction {entry.transaction.transaction_id}")
+        entries = self.feed(limit=last) if last else iter(())
+        out = Path(target) if isinstance(target, str) else target
+        return write_export(kind, out, self._ledger_id(), last, entries, progress=progress)
+
+    def bundle(
+        self,
+        path: Path,
+        *,
+        note: bytes | None = None,
+        anchors: Sequence[Path] = (),
+        timestamps: Sequence[Path] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> Checkpoint:
+        """
+        Write everything up to a checkpoint, `note` or the last one, into one new file that is verified without us.
+
+        `anchors` are files of anchored checkpoints, `timestamps` are responses of authorities about this one.
+
+        Raises:
+            InvalidCommand: There is such a file; nothing was sealed; or the checkpoint ends within a transaction.
+            ProofFailed: The log is not what the checkpoint is of.
+            CorruptLog: An event is not what the feed has.
+            OSError: A file cannot be read or written.
+        """
+        signed = self.checkpoint().note if note is None else note
+        return write_bundle(
+            path, self._ledger_id(), self.feed(), signed, anchors=anchors, timestamps=timestamps, progress=progress
+        )
+
+    def feed(self, *, after: int = 0, limit: int | None = None) -> Iterator[FeedEntry]:
+        """Everything that was stamped after a position: see `Ledger`."""
+        raise NotImplementedError
+
+    def feed_head(self) -> int:
+        """The last position of the feed: see `Ledger`."""
+        raise NotImplementedError
+
+    def _ledger_id(self) -> str:
+        raise NotImplementedError
 
 
 def _counted(what: str, number: int) -> int:

@@ -12,7 +12,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
+from ledger.audit.diagnosis import Diagnosis
 from ledger.audit.report import Finding, Report
+from ledger.audit.reports.form import Definition
 from ledger.batch import Done
 from ledger.core import errors
 from ledger.core.book import Balance, Terms
@@ -349,6 +351,18 @@ def finding_json(finding: Finding) -> Json:
     return dict(finding._asdict())
 
 
+def diagnosis_json(diagnosis: Diagnosis) -> Json:
+    """What the doctor looked at and found."""
+    return {
+        "ok": diagnosis.ok,
+        "checked": diagnosis.checked,
+        "findings": [dict(symptom._asdict()) for symptom in diagnosis.findings],
+        "findings_total": diagnosis.findings_total,
+        "warnings": [dict(symptom._asdict()) for symptom in diagnosis.warnings],
+        "warnings_total": diagnosis.warnings_total,
+    }
+
+
 def migrated_json(migrated: Migrated) -> Json:
     """What a migration found and applied."""
     return {
@@ -356,4 +370,16 @@ def migrated_json(migrated: Migrated) -> Json:
         "found": migrated.found,
         "applied": list(migrated.applied),
         "head": migrated.head,
+    }
+
+
+def definition_json(of: Definition) -> Json:
+    """A report as a program reads it: its parameters as a JSON schema."""
+    return {
+        "name": of.name,
+        "version": of.version,
+        "title": of.title,
+        "pinned_by": list(of.pinned_by),
+        "columns": [{"name": column.name, "kind": column.kind} for column in of.columns],
+        "parameters": of.parameters.model_json_schema(),
     }

@@ -15,6 +15,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -65,9 +66,10 @@ from ledger.core.events import (
 from ledger.core.fields import Scope, checked
 from ledger.core.lifecycle import StateMachine
 from ledger.counters import Counters
-from ledger.storage import projector, repair, store
+from ledger.storage import projector, repair, store, trail
 from ledger.storage.database import Connection, Database, Statement
 from ledger.storage.explained import GUARD_CLASS, RETRYABLE
+from ledger.storage.trail import Replayed
 from ledger.stripes import Draw, Stripes
 
 ATTEMPTS_MAX: Final = 12
@@ -89,6 +91,8 @@ the next ones are decided.  Smaller parts overlap better; each costs the server 
 """
 
 SCOPE: Final = TypeAdapter(Scope)
+
+_MAY_NOT_WRITE: Final = (psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction)
 
 _CONFLICTS: Final = frozenset({projector.LOST, "23505"})
 """A compare-and-set that found another version; a row that somebody else inserted first."""
@@ -197,7 +201,9 @@ class Writer:
             waits = True
             try:
                 with self._database.connection() as connection:
-                    return self._attempt(connection, batch, locked)
+                    outcomes = self._attempt(connection, batch, locked)
+                    _note(connection, _replayed(batch, outcomes))
+                    return outcomes
             except ConnectionLost as error:
                 self.counters.connection_lost()
                 lost, batch.in_doubt = error, True
@@ -311,6 +317,7 @@ def _carry_out_as_guest(connection: Connection, batch: Batch, ledger_id: str, re
             take_up(connection, batch)
             work = load(connection, batch, [*frame.opening, projector.lock(batch.locks)], ledger_id)
             _write(connection, batch, work, frame, locked=True)
+            _note_as_guest(connection, _replayed(batch, work.outcomes[batch.expiries :]))
             return work.outcomes[batch.expiries :]
         except Due as due:
             connection.undo(undo)
@@ -330,6 +337,36 @@ def _carry_out_as_guest(connection: Connection, batch: Batch, ledger_id: str, re
             connection.undo(undo)
             _mend_as_guest(connection, batch, error, read_committed)
     raise ConcurrencyError(problem)
+
+
+def _replayed(batch: Batch, outcomes: Sequence[Outcome]) -> list[Replayed]:
+    """The answers that were given before; of a dry run none, since nothing of it stays."""
+    if batch.dry_run:
+        return []
+    return [
+        Replayed(outcome.transaction.transaction_id, command.actor)
+        for command, outcome in zip(batch.commands, outcomes, strict=True)
+        if type(outcome) is Done and outcome.replayed
+    ]
+
+
+def _note(connection: Connection, again: Sequence[Replayed]) -> None:
+    """Put answers that were given again on record; they are right, whether or not this user may do so."""
+    if again:
+        with suppress(*_MAY_NOT_WRITE):
+            connection.query(*trail.note_replays(again))
+
+
+def _note_as_guest(connection: Connection, again: Sequence[Replayed]) -> None:
+    """Put answers that were given again on record; without that, if the caller's user may not."""
+    if not again:
+        return
+    connection.query("SAVEPOINT ledger_replays")
+    try:
+        connection.query(*trail.note_replays(again))
+    except _MAY_NOT_WRITE:
+        connection.undo("ROLLBACK TO SAVEPOINT ledger_replays")
+    connection.query("RELEASE SAVEPOINT ledger_replays")
 
 
 def _mend_as_guest(connection: Connection, batch: Batch, error: psycopg.Error, read_committed: bool) -> None:

@@ -28,7 +28,7 @@ FLOW: Final = """
     order.cursor order.sequencer order.disturb
     order.published order.remote                | what happened, told to others
     storage.tables storage.explained storage.database   | where it is kept
-    storage.embedded storage.partitions storage.migrations storage.parts
+    storage.trail storage.embedded storage.partitions storage.migrations storage.catalogue storage.parts
     storage.store                               | what is kept                  → appended
     storage.projector storage.repair storage.rebuild    | what it adds up to    → projected
     storage.leases storage.feed storage.subscriptions    | the order of everything
@@ -36,6 +36,7 @@ FLOW: Final = """
     storage.dead_letters storage.mailbox storage.offsets
     storage.subject_keys                        | what personal data is encrypted with
     storage.api_keys                            | who may do what
+    storage.reconciliations                     | what banks said, and what was decided of it
     storage.queries storage.asof storage.statement storage.inbox_queries   | what is answered → queried
     storage.gauges                              | how it stands
     stripes batch counters writer               | the only write path
@@ -44,12 +45,19 @@ FLOW: Final = """
     access                                      | who may do what
     health                                      | how it fares
     audit.jobs audit.texts audit.report audit.lawful audit.stamped audit.verify | re-derive, never trust
+    audit.diagnosis audit.remedies audit.rights audit.surroundings audit.doctor | is it set up as it must be
     audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
-    audit.sealed audit.archive audit.replay audit.bundle
+    audit.sealed audit.archive audit.replay
+    audit.names audit.journal audit.hledger audit.beancount audit.rows audit.parquet audit.export | to other programs
+    audit.bundle
+    audit.reports.form audit.reports.accounts audit.reports.journal audit.reports.sums | what an auditor asks for
+    audit.reports.oversight audit.reports.catalogue
+    audit.bank_statement audit.camt053 audit.csv_statement       | what others say of an account
+    audit.matching audit.reconciled             | … and which of it is the same
     receiving inbox intake                      | messages, once and in order
     stamper subscription                        | the feed: one writer, many readers
     sealer                                      | … and what is signed of it
-    lifecycle operations proof application      | the one public object
+    lifecycle operations proof auditing desk reconciliation application      | the one public object
     asynchronous                                | … awaited
     ledger                                      | the public names
     simulation                                  | the incident, at any scale
@@ -68,7 +76,8 @@ FLOW: Final = """
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.stating cli.writing cli.holding
     cli.ruling cli.lifecycles cli.ordering cli.letters cli.consuming cli.feeding
-    cli.proving cli.sealing cli.bundling cli.forgetting cli.serving cli.upkeep
+    cli.examining cli.proving cli.sealing cli.bundling cli.exporting cli.reporting cli.forgetting cli.reconciling
+    cli.serving cli.upkeep
     cli.incident cli.demo cli.picture cli.simulate cli.bench cli.program
     cli __main__
 """
@@ -318,6 +327,14 @@ def test_modules_say_what_they_are_for(path: Path) -> None:
     assert ast.get_docstring(tree(path))
     assert path.stem not in VAGUE
     assert path.parent.name not in VAGUE
+
+
+def test_other_peoples_programs_stay_programs() -> None:
+    """What is under the GPL is run in tests, and imported nowhere."""
+    foreign = {"beancount", "beanquery", "hledger", "pymerkle"}
+    found = [(named(path), name) for path in ALL for name in imported(path) if name.split(".")[0] in foreign]
+
+    assert found == []
 
 
 def test_modules_are_short() -> None:

@@ -10,7 +10,7 @@ Processes of an older release go on beside this one.
 from alembic import op
 
 revision = "0012"
-down_revision = "0009"
+down_revision = "0011"
 branch_labels = None
 depends_on = None
 

@@ -3,13 +3,13 @@ Everything up to a checkpoint in one file, with what it takes to check it, for p
 
     checkpoint, ledger.json                                    what all of it belongs to
     records.jsonl, payloads.jsonl, transactions.jsonl          what was recorded
-    reports/, exports/                                         what that comes to
+    reports/, exports/                                         what that comes to, journals for hledger and beancount
     anchors/, timestamps/                                      what others say of it
     README.md, verify.sh                                       how to check it by hand
     manifest                                                   the hash of each file
 
 The same position of the same ledger, with the same anchors, gives the same bytes.  Who writes and who verifies make
-the reports by one replay of the same lines, so that a bundle that would not verify is not written.
+reports and exports in one way from the same lines, so that a bundle that would not verify is not written.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ from typing import BinaryIO, Final
 
 from ledger.audit.anchors import LINE_BYTES_MAX, Kept, verify_lines, verify_timestamp
 from ledger.audit.archive import Archive, write_archive
+from ledger.audit.beancount import beancount_lines
 from ledger.audit.checkpoint import NOTE_BYTES_MAX, Checkpoint, Note, VerifierKey, open_checkpoint
-from ledger.audit.replay import PAYLOADS, RECORDS, TRANSACTIONS, Lines, Replay
+from ledger.audit.hledger import hledger_lines
+from ledger.audit.journal import Journal
+from ledger.audit.replay import PAYLOADS, RECORDS, TRANSACTIONS, Lines, Replay, entries_of
 from ledger.core.canonical import canonical_json
 from ledger.core.codec import event_record, transaction_header
 from ledger.core.errors import InvalidCommand, ProofFailed
@@ -40,6 +43,9 @@ LEDGER: Final = "ledger.json"
 MANIFEST: Final = "manifest"
 SCRIPT: Final = "verify.sh"
 JOURNAL: Final = "exports/journal.csv"
+HLEDGER: Final = "exports/journal.hledger"
+BEANCOUNT: Final = "exports/journal.beancount"
+JOURNALS: Final = "exports/README.md"
 BALANCES: Final = "exports/balances.csv"
 ACCOUNTS: Final = "reports/accounts.json"
 TRIAL_BALANCE: Final = "reports/trial-balance.json"
@@ -59,7 +65,8 @@ Progress = Callable[[int], None]
 def instructions() -> dict[str, bytes]:
     """What stands in every bundle of this format: how to check it by hand, in prose and as a script."""
     folder = Path(__file__).parent
-    return {"README.md": (folder / "bundle.md").read_bytes(), SCRIPT: (folder / "bundle.sh").read_bytes()}
+    files = {"README.md": "bundle.md", SCRIPT: "bundle.sh", JOURNALS: "journals.md"}
+    return {name: (folder / file).read_bytes() for name, file in files.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +126,8 @@ def write_bundle(
         for number, response in enumerate(timestamps, 1):
             files.write(f"timestamps/{number:02}.tsr", [response.read_bytes()])
         with ExitStack() as stack:
-            log = (stack.enter_context(files.open(name)) for name in (RECORDS, PAYLOADS, TRANSACTIONS))
-            replay = Replay(ledger_id, *log)
-            for name, content_of in _derived(replay, progress).items():
+            replay = Replay(ledger_id, *_log(files, stack))
+            for name, content_of in _derived(replay, lambda: _log(files, stack), progress).items():
                 files.write(name, content_of())
         _check_root(replay, checkpoint)
         files.write(MANIFEST, _manifest(files.hashes))
@@ -158,9 +164,8 @@ def verify_bundle(
     anchored = {name: _anchored(archive, name, known, origin) for name in archive.names if name.startswith("anchors/")}
     sizes = {each.size for found in anchored.values() for each in found}
     with ExitStack() as stack:
-        log = (stack.enter_context(archive.open(name)) for name in (RECORDS, PAYLOADS, TRANSACTIONS))
-        replay = Replay(ledger_id, *log, roots_at=sizes)
-        for name, content_of in _derived(replay, progress).items():
+        replay = Replay(ledger_id, *_log(archive, stack), roots_at=sizes)
+        for name, content_of in _derived(replay, lambda: _log(archive, stack), progress).items():
             _compare(archive, name, content_of())
     _check_root(replay, checkpoint)
     for name, found in anchored.items():
@@ -243,8 +248,21 @@ def _line(content: bytes, what: str) -> bytes:
     return content + b"\n"
 
 
-def _derived(replay: Replay, progress: Progress | None) -> dict[str, Callable[[], Iterable[bytes]]]:
+def _log(files: _Files | Archive, stack: ExitStack) -> tuple[BinaryIO, BinaryIO, BinaryIO]:
+    """The three files of the log, from their beginning."""
+    records, payloads, transactions = (
+        stack.enter_context(files.open(name)) for name in (RECORDS, PAYLOADS, TRANSACTIONS)
+    )
+    return records, payloads, transactions
+
+
+def _derived(
+    replay: Replay, log: Callable[[], tuple[BinaryIO, BinaryIO, BinaryIO]], progress: Progress | None
+) -> dict[str, Callable[[], Iterable[bytes]]]:
     """What follows from the log: the journal first, while whose lines are made everything is checked."""
+
+    def told() -> Journal:
+        return Journal(replay.ledger_id, replay.frontier.size, entries_of(*log()), progress=progress)
 
     def journal() -> Iterator[bytes]:
         for number, line in enumerate(replay.journal()):
@@ -254,6 +272,8 @@ def _derived(replay: Replay, progress: Progress | None) -> dict[str, Callable[[]
 
     return {
         JOURNAL: journal,
+        HLEDGER: lambda: hledger_lines(told()),
+        BEANCOUNT: lambda: beancount_lines(told()),
         BALANCES: replay.balances,
         ACCOUNTS: replay.accounts,
         TRIAL_BALANCE: replay.trial_balance,
@@ -276,7 +296,7 @@ def _check_root(replay: Replay, checkpoint: Checkpoint) -> None:
 def _check_names(archive: Archive) -> None:
     """All files are there, and no other."""
     log = {RECORDS, PAYLOADS, TRANSACTIONS, CHECKPOINT, LEDGER, MANIFEST, *instructions()}
-    expected = log | {JOURNAL, BALANCES, ACCOUNTS, TRIAL_BALANCE, COUNTS}
+    expected = log | {JOURNAL, HLEDGER, BEANCOUNT, BALANCES, ACCOUNTS, TRIAL_BALANCE, COUNTS}
     for name in archive.names:
         if name not in expected and not _ATTACHED.fullmatch(name):
             raise ProofFailed("The bundle", f"{name!r} does not belong in it")

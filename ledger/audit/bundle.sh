@@ -76,8 +76,8 @@ checkpoint() {
     root=$(awk 'NR == 3' "$work/text" | base64 -d | basenc --base16 -w 0 | tr A-F a-f)
 }
 
-# Whether the file $1, made here, is the file $2 of the bundle.
-same() { cmp -s "$1" "$2" || fail "$2 is not what the records come to: $(cmp "$1" "$2" 2>&1 | cut -d: -f2-)"; }
+# Whether the file $1, made here, is the file $2, which is $3 of the bundle or comes from it.
+same() { cmp -s "$1" "$2" || fail "${3:-$2} is not what the records come to: $(cmp "$1" "$2" 2>&1 | cut -d: -f2-)"; }
 
 step "1. Every file is what the manifest says."
 sha256sum --quiet --strict -c manifest || fail "manifest"
@@ -287,6 +287,25 @@ same "$work/balances.made" exports/balances.csv
 { echo position,recorded_at,effective_at,transaction_id,kind,event,stream,version,direction,amount,asset
   cat "$work/journal"; } > "$work/journal.made"
 same "$work/journal.made" exports/journal.csv
+
+# What the journals for other programs assert at their end is what the accounts came to.
+awk -F, 'NR > 1 { net = $9; if ($2 != "asset" && $2 != "expense" && net ~ /[1-9]/ && !sub(/^-/, "", net)) net = "-" net
+        print $1 "," net }' exports/balances.csv | sort > "$work/nets"
+awk '/^account / { id = $4; gsub(/^account:|,$/, "", id); ids[$2] = id }
+    /^[0-9-]+ \* balances$/ { end = 1 }
+    end && /^    [A-Z]/ { print ids[$1] "," $(NF - 1) }' exports/journal.hledger | sort > "$work/asserted"
+same "$work/asserted" "$work/nets" exports/journal.hledger
+awk '/^[0-9-]+ open / { name = $3; getline; ids[name] = substr($2, 2, length($2) - 2) }
+    /^; all accounts at position / { end = 1 }
+    end && /^[0-9-]+ balance / { print ids[$3] "," $4 }' exports/journal.beancount | sort > "$work/asserted"
+same "$work/asserted" "$work/nets" exports/journal.beancount
+if command -v hledger > /dev/null; then
+    hledger -f exports/journal.hledger check -s > "$work/said" 2>&1 \
+        || fail "hledger refuses exports/journal.hledger: $(head -n 1 "$work/said")"
+    echo "   hledger: exports/journal.hledger adds up"
+else
+    echo "   exports/journal.hledger: not added up, for want of hledger"
+fi
 
 step "7. Anchored checkpoints are of these records; timestamps are of the checkpoint."
 for anchor in anchors/*.jsonl; do

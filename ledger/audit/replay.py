@@ -23,7 +23,7 @@ from ledger.core.chain import genesis, leaf_hash
 from ledger.core.codec import RECORD_BYTES_MAX
 from ledger.core.commands import Direction
 from ledger.core.errors import CorruptLog, ProofFailed
-from ledger.core.events import Numbers, Recorded, stripes_of
+from ledger.core.events import FeedEntry, Numbers, Recorded, Transaction, stripes_of
 from ledger.core.merkle import Frontier
 from ledger.core.money import Money
 
@@ -34,13 +34,17 @@ TRANSACTIONS: Final = "transactions.jsonl"
 LINE_BYTES_MAX: Final = 1 << 26
 """Far beyond any request; a line is read whole."""
 
-JOURNAL_HEAD: Final = (
-    b"position,recorded_at,effective_at,transaction_id,kind,event,stream,version,direction,amount,asset\n"
+JOURNAL_COLUMNS: Final = (
+    *("position", "recorded_at", "effective_at", "transaction_id", "kind", "event", "stream", "version"),
+    *("direction", "amount", "asset"),
 )
 BALANCES_HEAD: Final = b"account,account_type,asset,state,debits,credits,pending_debits,pending_credits,balance\n"
 
-_POSTS: Final = {"entry_posted", "hold_captured"}
-_OF_HOLDS: Final = {"hold_placed": 1, "hold_captured": -1, "hold_released": -1, "hold_expired": -1}
+POSTS: Final = {"entry_posted", "hold_captured"}
+"""The types of events that post an amount."""
+
+OF_HOLDS: Final = {"hold_placed": 1, "hold_captured": -1, "hold_released": -1, "hold_expired": -1}
+"""The types of events about holds, and how often each adds its amount to what is pending."""
 
 
 _MISREAD: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
@@ -109,6 +113,7 @@ class Replay:
         roots_at: Collection[int] = (),
     ) -> None:
         """`roots_at` are sizes at which the tree's root is wanted."""
+        self.ledger_id = ledger_id
         self.frontier = Frontier()
         self.roots: dict[int, bytes] = {}
         self.transactions = 0
@@ -126,7 +131,7 @@ class Replay:
         Raises:
             ProofFailed: A line is not what was recorded there, or what no program of ours would record.
         """
-        yield JOURNAL_HEAD
+        yield (",".join(JOURNAL_COLUMNS) + "\n").encode()
         header: Header | None = None
         for record in self._records:
             payload = self._payloads.next(f"{RECORDS} goes on")
@@ -220,27 +225,9 @@ class Replay:
     def _recorded(self, record: bytes, payload: bytes) -> tuple[dict[str, Any], Recorded]:
         try:
             fields: dict[str, Any] = json.loads(record)
-            amount = fields.get("amount")
-            numbers = [fields[name] for name in Numbers._fields] if "posted_debits" in fields else None
-            recorded = Recorded(
-                _is(str, fields["stream"]),
-                _is(int, fields["version"]),
-                _is(str, fields["transaction_id"]),
-                _is(str, fields["type"]),
-                payload.decode(),
-                _is(int, fields["schema"]),
-                fields.get("asset"),
-                fields.get("direction"),
-                None if amount is None else int(amount),
-                None if numbers is None else Numbers(*map(int, numbers)),
-                datetime.fromisoformat(fields["effective_at"]),
-                datetime.fromisoformat(fields["recorded_at"]),
-                bytes.fromhex(fields["prev"]),
-                leaf_hash(record),
-            )
+            return fields, _recorded(fields, record, payload)
         except _MISREAD as error:
             raise self._records.broken(f"it is no record: {_told(error)}") from None
-        return fields, recorded
 
     def _next_header(self) -> Header:
         line = self._headers.next(f"{RECORDS} goes on at line {self._records.number:,}")
@@ -288,7 +275,7 @@ class Replay:
         self.frontier.extend((recorded.event_hash,))
         if recorded.amount is not None:
             signed = recorded.amount if recorded.direction == Direction.DEBIT else -recorded.amount
-            for what, times in (("posted", recorded.type in _POSTS), ("pending", _OF_HOLDS.get(recorded.type, 0))):
+            for what, times in (("posted", recorded.type in POSTS), ("pending", OF_HOLDS.get(recorded.type, 0))):
                 key = (what, str(recorded.asset))
                 header.net[key] = header.net.get(key, 0) + times * signed
 
@@ -311,20 +298,87 @@ class Replay:
         terms = self._book.streams[recorded.stream].terms
         assert terms is not None
         assert recorded.amount is not None
-        cells = (
-            str(self.frontier.size),
+        cells = journal_cells(
+            self.frontier.size,
             header.expected["recorded_at"],
             header.expected["effective_at"],
-            recorded.transaction_id,
             header.kind,
-            recorded.type,
-            recorded.stream,
-            str(recorded.version),
-            str(recorded.direction),
+            recorded,
             _decimal(terms.money(recorded.amount)),
-            terms.asset,
         )
         return (",".join(cells) + "\n").encode()
+
+
+def journal_cells(
+    position: int, recorded_at: str, effective_at: str, kind: str, recorded: Recorded, units: str
+) -> tuple[str, ...]:
+    """A line of a journal, as texts, none of which contains a comma or begins a formula: `JOURNAL_COLUMNS`."""
+    return (
+        str(position),
+        recorded_at,
+        effective_at,
+        recorded.transaction_id,
+        kind,
+        recorded.type,
+        recorded.stream,
+        str(recorded.version),
+        str(recorded.direction),
+        units,
+        str(recorded.asset),
+    )
+
+
+def entries_of(records: BinaryIO, payloads: BinaryIO, transactions: BinaryIO) -> Iterator[FeedEntry]:
+    """
+    The feed, read back from the lines of a log that a `Replay` has found to be sound.
+
+    Raises:
+        ProofFailed: A transaction is not written as any release has written one.
+    """
+    header: Transaction | None = None
+    headers = Lines(TRANSACTIONS, transactions)
+    left = 0
+    for position, (record, payload) in enumerate(zip(records, payloads, strict=True), 1):
+        if header is None or not left:
+            line = headers.next(f"{RECORDS} goes on")
+            try:
+                header = _transaction(json.loads(line), sha256(line).digest())
+            except _MISREAD as error:
+                raise headers.broken(f"it is no header of a transaction: {_told(error)}") from None
+            left = len(header.streams)
+        recorded = _recorded(json.loads(record), record.removesuffix(b"\n"), payload.removesuffix(b"\n"))
+        left -= 1
+        yield FeedEntry(position, recorded, header)
+
+
+def _recorded(fields: dict[str, Any], record: bytes, payload: bytes) -> Recorded:
+    amount = fields.get("amount")
+    numbers = [fields[name] for name in Numbers._fields] if "posted_debits" in fields else None
+    return Recorded(
+        _is(str, fields["stream"]),
+        _is(int, fields["version"]),
+        _is(str, fields["transaction_id"]),
+        _is(str, fields["type"]),
+        payload.decode(),
+        _is(int, fields["schema"]),
+        fields.get("asset"),
+        fields.get("direction"),
+        None if amount is None else int(amount),
+        None if numbers is None else Numbers(*map(int, numbers)),
+        datetime.fromisoformat(fields["effective_at"]),
+        datetime.fromisoformat(fields["recorded_at"]),
+        bytes.fromhex(fields["prev"]),
+        leaf_hash(record),
+    )
+
+
+def _transaction(fields: dict[str, Any], header_hash: bytes) -> Transaction:
+    moments = {name: datetime.fromisoformat(fields[name]) for name in ("effective_at", "recorded_at")}
+    texts = {name: canonical_json(fields[name]) for name in ("request", "metadata")}
+    streams = tuple(stream for stream, _ in fields["events"])
+    versions = tuple(version for _, version in fields["events"])
+    kept = {name: value for name, value in fields.items() if name not in ("events", "format")}
+    return Transaction(**(kept | moments | texts), streams=streams, versions=versions, header_hash=header_hash)
 
 
 def _listed(lines: Iterable[dict[str, object]]) -> Iterator[bytes]:

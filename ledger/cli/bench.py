@@ -20,7 +20,10 @@ def bench(
     target: Target,
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="calls, batches, growth, peer, messages or kafka; without: all but kafka.", metavar="NAME"),
+        typer.Argument(
+            help="calls, batches, growth, logs, feed, asof, reports, peer, messages or kafka; without: all but kafka.",
+            metavar="NAME",
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One short round: that it runs, not how fast.")] = False,
     rounds: Annotated[int | None, typer.Option(help="Alternating rounds (default: 5).", min=1)] = None,

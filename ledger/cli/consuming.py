@@ -23,7 +23,6 @@ from ledger.order.decoders import decoder
 from ledger.storage.database import Timeouts
 
 consume_app = typer.Typer(name="consume", help="Take messages in from a broker, exactly once and in order.")
-doctor_app = typer.Typer(name="doctor", help="Look for what will make trouble.")
 
 _WHERE = "Kafka"
 
@@ -235,7 +234,6 @@ consume_app.command("kafka")(kafka)
 consume_app.command("rabbitmq")(rabbitmq)
 consume_app.command("offsets")(show_offsets)
 consume_app.command("seek")(seek)
-doctor_app.command("kafka")(doctor_kafka)
 
 
 def summed_up(target: Target, counts: Mapping[str, int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import sys
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache
 from importlib import import_module
 from typing import Annotated, Any, Final
 
@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from ledger.application import Ledger
 from ledger.cli.consuming import until_signalled
-from ledger.cli.options import Target, command, opened
+from ledger.cli.options import Target, command, opened, unless_followed
 from ledger.cli.output import answer, complain, moment, print_json, quiet, row, table
 from ledger.connect.kafka_settings import read_config
 from ledger.core.events import FeedEntry
@@ -162,19 +162,6 @@ def seek(
     return 0
 
 
-def _unless_followed(run: Callable[..., int]) -> Callable[..., int]:
-    """A command that is also a group: it does nothing itself where one of the group's commands was asked for."""
-
-    @wraps(run)
-    def either(*, context_: typer.Context, **values: Any) -> int:
-        if context_.invoked_subcommand is None:
-            return run(context_=context_, **values)
-        context_.obj = Target(values["database_url"], values["schema"], values["as_json"]).over(context_.obj)
-        return 0
-
-    return either
-
-
 def _shown_by(ledger: Ledger, *, as_json: bool) -> Callable[[FeedEntry], None]:
     """How an entry is shown: amounts in whole units, of which the ledger knows the decimal places."""
     scale = cache(ledger.scale)
@@ -193,7 +180,7 @@ def _shown_by(ledger: Ledger, *, as_json: bool) -> Callable[[FeedEntry], None]:
     return show
 
 
-feed_app.callback(invoke_without_command=True)(_unless_followed(read))
+feed_app.callback(invoke_without_command=True)(unless_followed(read))
 feed_app.command("stamp")(stamp)
 feed_app.command("subscriptions")(subscriptions)
 feed_app.command("seek")(seek)

@@ -302,6 +302,19 @@ def command(function: Callable[..., int]) -> Callable[..., int]:
     return run
 
 
+def unless_followed(run: Callable[..., int]) -> Callable[..., int]:
+    """A command that is also a group: it does nothing itself where one of the group's commands was asked for."""
+
+    @wraps(run)
+    def either(*, context_: typer.Context, **values: Any) -> int:
+        if context_.invoked_subcommand is None:
+            return run(context_=context_, **values)
+        context_.obj = Target(values["database_url"], values["schema"], values["as_json"]).over(context_.obj)
+        return 0
+
+    return either
+
+
 INTERRUPTED: Final = 130
 
 READER_GONE = 141

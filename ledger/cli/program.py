@@ -19,6 +19,8 @@ from ledger.cli import (
     bundling,
     consuming,
     demo,
+    examining,
+    exporting,
     feeding,
     forgetting,
     holding,
@@ -26,6 +28,8 @@ from ledger.cli import (
     lifecycles,
     ordering,
     proving,
+    reconciling,
+    reporting,
     ruling,
     sealing,
     serving,
@@ -38,6 +42,7 @@ from ledger.cli.options import INTERRUPTED, READER_GONE, Target
 from ledger.cli.output import complain, print_error
 from ledger.core.errors import (
     CorruptLog,
+    DecidedAlready,
     InvalidAmount,
     InvalidCommand,
     LedgerError,
@@ -105,8 +110,10 @@ app.add_typer(ordering.inbox_app, rich_help_panel=_ORDER)
 app.add_typer(letters.letters_app, rich_help_panel=_ORDER)
 app.add_typer(consuming.consume_app, rich_help_panel=_ORDER)
 app.command("simulate", rich_help_panel=_ORDER)(simulate.simulate_incident)
-app.add_typer(consuming.doctor_app, rich_help_panel=_CHECK)
+app.add_typer(examining.doctor_app, rich_help_panel=_CHECK)
 app.command("trial-balance", rich_help_panel=_CHECK)(asking.trial_balance)
+app.add_typer(reconciling.reconcile_app, rich_help_panel=_CHECK)
+app.command("report", rich_help_panel=_CHECK)(reporting.report)
 app.command("verify", rich_help_panel=_CHECK)(upkeep.verify)
 app.command("rebuild", rich_help_panel=_CHECK)(upkeep.rebuild)
 app.command("bench", rich_help_panel=_CHECK)(bench.bench)
@@ -114,6 +121,7 @@ app.command("keygen", rich_help_panel=_PROVE)(proving.keygen)
 app.command("seal", rich_help_panel=_PROVE)(sealing.seal)
 app.command("checkpoint", rich_help_panel=_PROVE)(sealing.checkpoint)
 app.command("prove", rich_help_panel=_PROVE)(sealing.prove)
+app.command("export", rich_help_panel=_PROVE)(exporting.export)
 app.command("export-log", rich_help_panel=_PROVE)(sealing.export_log)
 app.command("verify-checkpoint", rich_help_panel=_PROVE)(proving.verify_checkpoint)
 app.command("verify-proof", rich_help_panel=_PROVE)(proving.verify_proof)
@@ -189,7 +197,7 @@ def _run(arguments: list[str]) -> int:
         return COULD_NOT
 
 
-_BAD_NEWS: Final = (Rejected, CorruptLog, ProofFailed, UnknownSubject, SubjectForgotten)
+_BAD_NEWS: Final = (Rejected, CorruptLog, DecidedAlready, ProofFailed, UnknownSubject, SubjectForgotten)
 
 
 def exit_code(error: LedgerError) -> int:

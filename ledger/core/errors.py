@@ -14,6 +14,8 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     ├── ConcurrencyError      lost a race more often than the retry limit allows: try again
     ├── NotYetKnown           what was known by then cannot be said yet: stamp, and ask again
     ├── CorruptLog            the event log contradicts itself: stop and verify
+    ├── BrokenStatement       what a bank sent cannot be read, or contradicts itself: the message says where
+    ├── DecidedAlready        somebody else has decided about an entry of a statement: look at it again
     ├── ProofFailed           a checkpoint, a proof or an anchor does not hold: find out what was changed
     ├── UnknownSubject        nothing was ever encrypted for this subject
     ├── SubjectForgotten      … or its key was destroyed: nothing is encrypted for it any more
@@ -408,6 +410,27 @@ class CorruptLog(LedgerError):
     stream: str
     version: int
     problem: str
+
+
+@dataclass(eq=False)
+class BrokenStatement(LedgerError, ValueError):
+    """{file}: {where}: {problem}"""
+
+    code: ClassVar[str] = "broken_statement"
+
+    file: str
+    where: str
+    problem: str
+
+
+@dataclass(eq=False)
+class DecidedAlready(LedgerError):
+    """{entry} {state}. Nothing was recorded; look at it again: `ledger reconcile decisions`."""
+
+    code: ClassVar[str] = "decided_already"
+
+    entry: str
+    state: str
 
 
 @dataclass(eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from ledger.core.errors import DatabaseUnavailable, InvalidCommand, SchemaMismatch
-from ledger.storage.database import Database
+from ledger.storage.database import Connection, Database
 from ledger.storage.explained import in_our_words
 from ledger.storage.partitions import check_existing, check_partitions, divide, partitions_of
 from ledger.storage.tables import APPEND_ONLY, VERSION_TABLE
+from ledger.storage.trail import note
 
 _PACKAGE: Final = Path(__file__).parent.parent
 _PREFIX_MAX: Final = 50
@@ -51,6 +52,17 @@ def script_location() -> Path:
     return packed if packed.is_dir() else _PACKAGE.parent / "alembic"
 
 
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
+    return config
+
+
+def known_revisions() -> list[str]:
+    """Every revision that this release knows, the newest first."""
+    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()]
+
+
 def check(database: Database) -> None:
     """
     Compare the ledger's schema with head.
@@ -58,9 +70,7 @@ def check(database: Database) -> None:
     Raises:
         SchemaMismatch: It is not at head.
     """
-    config = Config()
-    config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
-    head = ScriptDirectory.from_config(config).get_current_head()
+    head = known_revisions()[0]
     with in_our_words(), database.engine.connect() as connection:
         found = _current_revision(connection, database.schema_name)
     if found != head:
@@ -79,8 +89,7 @@ def migrate(database: Database, partitions: int | None = None) -> Migrated:
     """
     if partitions is not None:
         check_partitions(partitions)
-    config = Config()
-    config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
+    config = _config()
     scripts = ScriptDirectory.from_config(config)
     head = scripts.get_current_head()
     assert head is not None
@@ -104,6 +113,7 @@ def migrate(database: Database, partitions: int | None = None) -> Migrated:
                 command.upgrade(config, "head")
                 if partitions is not None and found is None:
                     divide(connection, database.schema, partitions)
+            _note(connection, database, "migrate", head, {"found": found})
     applied = known[: known.index(found)] if found is not None else known
     return Migrated(database.schema_name, found, tuple(reversed(applied)), head)
 
@@ -166,7 +176,18 @@ def create_roles(database: Database, prefix: str = "ledger") -> tuple[str, str, 
             unparsed.exec_driver_sql(f'REVOKE ALL ON {database.schema}.{name} FROM PUBLIC, "{app}", "{audit}"')
         for kind, name in _owned(connection, database.schema_name):
             unparsed.exec_driver_sql(f'ALTER {kind} {database.schema}.{name} OWNER TO "{owner}"')
+        _note(connection, database, "create_roles", prefix, {"roles": [owner, app, audit]})
     return owner, app, audit
+
+
+def _note(
+    connection: sqlalchemy.Connection, database: Database, action: str, subject: str, details: Mapping[str, object]
+) -> None:
+    """Put on record what was done, and by which user of the database."""
+    sql, parameters = note(action, None, subject, details)
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    Connection(driver, database.schema).query(sql, parameters)
 
 
 def _grants(schema: str, owner: str, app: str, audit: str) -> Iterator[str]:

@@ -15,8 +15,10 @@ from sqlalchemy import (
     ARRAY,
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
+    Date,
     Index,
     Integer,
     LargeBinary,
@@ -109,6 +111,18 @@ Index(
     "transactions_reverses",
     transactions.c.request.op("->>")(literal_column("'transaction_id'")),
     postgresql_where=transactions.c.kind == literal_column("'reverse'"),
+)
+Index(
+    "transactions_correlation",
+    transactions.c.correlation_id,
+    transactions.c.transaction_id,
+    postgresql_where=transactions.c.correlation_id.is_not(None),
+)
+Index(
+    "transactions_causation",
+    transactions.c.causation_id,
+    transactions.c.transaction_id,
+    postgresql_where=transactions.c.causation_id.is_not(None),
 )
 Index(
     "transactions_metadata",
@@ -546,6 +560,125 @@ account_reads: Final = Table(
     comment="Append-only: which accounts auditors have read through the service, when, and by which question.",
 )
 
+privileged_actions: Final = Table(
+    "privileged_actions",
+    metadata,
+    Column("action_id", Uuid, primary_key=True),
+    _moment("recorded_at"),
+    _text("action"),
+    _text("actor", nullable=True),
+    _text("database_user"),
+    _text("subject"),
+    Column("details", JSON, nullable=False),
+    comment="Append-only: what was done to the ledger and not in it: migrations, roles, rebuilds, consumers set back.",
+)
+
+replays: Final = Table(
+    "replays",
+    metadata,
+    Column("replay_id", Uuid, primary_key=True),
+    Column("transaction_id", Uuid, nullable=False),
+    _moment("replayed_at"),
+    _text("actor", nullable=True),
+    comment="Append-only: answers that were given again, since their idempotency key had been used before.",
+)
+
+# Numbered by one at a time, so that it is in one place, as the feed is.
+trail: Final = Table(
+    "trail",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    _text("kind"),
+    _text("place"),
+    UniqueConstraint("kind", "place", name="trail_place"),
+    CheckConstraint("number >= 1", name="number_positive"),
+    comment="Append-only: the order of what happened beside the log."
+    "  Numbers 1, 2, 3 … without a gap, for what has ended.",
+)
+
+bank_statements: Final = Table(
+    "bank_statements",
+    metadata,
+    *[_text(name, key=True) for name in ("account", "statement_id")],
+    *[_text(name) for name in ("place", "format")],
+    *[_hash(name) for name in ("file_sha256", "digest")],
+    _text("sides"),
+    *[Column(name, Date, nullable=False) for name in ("begins_on", "opens_on", "closes_on")],
+    *[_minor(name) for name in ("opening", "closing")],
+    Column("entry_count", Integer, nullable=False),
+    _text("actor"),
+    _moment("staged_at"),
+    UniqueConstraint("account", "digest", name="bank_statements_digest"),
+    CheckConstraint("octet_length(file_sha256) = 32 AND octet_length(digest) = 32", name="hash_size"),
+    CheckConstraint("sides IN ('mirrored', 'same')", name="sides"),
+    CheckConstraint("begins_on <= opens_on AND opens_on <= closes_on", name="days"),
+    CheckConstraint("entry_count >= 0", name="entry_count"),
+    comment="Append-only: what a bank said of an account; opening and closing in minor units, credit positive.",
+)
+
+bank_entries: Final = Table(
+    "bank_entries",
+    metadata,
+    *[_text(name, key=True) for name in ("account", "statement_id")],
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("booked_on", Date, nullable=False),
+    _minor("amount"),
+    Column("names", ARRAY(Text(collation="C")), nullable=False),
+    *[_text(name) for name in ("description", "place")],
+    CheckConstraint("number >= 1", name="number"),
+    CheckConstraint("amount <> 0", name="amount"),
+    comment="Append-only: the booked entries of those statements, in minor units, credit positive;"
+    " names are its references.",
+)
+
+reconciliation_decisions: Final = Table(
+    "reconciliation_decisions",
+    metadata,
+    _text("account", key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    *[_text(name) for name in ("decision", "rule")],
+    _minor("amount"),
+    Column("items", JSON, nullable=False),
+    *[_text(name) for name in ("settled", "actor")],
+    _text("reason", nullable=True),
+    _moment("recorded_at"),
+    CheckConstraint("number >= 1", name="number"),
+    CheckConstraint(
+        "decision IN ('match', 'unmatch', 'note') AND (rule <> 'manual' OR reason IS NOT NULL)", name="kind"
+    ),
+    comment="Append-only: which entries of an account and of its statements are the same, who says so, and why.",
+)
+
+reconciliation_claims: Final = Table(
+    "reconciliation_claims",
+    metadata,
+    *[_text(name, key=True) for name in ("account", "side", "origin")],
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("generation", Integer, primary_key=True, autoincrement=False),
+    Column("decision", BigInteger, nullable=False),
+    CheckConstraint("side IN ('ours', 'theirs')", name="side"),
+    CheckConstraint("number >= 1 AND generation >= 1 AND decision >= 1", name="counts"),
+    comment="Append-only: the decisions about each entry, counted 1, 2, 3 …: odd ones match it,"
+    " even ones take that back.",
+)
+Index("reconciliation_claims_decision", reconciliation_claims.c.account, reconciliation_claims.c.decision)
+
+reconciliations: Final = Table(
+    "reconciliations",
+    metadata,
+    _text("account", key=True),
+    Column("reconciliation_id", Uuid, primary_key=True),
+    *[_text(name) for name in ("statement_id", "pin")],
+    Column("rules", JSON, nullable=False),
+    Column("reconciled", Boolean, nullable=False),
+    _hash("report_sha256"),
+    _text("actor"),
+    _moment("recorded_at"),
+    CheckConstraint("octet_length(report_sha256) = 32", name="hash_size"),
+    comment="Append-only: who reconciled an account with a statement, from where in log and decisions,"
+    " and what came of it.",
+)
+
 APPEND_ONLY: Final = (
     "identity",
     "transactions",
@@ -557,6 +690,14 @@ APPEND_ONLY: Final = (
     "tree_tiles",
     "checkpoints",
     "account_reads",
+    "bank_statements",
+    "bank_entries",
+    "reconciliation_decisions",
+    "reconciliation_claims",
+    "reconciliations",
+    "privileged_actions",
+    "replays",
+    "trail",
 )
 """Tables that the database itself refuses to change."""
 

@@ -26,6 +26,7 @@ EXPECTED: dict[str, tuple[int, list[float], set[str]]] = {
     "logs": (8, [0.4, 0.8], {"ratios"}),
     "feed": (10, [], {"ratios"}),
     "peer": (14, [2.0, 3.0, 10.0, 50.0, 50.0], {"ratios"}),
+    "reports": (9, [0.5], {"ratios"}),
     "messages": (4, [0.35, 0.6], {"ratios"}),
     "service": (4, [1.0, 2.0], {"requests", "ratios"}),
 }

@@ -175,8 +175,9 @@ def test_commands_are_those_of_the_design() -> None:
         "capture", "release", "holds", "expire-holds", "freeze", "unfreeze", "close-account", "change-account",
         "close-period", "begin", "advance", "state", "machines", "balance", "history", "transaction", "accounts",
         "ingest", "inbox", "dead-letters", "consume", "doctor", "simulate", "trial-balance", "verify", "rebuild",
-        "feed", "bench", "keygen", "seal", "checkpoint", "prove", "export-log", "verify-checkpoint",
+        "feed", "bench", "keygen", "seal", "checkpoint", "prove", "export", "export-log", "verify-checkpoint",
         "verify-proof", "verify-log", "bundle", "verify-bundle", "anchor", "forget",
+        "serve", "keys", "reconcile", "report", "statement",
     }  # fmt: skip
 
 

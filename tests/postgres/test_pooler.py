@@ -121,6 +121,7 @@ def test_everything_works_through_the_pooler(pooled: Ledger, psql: Psql, pooled_
         assert pooled.trial_balance().balanced
         assert pooled.rebuild() == []
         assert pooled.verify().ok
+        assert pooled.doctor().ok
     with psycopg.connect(pooled_url, prepare_threshold=None) as lent, pooled.join(lent, accounts=["alice"]) as guest:
         guest.transfer("1 USD", debit="alice", credit="bob")
     with pooled.engine.begin() as connection, pooled.join(connection) as guest:

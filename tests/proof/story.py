@@ -13,6 +13,7 @@ from log import KEY
 from ledger import Command, Direction, Entry, Post
 from ledger.audit.checkpoint import Checkpoint, SigningKey, sign
 from ledger.core.book import Book
+from ledger.core.canonical import canonical_json
 from ledger.core.chain import link, place, sealed
 from ledger.core.commands import Capture, ChangeAccount, Freeze, Hold, OpenAccount, Release, Transfer
 from ledger.core.decide import Occasion, decide
@@ -26,11 +27,11 @@ HUGE: Final = 2**53 + 1
 """An amount that a program which reads numbers as floating point takes for another."""
 
 
-def told(commands: Iterable[Command | Sequence[Event]]) -> Iterator[FeedEntry]:
-    """The feed that these commands, or these events of one transaction, become."""
+def told(commands: Iterable[Command | Sequence[Event]], pace: timedelta = timedelta(seconds=1)) -> Iterator[FeedEntry]:
+    """The feed that these commands, or these events of one transaction, become; so long after one another."""
     book, position = Book(LEDGER_ID), 0
     for number, command in enumerate(commands, 1):
-        transaction_id, now = str(UUID(int=number)), BEGUN + timedelta(seconds=number)
+        transaction_id, now = str(UUID(int=number)), BEGUN + number * pace
         events = command if isinstance(command, Sequence) else decide(command, book, Occasion(now, transaction_id))
         kind = "define_asset" if isinstance(command, Sequence) else command.type
         request = "{}" if isinstance(command, Sequence) else command.request()
@@ -38,9 +39,14 @@ def told(commands: Iterable[Command | Sequence[Event]]) -> Iterator[FeedEntry]:
         streams = tuple(stream.stream for stream, *_ in places)
         versions = tuple(version for _, version, _ in places)
         entries = sum(hasattr(event, "entry") for event in events)
-        reference = None if number % 3 else 'a "reference", with\ttab and\nnewline'
-        fields = (transaction_id, kind, "", None, request, entries, streams, versions, reference)
-        transaction = sealed(*fields, now, now, "somebody", None, None, None)
+        said = None if isinstance(command, Sequence) else command
+        reference = said and said.reference
+        if reference is None and number % 3 == 0:
+            reference = 'a "reference", with\ttab and\nnewline'
+        effective = (said and said.effective_at) or now
+        fields = (transaction_id, kind, "", None, request, entries, streams, versions, reference, effective, now)
+        metadata = canonical_json(said.metadata) if said and said.metadata else None
+        transaction = sealed(*fields, (said and said.actor) or "somebody", None, None, metadata)
         recorded = link(transaction, events, places, LEDGER_ID)
         for event in sorted(recorded, key=lambda each: (each.stream, each.version)):
             position += 1

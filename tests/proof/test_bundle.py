@@ -159,7 +159,7 @@ def resigned(files: Files) -> Files:
 
 
 def on_line(name: str, number: int, change: Callable[[bytes], bytes]) -> Change:
-    """Change one line of a member."""
+    """Change one line of a member; the last one is 0."""
 
     def changed(files: Files) -> None:
         lines = files[name].splitlines(keepends=True)
@@ -179,6 +179,11 @@ def replaced(name: str, old: bytes, new: bytes) -> Change:
         files[name] = files[name].replace(old, new, 1)
 
     return changed
+
+
+def other_digit(digit: re.Match[bytes]) -> bytes:
+    """One more."""
+    return b"%d" % ((int(digit[0]) + 1) % 10)
 
 
 def swapped(name: str, number: int) -> Change:
@@ -261,6 +266,18 @@ CHANGES: Final[dict[str, tuple[Change, str]]] = {
     "another ledger": (replaced("ledger.json", b"5f0c", b"6f0c"), "Line 1 of records.jsonl"),
     "a balance": (replaced("exports/balances.csv", b",open,", b",closed,"), "Line 2 of exports/balances.csv"),
     "the journal": (replaced("exports/journal.csv", b",1.25,", b",1.26,"), r"Line \d+ of exports/journal.csv"),
+    "an entry for hledger": (
+        replaced("exports/journal.hledger", b"  1.25 ", b"  1.26 "),
+        r"Line \d+ of exports/journal.hledger",
+    ),
+    "a balance for hledger": (
+        on_line("exports/journal.hledger", 0, lambda line: re.sub(rb'\d(?= "PTS"\n)', other_digit, line)),
+        r"Line \d+ of exports/journal.hledger",
+    ),
+    "a balance for beancount": (
+        on_line("exports/journal.beancount", 0, lambda line: re.sub(rb"\d(?= ~)", other_digit, line)),
+        r"Line \d+ of exports/journal.beancount",
+    ),
     "an end of the journal": (lambda files: drop_end(files, "exports/journal.csv"), "exports/journal.csv"),
     "an account": (replaced("reports/accounts.json", b'"open"', b'"frozen"'), "Line 2 of reports/accounts.json"),
     "the trial balance": (

@@ -270,7 +270,7 @@ def test_tokens_that_do_not_hold_are_refused(funded: Ledger, serve: Serve, tmp_p
         "another issuer": issuer.token(iss="https://else.example"),
         "another audience": issuer.token(aud="else"),
         "too late": issuer.token(exp=now - 61),
-        "too early": issuer.token(nbf=now + 61),
+        "too early": issuer.token(nbf=now + 600),
         "for ever": issuer.token(exp=None),
         "nobody": issuer.token(sub=None),
         "an unknown key": issuer.token(header={"kid": "two"}),
