@@ -24,14 +24,12 @@ from ledger.audit.verify import verify
 from ledger.auditing import Auditing
 from ledger.batch import Done, Outcome
 from ledger.batcher import Batcher
-from ledger.core.commands import (
-    Command,
-    ExpireHold,
-)
+from ledger.core.commands import Command, ExpireHold
 from ledger.core.errors import ConcurrencyError, InvalidCommand, UnsupportedConnection
 from ledger.core.events import FeedEntry, account_of
 from ledger.core.fields import INTEGER_MAX, TEXT, checked
 from ledger.core.lifecycle import StateMachine
+from ledger.health import Health
 from ledger.inbox import Inbox
 from ledger.lifecycle import shipped_machines
 from ledger.operations import Answer, Operations
@@ -290,6 +288,10 @@ class Ledger(Operations, Proofs, Auditing, Reconciliations, Access):
         """Encrypt, reveal and forget what is about a person, with keys in the ledger's own table, or in `keys`."""
         return PersonalData(TableKeys(self._database) if keys is None else keys)
 
+    def health(self) -> Health:
+        """How the ledger fares: what its writer counted, its gauges, and whether it can do its work."""
+        return Health(self._database, self._writer.counters)
+
     def inbox(
         self,
         source: str,
@@ -436,12 +438,7 @@ class Ledger(Operations, Proofs, Auditing, Reconciliations, Access):
             connection.query(*trail.note("seek_subscription", owner, name, {"position": position}))
 
     @contextmanager
-    def join(
-        self,
-        connection: Lender,
-        *,
-        accounts: Iterable[str] = (),
-    ) -> Iterator[Guest]:
+    def join(self, connection: Lender, *, accounts: Iterable[str] = ()) -> Iterator[Guest]:
         """
         Work inside the caller's transaction, which alone decides whether anything lasts.
 

@@ -16,6 +16,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from ledger.core.errors import InvalidCommand, LedgerError, TooManyRequests, VersionConflict
+from ledger.service.occasion import note
 from ledger.wire import Json, error_json
 
 PROBLEM_JSON: Final = "application/problem+json"
@@ -89,6 +90,10 @@ _HTTP_CODES: Final[Mapping[int, tuple[str, str]]] = {
 }
 
 
+CODES: Final = (*STATUS, *(code for code, _ in _HTTP_CODES.values()), "http_error", "internal_error", "not_ready")
+"""Every code that a problem can have."""
+
+
 def problem_json(error: LedgerError, status: int | None = None) -> Json:
     """A problem: what kind, what happened, and the facts of it."""
     told = error_json(error)
@@ -158,4 +163,5 @@ def _plain(code: str, status: int, detail: str, *, retryable: bool, fields: Mapp
 
 
 def _response(plain: Json, headers: Mapping[str, str]) -> Response:
+    note(code=plain["code"])
     return Response(to_json(plain), plain["status"], headers=dict(headers), media_type=PROBLEM_JSON)

@@ -17,6 +17,7 @@ from ledger.core.errors import Forbidden
 from ledger.service.desk import Desk, desk_of
 
 Dependency: TypeAlias = Callable[[Request], Awaitable[Credential]]
+Guard: TypeAlias = Callable[[Request], Awaitable[None]]
 
 _SCOPES: Final[dict[object, frozenset[Scope]]] = {}
 
@@ -47,6 +48,12 @@ async def admitted(desk: Desk, authorization: str | None, wanted: frozenset[Scop
     if wanted.isdisjoint(credential.scopes):
         raise Forbidden(" or ".join(sorted(wanted)), sorted(credential.scopes))
     return credential
+
+
+def marked(dependency: Guard, *scopes: Scope) -> Guard:
+    """Say of a dependency that lets people in by itself which scopes it takes."""
+    _SCOPES[dependency] = frozenset(scopes)
+    return dependency
 
 
 async def public(_request: Request) -> None:

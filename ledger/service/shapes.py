@@ -436,3 +436,35 @@ class PinnedReportShape(_Shape):
 
     rows: list[dict[str, Any]]
     header: dict[str, Any]
+
+
+class SourceOrderShape(_Shape):
+    """In which order the messages of a source came, and what became of them: counters, which only grow."""
+
+    outOfOrder: Annotated[int, Field(description="After a later one of their stream.")]  # noqa: N815
+    gaps: Annotated[int, Field(description="Gaps opened.")]
+    received: int
+    processed: int
+    duplicates: int
+    late: int
+    conflicts: int
+    unnumbered: int
+    setAside: int  # noqa: N815
+    gapsFilled: int  # noqa: N815
+    gapsTimedOut: int  # noqa: N815
+    rejected: int
+    failed: int
+    undecodable: int
+    deadLettered: int  # noqa: N815
+    replayed: int
+
+
+class OrderingShape(SourceOrderShape):
+    """All sources together, and each by itself; and the streams that do not flow now, with what is held for them."""
+
+    entities: Annotated[int, Field(description="Streams.")]
+    waiting: int
+    parked: int
+    retrying: int
+    held: int
+    sources: dict[str, SourceOrderShape]

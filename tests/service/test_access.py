@@ -32,7 +32,7 @@ from ledger.settings import ServiceSettings, Tokens
 NOBODY = Ledger.connect("postgresql://nobody@localhost/nothing")
 """Of which only the routes are looked at."""
 
-PUBLIC = {"/openapi.json", "/problems/{code}"}
+PUBLIC = {"/openapi.json", "/problems/{code}", "/healthz", "/readyz"}
 ROUTES = sorted((method, path, scopes) for method, path, scopes in routes_of(create_app(NOBODY)) if scopes is not None)
 
 EXPECTED: dict[str, set[str]] = {
@@ -54,6 +54,9 @@ EXPECTED: dict[str, set[str]] = {
 EXPECTED["audit"] = EXPECTED["read"] | {
     *("POST /v1/verify", "GET /v1/reads", "GET /v1/reports", "POST /v1/report"),
 }
+for each in EXPECTED.values():
+    # Whoever has a key at all.
+    each |= {"GET /metrics", "GET /metrics/ordering"}
 """Which routes each scope is good for, said once more and by hand."""
 
 
