@@ -29,6 +29,7 @@ from ledger.core.errors import ConcurrencyError, InvalidCommand, UnsupportedConn
 from ledger.core.events import FeedEntry, account_of
 from ledger.core.fields import INTEGER_MAX, TEXT, checked
 from ledger.core.lifecycle import StateMachine
+from ledger.health import Health
 from ledger.inbox import Inbox
 from ledger.lifecycle import shipped_machines
 from ledger.operations import Answer, Operations
@@ -287,6 +288,10 @@ class Ledger(Operations, Proofs, Auditing, Reconciliations, Access, Overviews):
     def personal_data(self, keys: SubjectKeys | None = None) -> PersonalData:
         """Encrypt, reveal and forget what is about a person, with keys in the ledger's own table, or in `keys`."""
         return PersonalData(TableKeys(self._database) if keys is None else keys)
+
+    def health(self) -> Health:
+        """How the ledger fares: what its writer counted, its gauges, and whether it can do its work."""
+        return Health(self._database, self._writer.counters)
 
     def inbox(
         self,

@@ -119,6 +119,11 @@ class Batcher:
         """Submit a command and wait for its answer."""
         return self.submit(command, scope=scope, deadline_seconds=deadline_seconds).result()
 
+    @property
+    def waiting(self) -> int:
+        """How many commands wait for their turn."""
+        return self._queue.waiting
+
     def close(self) -> None:
         """Take no more, carry out what was taken, and answer everyone."""
         self._finish()
@@ -195,6 +200,11 @@ class _Queue:
             self._until = time.monotonic() + _PATIENCE * seconds if self._expected > 1 else 0.0
             if self._waiting:
                 self._work.notify_all()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait, those included who were too late or took it back."""
+        return len(self._waiting)
 
     def close(self) -> None:
         """Take no more."""

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from ledger.core.errors import InvalidCommand
+from ledger.health import Check
 from ledger.storage.tables import DEFAULT_SCHEMA
 
 _SERVE: Final = (
     *("HOST", "PORT", "CERTIFICATE", "PRIVATE_KEY", "BEHIND_PROXY"),
+    *("OPEN_METRICS", "READY_WITHOUT", "LOG_LEVEL"),
     *("TOKEN_ISSUER", "TOKEN_AUDIENCE", "TOKEN_KEYS", "TOKEN_ALGORITHMS"),
 )
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _LIMIT_MAX: Final = 2**31
 _PORT: Final = 8321
 _PORT_MAX: Final = 65_535
@@ -128,7 +131,9 @@ class ServiceSettings:
     Where the service listens, and whom it lets in.
 
     Without `authentication` everybody may do everything, which only this machine's own address is good for.
-    `behind_proxy` says that a proxy in front does TLS.
+    `behind_proxy` says that a proxy in front does TLS.  With `open_metrics` whoever reaches it may read metrics,
+    without a key.  It is ready without the checks in `ready_without`: on a standby "writable", where nobody stamps
+    "stamper".  From `log_level` on it is logged what happens; each request at "info".
     """
 
     host: str = "127.0.0.1"
@@ -138,13 +143,17 @@ class ServiceSettings:
     behind_proxy: bool = False
     authentication: bool = True
     tokens: Tokens | None = None
+    open_metrics: bool = False
+    ready_without: frozenset[Check] = frozenset()
+    log_level: str = "info"
     limits: Limits = field(default_factory=Limits)
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """
-        Read LEDGER_SERVE_HOST, …_PORT, …_CERTIFICATE, …_PRIVATE_KEY, …_BEHIND_PROXY (1), and of tokens …_TOKEN_ISSUER,
-        …_TOKEN_AUDIENCE, …_TOKEN_KEYS and …_TOKEN_ALGORITHMS, and the limits; an empty one counts as not set.
+        Read LEDGER_SERVE_HOST, …_PORT, …_CERTIFICATE, …_PRIVATE_KEY, …_BEHIND_PROXY (1), …_OPEN_METRICS (1),
+        …_READY_WITHOUT (checks), …_LOG_LEVEL, and of tokens …_TOKEN_ISSUER, …_TOKEN_AUDIENCE, …_TOKEN_KEYS and
+        …_TOKEN_ALGORITHMS, and the limits; an empty one counts as not set.
 
         Raises:
             InvalidCommand: One of them is not what it should be.
@@ -156,6 +165,9 @@ class ServiceSettings:
             certificate=_path(given["CERTIFICATE"]),
             private_key=_path(given["PRIVATE_KEY"]),
             behind_proxy=given["BEHIND_PROXY"] == "1",
+            open_metrics=given["OPEN_METRICS"] == "1",
+            ready_without=_checks(given["READY_WITHOUT"] or ""),
+            log_level=_log_level(given["LOG_LEVEL"] or "info"),
             tokens=_tokens(given),
             limits=Limits.read(environment),
         )
@@ -171,6 +183,22 @@ def _port(text: str | None) -> int:
     if not text.isdecimal() or int(text) > _PORT_MAX:
         raise InvalidCommand("LEDGER_SERVE_PORT", f"{text!r:.80} is not a port from 0 to {_PORT_MAX}")
     return int(text)
+
+
+def _log_level(text: str) -> str:
+    if text not in LOG_LEVELS:
+        raise InvalidCommand("LEDGER_SERVE_LOG_LEVEL", f"{text!r:.80} is none of {', '.join(LOG_LEVELS)}")
+    return text
+
+
+def _checks(text: str) -> frozenset[Check]:
+    try:
+        return frozenset(map(Check, text.replace(",", " ").split()))
+    except ValueError:
+        known = ", ".join(Check)
+        raise InvalidCommand(
+            "LEDGER_SERVE_READY_WITHOUT", f"{text!r:.80} names a check that is none of {known}"
+        ) from None
 
 
 def _tokens(given: Mapping[str, str | None]) -> Tokens | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -64,6 +65,7 @@ from ledger.core.events import (
 )
 from ledger.core.fields import Scope, checked
 from ledger.core.lifecycle import StateMachine
+from ledger.counters import Counters
 from ledger.storage import projector, repair, store, trail
 from ledger.storage.database import Connection, Database, Statement
 from ledger.storage.explained import GUARD_CLASS, RETRYABLE
@@ -147,6 +149,7 @@ class Writer:
         self._ledger_id = ledger_id
         self._machines = machines
         self._stripes = stripes
+        self.counters = Counters()
 
     def handle(
         self, commands: Sequence[Command], *, scope: str = "", atomic: bool = False, dry_run: bool = False
@@ -176,11 +179,23 @@ class Writer:
 
     def carry_out(self, batch: Batch) -> list[Outcome]:
         """Carry out a batch that has been prepared; answers and raises as `handle` does."""
+        begun = time.monotonic()
+        try:
+            outcomes = self._carry_out(batch)
+        except Exception:
+            self.counters.failed()
+            raise
+        if not batch.dry_run:
+            self.counters.carried_out(outcomes, time.monotonic() - begun)
+        return outcomes
+
+    def _carry_out(self, batch: Batch) -> list[Outcome]:
         batch.draw.choose(batch.accounts)
         locked = not batch.plain
         lost: ConnectionLost | None = None
         problem, waits = _LOST, False
         for attempt in range(ATTEMPTS_MAX):
+            self.counters.attempt(attempt)
             if waits:
                 _back_off(attempt)
             waits = True
@@ -190,6 +205,7 @@ class Writer:
                     _note(connection, _replayed(batch, outcomes))
                     return outcomes
             except ConnectionLost as error:
+                self.counters.connection_lost()
                 lost, batch.in_doubt = error, True
             except DatabaseUnavailable:
                 if lost is None:
@@ -204,6 +220,7 @@ class Writer:
             except _OutOfStep:
                 locked, problem, waits = True, _LOST, False
             except (Overtaken, Spread, _Moved):
+                self.counters.conflict()
                 locked, problem = True, _LOST
         raise lost or ConcurrencyError(problem)
 
@@ -218,7 +235,7 @@ class Writer:
             opening.append(("SET LOCAL statement_timeout = 0", ()))
         try:
             if batch.drifted:
-                frame, opening = _mend(connection, batch, opening, frame), []
+                frame, opening = self._mend(connection, batch, opening, frame), []
             work = load(connection, batch, opening, self._ledger_id())
             _write(connection, batch, work, frame, locked)
             return work.outcomes[batch.expiries :]
@@ -241,19 +258,20 @@ class Writer:
                 raise _OutOfStep from None
         raise _Moved
 
+    def _mend(self, connection: Connection, batch: Batch, opening: list[Statement], frame: _Frame) -> _Frame:
+        """
+        Mend projections under the locks that the batch is decided under: nobody can spoil them once more in between.
 
-def _mend(connection: Connection, batch: Batch, opening: list[Statement], frame: _Frame) -> _Frame:
-    """
-    Mend projections under the locks that the batch is decided under: nobody can spoil them once more in between.
-
-    What is mended lasts whatever becomes of the commands, but for a dry run, of which nothing does.
-    """
-    connection.send(opening)
-    repair.rebuild(connection, sorted(batch.drifted), noticed_by="dry run" if batch.dry_run else "write")
-    if batch.dry_run:
-        return frame
-    connection.query("SAVEPOINT mended")
-    return frame._replace(undo="ROLLBACK TO SAVEPOINT mended; COMMIT")
+        What is mended lasts whatever becomes of the commands, but for a dry run, of which nothing does.
+        """
+        connection.send(opening)
+        noticed_by = "dry run" if batch.dry_run else "write"
+        mended = repair.rebuild(connection, sorted(batch.drifted), noticed_by=noticed_by)
+        if batch.dry_run:
+            return frame
+        connection.query("SAVEPOINT mended")
+        self.counters.rebuilt(len(mended))
+        return frame._replace(undo="ROLLBACK TO SAVEPOINT mended; COMMIT")
 
 
 def handle_as_guest(

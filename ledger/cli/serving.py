@@ -17,8 +17,9 @@ from ledger.access import EXPIRES_DAYS, EXPIRES_DAYS_MAX, Scope
 from ledger.cli.consuming import until_signalled
 from ledger.cli.options import Target, command, opened
 from ledger.cli.ordering import Policy
-from ledger.cli.output import answer, complain, moment, row, table
+from ledger.cli.output import answer, moment, row, table
 from ledger.core.errors import InvalidCommand
+from ledger.health import Check
 from ledger.settings import ServiceSettings
 from ledger.storage.database import Timeouts
 from ledger.wire import api_key_json
@@ -43,6 +44,12 @@ def serve(
         bool,
         typer.Option("--without-authentication", help="Whoever reaches it may do everything; for this machine only."),
     ] = False,
+    open_metrics: Annotated[
+        bool, typer.Option("--open-metrics", help="Whoever reaches it may read /metrics, without a key.")
+    ] = False,
+    ready_without: Annotated[
+        list[Check] | None, typer.Option(help="A check that /readyz does without; repeatable.")
+    ] = None,
     source: Annotated[
         list[str] | None,
         typer.Option(help="Take the messages of this source in; repeatable.", metavar="NAME"),
@@ -56,18 +63,24 @@ def serve(
     """
     server, app = _module("ledger.service.server"), _module("ledger.service.app")
     settings = _chosen(host, port, certificate, private_key, behind_proxy=behind_proxy, open_to_all=open_to_all)
+    settings = replace(
+        settings,
+        open_metrics=open_metrics or settings.open_metrics,
+        ready_without=frozenset(ready_without or settings.ready_without),
+    )
+    _module("ledger.service.logs").to_standard_error(settings.log_level)
     limits = settings.limits
     # What nobody waits for any more ends by then; an answer is given up sooner, each kind after its own time.
     timeouts = Timeouts(statement_seconds=limits.several_seconds)
-    # Of each thread that asks or writes one, of the batcher two, of the stamper one, and one to spare.
-    size = limits.readers + limits.auditors + limits.bulks + 4
+    # Of each thread that asks or writes one, of the batcher two, of the stamper one, of who watches three.
+    size = limits.readers + limits.auditors + limits.bulks + 6
     with opened(target.settings, timeouts=timeouts, pool_size=size) as ledger:
         ledger.check_schema()
         inboxes = [policy.inbox(ledger, name) for name in dict.fromkeys(source or ())]
         serving = server.Server(app.create_app(ledger, settings, inboxes), settings)
         answer(target.as_json, {"listening": serving.address}, f"listening on {serving.address}")
         sys.stdout.flush()
-        stamper = ledger.stamper(on_problem=complain)
+        stamper = ledger.stamper()
         with until_signalled(serving.stop):
             if stamp:
                 with stamper:

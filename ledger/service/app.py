@@ -8,8 +8,6 @@ from functools import partial
 from importlib.metadata import version
 from typing import Final
 
-from fastapi import FastAPI
-
 from ledger.application import Ledger
 from ledger.inbox import Inbox
 from ledger.service import (
@@ -17,13 +15,16 @@ from ledger.service import (
     command_routes,
     document_routes,
     feed_routes,
+    health_routes,
     message_routes,
     page_routes,
     question_routes,
+    report_routes,
     upkeep_routes,
 )
 from ledger.service.bounds import Bounds
 from ledger.service.desk import Desk
+from ledger.service.observed import ObservedApp
 from ledger.service.problem_details import add_problems
 from ledger.service.scoped import check_scopes
 from ledger.service.shortcut import Shortcut
@@ -36,13 +37,15 @@ _ROUTES: Final = (
     feed_routes,
     message_routes,
     upkeep_routes,
+    report_routes,
+    health_routes,
     page_routes,
     document_routes,
 )
 """The modules that have a `router(desk)`; another one is named here."""
 
 
-def create_app(ledger: Ledger, settings: ServiceSettings | None = None, inboxes: Sequence[Inbox] = ()) -> FastAPI:
+def create_app(ledger: Ledger, settings: ServiceSettings | None = None, inboxes: Sequence[Inbox] = ()) -> ObservedApp:
     """
     The service of a ledger, which stays the caller's, to close; to be served by one process with one event loop.
 
@@ -52,13 +55,14 @@ def create_app(ledger: Ledger, settings: ServiceSettings | None = None, inboxes:
     desk = Desk(ledger, chosen, inboxes)
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_app: ObservedApp) -> AsyncIterator[None]:
         try:
             yield
         finally:
             await desk.close()
 
-    app = FastAPI(
+    app = ObservedApp(
+        desk.metrics,
         title="ledger",
         version=version("ledger"),
         lifespan=lifespan,

@@ -21,6 +21,7 @@ from ledger.core.errors import (
     UnsupportedMediaType,
 )
 from ledger.core.fields import INTEGER_MAX, explained
+from ledger.service.occasion import correlation_id
 
 KEY_PATTERN: Final = r"^[!-~]([ -~]{0,253}[!-~])?$"
 """What a header can carry, and a key may be: 1 to 255 visible ASCII characters, with spaces between them."""
@@ -155,6 +156,9 @@ def with_ours(command: Sent, *, key: str, credential: Credential, if_match: str 
         if name in command.model_fields_set:
             raise InvalidCommand(name, f"a body does not say it: {why}")
     ours: dict[str, object] = {"idempotency_key": key, "actor": credential.actor}
+    if command.correlation_id is None:
+        # The request's own conversation, where the command is not said to be part of another.
+        ours["correlation_id"] = correlation_id()
     if if_match is not None:
         ours["expected_versions"] = {**command.expected_versions, **_expected(command, if_match)}
     copied: Sent = command.model_copy(update=ours)  # type: ignore[assignment]  # A copy is of the same kind.

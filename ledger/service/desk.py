@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 from fastapi import Request
 
@@ -16,9 +16,13 @@ from ledger.application import Ledger
 from ledger.core.errors import DeadlineExceeded, ServiceUnavailable, TooManyRequests
 from ledger.inbox import Inbox
 from ledger.service.gate import Gate
-from ledger.service.group_commit import GroupCommit
+from ledger.service.metrics import Metrics
 from ledger.service.tokens import TokenReader
+from ledger.service.tracing import TracedCommit
 from ledger.settings import ServiceSettings
+
+WATCHERS: Final = 3
+"""Threads for what watches: as many questions as are asked at once."""
 
 Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
@@ -38,9 +42,13 @@ class Desk:
         self.settings = settings
         self.inboxes = {inbox.source: inbox for inbox in inboxes}
         self.keys: ApiKeys = ledger.api_keys()
-        self.commands = GroupCommit(ledger, limits.append_seconds)
+        self.commands = TracedCommit(ledger, limits.append_seconds)
+        self.health = ledger.health()
+        self.metrics = Metrics(self.health.counts, lambda: self.commands.waiting)
         self._readers = ThreadPoolExecutor(limits.readers, "ledger-reader")
         self._auditors = ThreadPoolExecutor(limits.auditors, "ledger-auditor")
+        # Whoever watches is not kept waiting by what is watched.
+        self.watchers = ThreadPoolExecutor(WATCHERS, "ledger-watcher")
         self._writers = ThreadPoolExecutor(limits.bulks, "ledger-writer")
         self._bulks = limits.bulks
         tokens = None if settings.tokens is None else TokenReader(settings.tokens)
@@ -122,6 +130,7 @@ class Desk:
         await self.commands.close()
         for threads in (self._readers, self._auditors, self._writers):
             await asyncio.to_thread(threads.shutdown, wait=True, cancel_futures=True)
+        self.watchers.shutdown(wait=False, cancel_futures=True)
 
 
 def desk_of(request: Request) -> Desk:

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from ledger.access import PREFIX, ApiKeys, Credential, Scope
 from ledger.core.errors import TooManyRequests, Unauthenticated
+from ledger.service.occasion import note
 from ledger.settings import ServiceSettings
 
 KNOWN_SECONDS: Final = 5.0
@@ -60,6 +61,7 @@ class Gate:
             TooManyRequests: They ask too often.
         """
         credential = EVERYBODY if self._is_open else await self._credential(authorization)
+        note(actor=credential.actor)
         self._count(credential.owner)
         return credential
 

@@ -69,6 +69,11 @@ class GroupCommit:
         finally:
             self._on_their_way -= 1
 
+    @property
+    def waiting(self) -> int:
+        """How many commands wait for their turn."""
+        return self._batcher.waiting
+
     async def close(self) -> None:
         """Take no more, and answer everyone."""
         await asyncio.to_thread(self._batcher.close)

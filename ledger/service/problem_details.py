@@ -16,6 +16,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from ledger.core.errors import InvalidCommand, LedgerError, TooManyRequests, VersionConflict
+from ledger.service.occasion import note
 from ledger.wire import Json, error_json
 
 PROBLEM_JSON: Final = "application/problem+json"
@@ -50,6 +51,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = {
     "atomic_batch": HTTPStatus.CONFLICT,
     "proof_failed": HTTPStatus.CONFLICT,
     "not_yet_known": HTTPStatus.CONFLICT,
+    "decided_already": HTTPStatus.CONFLICT,
     # The request itself is wrong, and stays so.
     "idempotency_conflict": HTTPStatus.UNPROCESSABLE_ENTITY,
     "invalid_amount": HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -57,6 +59,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = {
     "unbalanced_transaction": HTTPStatus.UNPROCESSABLE_ENTITY,
     "invalid_command": HTTPStatus.UNPROCESSABLE_ENTITY,
     "invalid_state_machine": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "broken_statement": HTTPStatus.UNPROCESSABLE_ENTITY,
     "undecodable_message": HTTPStatus.UNPROCESSABLE_ENTITY,
     "missing_idempotency_key": HTTPStatus.BAD_REQUEST,
     # Who asks, and how much.
@@ -85,6 +88,10 @@ _HTTP_CODES: Final[Mapping[int, tuple[str, str]]] = {
     HTTPStatus.NOT_FOUND: ("no_such_route", "There is no such route; /openapi.json has those that there are."),
     HTTPStatus.METHOD_NOT_ALLOWED: ("method_not_allowed", "This route is asked in another way; see Allow."),
 }
+
+
+CODES: Final = (*STATUS, *(code for code, _ in _HTTP_CODES.values()), "http_error", "internal_error", "not_ready")
+"""Every code that a problem can have."""
 
 
 def problem_json(error: LedgerError, status: int | None = None) -> Json:
@@ -156,4 +163,5 @@ def _plain(code: str, status: int, detail: str, *, retryable: bool, fields: Mapp
 
 
 def _response(plain: Json, headers: Mapping[str, str]) -> Response:
+    note(code=plain["code"])
     return Response(to_json(plain), plain["status"], headers=dict(headers), media_type=PROBLEM_JSON)

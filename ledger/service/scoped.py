@@ -17,6 +17,7 @@ from ledger.core.errors import Forbidden
 from ledger.service.desk import Desk, desk_of
 
 Dependency: TypeAlias = Callable[[Request], Awaitable[Credential]]
+Guard: TypeAlias = Callable[[Request], Awaitable[None]]
 
 _SCOPES: Final[dict[object, frozenset[Scope]]] = {}
 
@@ -49,8 +50,8 @@ async def admitted(desk: Desk, authorization: str | None, wanted: frozenset[Scop
     return credential
 
 
-def entrance(dependency: Dependency, *scopes: Scope) -> Dependency:
-    """A dependency that lets in whoever has one of these scopes, in a way of its own."""
+def marked(dependency: Guard, *scopes: Scope) -> Guard:
+    """Say of a dependency that lets people in by itself which scopes it takes."""
     _SCOPES[dependency] = frozenset(scopes)
     return dependency
 

@@ -35,6 +35,8 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             log_level="warning",
+            # Its lines go where those of the process do, and each request has one of ours.
+            log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,

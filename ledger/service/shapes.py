@@ -405,3 +405,66 @@ class KeysShape(_Shape):
 
     keys: list[KeyShape]
     next: Next
+
+
+class ColumnShape(_Shape):
+    """A column of a report."""
+
+    name: str
+    kind: str
+
+
+class DefinitionShape(_Shape):
+    """A report: what it is about, what it asks, as JSON Schema, and its columns."""
+
+    name: str
+    version: int
+    title: str
+    pinned_by: list[str]
+    columns: list[ColumnShape]
+    parameters: dict[str, Any]
+
+
+class DefinitionsShape(_Shape):
+    """All reports."""
+
+    reports: list[DefinitionShape]
+
+
+class PinnedReportShape(_Shape):
+    """A report: its rows, and the header with its pin, its totals and the SHA-256 of its body."""
+
+    rows: list[dict[str, Any]]
+    header: dict[str, Any]
+
+
+class SourceOrderShape(_Shape):
+    """In which order the messages of a source came, and what became of them: counters, which only grow."""
+
+    outOfOrder: Annotated[int, Field(description="After a later one of their stream.")]  # noqa: N815
+    gaps: Annotated[int, Field(description="Gaps opened.")]
+    received: int
+    processed: int
+    duplicates: int
+    late: int
+    conflicts: int
+    unnumbered: int
+    setAside: int  # noqa: N815
+    gapsFilled: int  # noqa: N815
+    gapsTimedOut: int  # noqa: N815
+    rejected: int
+    failed: int
+    undecodable: int
+    deadLettered: int  # noqa: N815
+    replayed: int
+
+
+class OrderingShape(SourceOrderShape):
+    """All sources together, and each by itself; and the streams that do not flow now, with what is held for them."""
+
+    entities: Annotated[int, Field(description="Streams.")]
+    waiting: int
+    parked: int
+    retrying: int
+    held: int
+    sources: dict[str, SourceOrderShape]

@@ -64,7 +64,7 @@ def router(desk: Desk) -> APIRouter:
 def _add_audits(routes: APIRouter, desk: Desk) -> None:
     ledger, limits = desk.ledger, desk.settings.limits
 
-    @routes.post("/verify", operation_id="verify", tags=["Audit"], **_answered(shapes.ReportShape, Chosen))
+    @routes.post("/verify", operation_id="verify", tags=["Audit"], **answered(shapes.ReportShape, Chosen))
     async def verify(request: Request, credential: Auditing) -> Response:
         """Re-derive accounts, or everything, from the log, and compare; changes nothing."""
         check_content(request.headers, JSON)
@@ -77,14 +77,14 @@ def _add_audits(routes: APIRouter, desk: Desk) -> None:
 
         return json_response(report_json(await desk.audit(verified)))
 
-    @routes.post("/rebuild", operation_id="rebuild", tags=["Audit"], **_answered(shapes.RebuiltShape, Chosen))
+    @routes.post("/rebuild", operation_id="rebuild", tags=["Audit"], **answered(shapes.RebuiltShape, Chosen))
     async def rebuild(request: Request, _credential: Administering) -> Response:
         """Make the projections of accounts, or of all, anew from the log; the streams that differed."""
         check_content(request.headers, JSON)
         asked = model_of(Chosen, await body_of(request, limits.body_bytes, limits.read_seconds))
         return json_response({"rebuilt": await desk.audit(ledger.rebuild, *asked.accounts)})
 
-    @routes.get("/reads", operation_id="reads", tags=["Audit"], **_answered(shapes.ReadsShape))
+    @routes.get("/reads", operation_id="reads", tags=["Audit"], **answered(shapes.ReadsShape))
     async def reads(
         _credential: Annotated[Credential, Depends(require(Scope.AUDIT, Scope.ADMIN))],
         account: Account,
@@ -101,7 +101,7 @@ def _add_audits(routes: APIRouter, desk: Desk) -> None:
 def _add_keys(routes: APIRouter, desk: Desk) -> None:
     keys, limits = desk.keys, desk.settings.limits
 
-    @routes.get("/keys", operation_id="keys", tags=["Access"], **_answered(shapes.KeysShape))
+    @routes.get("/keys", operation_id="keys", tags=["Access"], **answered(shapes.KeysShape))
     async def listed(
         _credential: Administering,
         after: Annotated[str | None, Query(pattern=_KEY_ID)] = None,
@@ -113,7 +113,7 @@ def _add_keys(routes: APIRouter, desk: Desk) -> None:
         return json_response({"keys": plain, "next": next_of(plain, limit, "key")})
 
     @routes.post(
-        "/keys/create", operation_id="create_key", tags=["Access"], **_answered(shapes.NewKeyShape, Wanted, 201)
+        "/keys/create", operation_id="create_key", tags=["Access"], **answered(shapes.NewKeyShape, Wanted, 201)
     )
     async def create(request: Request, credential: Administering) -> Response:
         """Make a key; its secret is in this answer, and nowhere else."""
@@ -126,7 +126,7 @@ def _add_keys(routes: APIRouter, desk: Desk) -> None:
         plain = {**api_key_json(made.key), "secret": made.secret}
         return Response(to_json(plain), 201, media_type=JSON)
 
-    @routes.post("/keys/revoke", operation_id="revoke_key", tags=["Access"], **_answered(shapes.KeyShape, Revoked))
+    @routes.post("/keys/revoke", operation_id="revoke_key", tags=["Access"], **answered(shapes.KeyShape, Revoked))
     async def revoke(request: Request, credential: Administering) -> Response:
         """Revoke a key, on record; who has it is refused within seconds."""
         check_content(request.headers, JSON)
@@ -134,7 +134,7 @@ def _add_keys(routes: APIRouter, desk: Desk) -> None:
         return json_response(api_key_json(await desk.append(lambda: keys.revoke(asked.key, actor=credential.actor))))
 
 
-def _answered(shape: type[BaseModel], asked: type[BaseModel] | None = None, status: int = 200) -> dict[str, Any]:
+def answered(shape: type[BaseModel], asked: type[BaseModel] | None = None, status: int = 200) -> dict[str, Any]:
     """What the document says of a route: its answer, and its body."""
     said: dict[str, Any] = {"response_model": None, "status_code": status, "responses": {status: {"model": shape}}}
     if asked is not None:

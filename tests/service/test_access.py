@@ -32,7 +32,7 @@ from ledger.settings import ServiceSettings, Tokens
 NOBODY = Ledger.connect("postgresql://nobody@localhost/nothing")
 """Of which only the routes are looked at."""
 
-PUBLIC = {"/openapi.json", "/problems/{code}", "/sign-in", "/sign-out", "/static/{name}"}
+PUBLIC = {"/openapi.json", "/problems/{code}", "/healthz", "/readyz", "/sign-in", "/sign-out", "/static/{name}"}
 ROUTES = sorted((method, path, scopes) for method, path, scopes in routes_of(create_app(NOBODY)) if scopes is not None)
 
 EXPECTED: dict[str, set[str]] = {
@@ -57,7 +57,12 @@ EXPECTED["read"] |= LOOKED_AT | {
     *("GET /transaction", "GET /proof", "GET /find"),
 }
 EXPECTED["admin"] |= LOOKED_AT | {"POST /verify", "POST /dead-letter"}
-EXPECTED["audit"] = EXPECTED["read"] | {"POST /v1/verify", "GET /v1/reads", "POST /verify"}
+EXPECTED["audit"] = EXPECTED["read"] | {
+    *("POST /v1/verify", "GET /v1/reads", "GET /v1/reports", "POST /v1/report", "POST /verify"),
+}
+for each in EXPECTED.values():
+    # Whoever has a key at all.
+    each |= {"GET /metrics", "GET /metrics/ordering"}
 """Which routes each scope is good for, said once more and by hand."""
 
 

@@ -43,7 +43,8 @@ KILLED_AFTER = (40, 120, 200)
 @contextmanager
 def started(*arguments: str, url: str) -> Iterator[subprocess.Popen[str]]:
     """`ledger …`, which ends with the test at the latest."""
-    variables = {**os.environ, "LEDGER_DATABASE_URL": url}
+    # Nobody reads its log before it ends: a line for each request would fill the pipe.
+    variables = {**os.environ, "LEDGER_DATABASE_URL": url, "LEDGER_SERVE_LOG_LEVEL": "warning"}
     command = [sys.executable, "-m", "ledger", *arguments]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=variables, stdout=pipe, stderr=pipe, text=True) as process:

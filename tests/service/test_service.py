@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from typing import Any
 
 import httpx
@@ -516,6 +517,23 @@ def test_auditors_verify_and_administrators_mend(http: Http, funded: Ledger, led
     assert (found["ok"], found["findings"][0]["stream"], mended) == (False, "alice", {"rebuilt": ["alice"]})
     assert http(Scope.AUDIT).post("/v1/verify", json={}).json()["ok"] is True
     assert funded.verify().ok
+
+
+def test_auditors_ask_for_reports(http: Http, funded: Ledger) -> None:
+    """Which there are; one of them as the ledger writes it, with the accounts in it on record; and none too long."""
+    funded.stamp()
+    auditor = http(Scope.AUDIT)
+    names = {each["name"] for each in auditor.get("/v1/reports").json()["reports"]}
+    asked = {"name": "sum-of-transactions", "parameters": {}, "position": funded.feed_head()}
+    answer = auditor.post("/v1/report", json=asked)
+
+    written = BytesIO()
+    header = funded.report("sum-of-transactions", position=funded.feed_head()).write(written, "json")
+    assert names == {each.name for each in funded.reports}
+    assert answer.json()["rows"] == json.loads(written.getvalue())["rows"]
+    assert answer.json()["header"]["sha256"] == header.sha256
+    assert [read.question for read in funded.api_keys().reads("bob")] == ["report sum-of-transactions"]
+    assert auditor.post("/v1/report", json={"name": "nonsense"}).status_code == 422
 
 
 def test_keys_are_made_listed_and_revoked(http: Http) -> None:

@@ -21,7 +21,7 @@ from ledger.service.pages.rendering import HEADERS, html
 from ledger.service.pages.visiting import Sessions
 from ledger.service.pages.watching import Pulse, Verification
 from ledger.service.problem_details import problem_json
-from ledger.service.scoped import Dependency, entrance, public
+from ledger.service.scoped import Guard, marked, public
 
 READING: Final = (Scope.READ, Scope.AUDIT)
 """Who may look at accounts and transactions."""
@@ -70,17 +70,16 @@ class Site:
         way_in = self._entrance(scopes) if scopes else public
         self.routes.add_api_route(path, endpoint, methods=[method], dependencies=[Depends(way_in)])
 
-    def _entrance(self, scopes: tuple[Scope, ...]) -> Dependency:
+    def _entrance(self, scopes: tuple[Scope, ...]) -> Guard:
         """By a session, or as programs come in; who it is, is known even where they are not let in."""
 
-        async def let_in(request: Request) -> Credential:
+        async def let_in(request: Request) -> None:
             credential = await self.desk.gate.admit(self.sessions.authorization(request))
             request.state.credential = credential
             if credential.scopes.isdisjoint(scopes):
                 raise Forbidden(" or ".join(scopes), sorted(credential.scopes))
-            return credential
 
-        return entrance(let_in, *scopes)
+        return marked(let_in, *scopes)
 
     def page(self, request: Request, template: str, status: int = HTTPStatus.OK, **context: Any) -> Response:
         """A page, in what surrounds each of them."""
