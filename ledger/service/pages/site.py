@@ -17,6 +17,7 @@ from fastapi.routing import APIRoute
 from ledger.access import Credential, Scope
 from ledger.core.errors import Forbidden, InvalidCommand, LedgerError, TooManyRequests, Unauthenticated
 from ledger.service.desk import Desk
+from ledger.service.occasion import note
 from ledger.service.pages.rendering import HEADERS, html
 from ledger.service.pages.visiting import Sessions
 from ledger.service.pages.watching import Pulse, Verification
@@ -39,7 +40,7 @@ _UNTOLD: Final = {"status": 500, "code": "internal_error", "retryable": False}
 
 Endpoint = Callable[..., Awaitable[Response]]
 
-log: Final = logging.getLogger(__name__)
+log: Final = logging.getLogger("ledger.service")
 
 
 @dataclass
@@ -105,8 +106,10 @@ class Site:
         if isinstance(error, Unauthenticated):
             asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
             wanted = asked if request.method == "GET" else "/"
+            note(code=error.code)
             return self.page(request, "sign_in.html", HTTPStatus.UNAUTHORIZED, next=wanted, problem=None)
         plain = _plain(error)
+        note(code=plain["code"])
         answer = self.page(request, "problem.html", plain["status"], problem=plain)
         if isinstance(error, TooManyRequests):
             answer.headers["Retry-After"] = str(error.retry_after_seconds)
