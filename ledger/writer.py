@@ -15,7 +15,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -351,10 +350,17 @@ def _replayed(batch: Batch, outcomes: Sequence[Outcome]) -> list[Replayed]:
 
 
 def _note(connection: Connection, again: Sequence[Replayed]) -> None:
-    """Put answers that were given again on record; they are right, whether or not this user may do so."""
+    """
+    Put answers that were given again on record; they are right, whether or not this user may do so.
+
+    No standby is waited for: an answer that changes nothing must not stand still because there is none.
+    """
     if again:
-        with suppress(*_MAY_NOT_WRITE):
-            connection.query(*trail.note_replays(again))
+        locally = ("SET LOCAL synchronous_commit = local", ())
+        try:
+            connection.send([*connection.begin(), locally, trail.note_replays(again), ("COMMIT", ())])
+        except _MAY_NOT_WRITE:
+            connection.rollback()
 
 
 def _note_as_guest(connection: Connection, again: Sequence[Replayed]) -> None:

@@ -69,7 +69,7 @@ class CsvOptions:
     ] = "point"
     grouping: Annotated[str, typer.Option(help="What stands between thousands.", rich_help_panel=_CSV)] = ""
     delimiter: Annotated[str, typer.Option(help="What stands between columns.", rich_help_panel=_CSV)] = ","
-    encoding: Annotated[str, typer.Option(rich_help_panel=_CSV)] = "utf-8"
+    encoding: Annotated[str, typer.Option(help="How its characters are encoded.", rich_help_panel=_CSV)] = "utf-8"
     skip_lines: Annotated[int, typer.Option(help="Lines before the headings.", rich_help_panel=_CSV)] = 0
 
     def read(self) -> CsvProfile | None:

@@ -239,7 +239,8 @@ def test_a_newcomers_first_minutes(program: Program, answer: Answer) -> None:
     assert spoken.returncode == 0
     assert re.search(r"^alice +3 +200\.00 USD +200\.00 USD$", spoken.stdout, re.MULTILINE)
     assert answer("balance", "alice")[1] == {
-        "account": "alice", "version": 3, "posted": "200.00 USD", "pending": "0.00 USD", "available": "200.00 USD"
+        "account": "alice", "version": 3, "posted": "200.00 USD", "pending": "0.00 USD", "available": "200.00 USD",
+        "position": None,
     }  # fmt: skip
 
 
