@@ -198,7 +198,7 @@ def test_a_sealer_that_lost_its_lease_writes_nothing(funded: Ledger, key: Signin
 
 
 def at_rest(psql: Psql) -> None:
-    """Wait until nobody is at work: a session whose client is gone ends what it has begun, and holds the lease again."""
+    """Wait until nobody is at work: a session whose client is gone ends what it has begun, and may take the lease."""
     at_work = (
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'"
