@@ -58,7 +58,7 @@ EXPECTED["read"] |= LOOKED_AT | {
 }
 EXPECTED["admin"] |= LOOKED_AT | {"POST /verify", "POST /dead-letter"}
 EXPECTED["audit"] = EXPECTED["read"] | {
-    *("POST /v1/verify", "GET /v1/reads", "GET /v1/reports", "POST /v1/report", "POST /verify"),
+    *("POST /v1/verify", "GET /v1/reads", "GET /v1/reports", "POST /v1/report", "GET /v1/report", "POST /verify"),
 }
 for each in EXPECTED.values():
     # Whoever has a key at all.
