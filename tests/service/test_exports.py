@@ -125,7 +125,7 @@ def test_what_an_auditor_exports_is_on_record(funded: Ledger, serve: Serve) -> N
     with serve(funded) as server:
         assert asked(server, funded, position=last).status_code == 200
         headers = {"Authorization": f"Bearer {secret}"}
-        asking = {"format": "csv", "position": last}
+        asking: dict[str, Any] = {"format": "csv", "position": last}
         assert httpx.get(f"{server.address}/v1/export", params=asking, headers=headers).status_code == 200
 
     for account in ("alice", "bob", "world"):

@@ -543,7 +543,7 @@ def test_reports_are_files_too(http: Http, funded: Ledger, form: str) -> None:
     """The bytes that the ledger writes, with their hash and their pin in the head, and the accounts on record."""
     funded.stamp()
     auditor, last = http(Scope.AUDIT), funded.feed_head()
-    asked = {"name": "general-journal", "format": form, "position": last}
+    asked: dict[str, Any] = {"name": "general-journal", "format": form, "position": last}
     answer = auditor.get("/v1/report", params={**asked, "parameters": '{"pending": true}'})
 
     written = BytesIO()
