@@ -168,6 +168,38 @@ def test_export_ends_when_nobody_waits_for_it(held: Held, serve: Serve) -> None:
             assert held.ended.acquire(timeout=WAIT_SECONDS)
 
 
+class Large(Ledger):
+    """A ledger of which an export is larger than what may be on its way."""
+
+    def export(self, format: str, target: Any, **named: Any) -> Exported:
+        """As it is, with much behind it."""
+        written = super().export(format, target, **named)
+        for _ in range(64):
+            target.write(bytes(2**20))
+        return written
+
+
+def test_export_that_is_read_no_further_gives_its_place_back(funded: Ledger, serve: Serve) -> None:
+    """Whoever goes away in the middle of the file leaves nothing behind."""
+    funded.__class__ = Large
+    secret = funded.api_keys().create("app", [Scope.EXPORT], created_by="test").secret
+    with (
+        serve(funded, limits=Limits(exports=1)) as server,
+        httpx.Client(
+            base_url=server.address, headers={"Authorization": f"Bearer {secret}"}, timeout=WAIT_SECONDS
+        ) as client,
+    ):
+        with client.stream("GET", "/v1/export", params={"format": "csv"}) as answer:
+            length = int(answer.headers["content-length"])
+            assert answer.status_code == 200
+            assert client.get("/v1/export", params={"format": "csv"}).status_code == 429
+        while (again := client.get("/v1/export", params={"format": "csv"})).status_code == 429:
+            # Until the service has noticed.
+            pass
+
+    assert (again.status_code, len(again.content)) == (200, length)
+
+
 def test_export_ends_in_time(held: Held, serve: Serve) -> None:
     """What takes longer than it may is a problem, and is made no further."""
     with serve(held, limits=Limits(export_seconds=0.1)) as server:
