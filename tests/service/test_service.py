@@ -558,6 +558,14 @@ def test_reports_are_files_too(http: Http, funded: Ledger, form: str) -> None:
         assert auditor.get("/v1/report", params={**asked, **wrong}).status_code == 422
 
 
+def test_all_methods_of_a_path_are_told(http: Http) -> None:
+    """What may be asked of a path is said whole, whichever route of it was looked at first."""
+    answer = http(Scope.AUDIT).put("/v1/report")
+
+    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET, POST"
+
+
 def test_keys_are_made_listed_and_revoked(http: Http) -> None:
     """Over the service as on the command line; the secret is in one answer only."""
     admin = http(Scope.ADMIN)
