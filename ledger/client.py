@@ -13,16 +13,20 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from itertools import islice
-from typing import Any, Final, Self, TypeAlias, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Self, TypeAlias, TypeVar
 from uuid import UUID, uuid4
 
 import httpx
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
+from ledger.audit.export import Exported, appearing, digest_header, format_named
 from ledger.core.book import Balance
 from ledger.core.canonical import utc_text
 from ledger.core.commands import Command
@@ -52,6 +56,8 @@ from ledger.wire import Json, error_of
 ATTEMPTS: Final = 5
 TOGETHER: Final = 5_000
 """Commands of one bulk request."""
+EXPORT_SECONDS: Final = 3_600.0
+"""How long the service may take until an export begins to come."""
 
 _PAUSE_SECONDS: Final = 0.1
 _PAUSE_SECONDS_MAX: Final = 10.0
@@ -244,7 +250,57 @@ class Client(Commands[Done]):
             yield from page.entries
             after = page.next
 
+    def export(self, format: str, target: str | Path | BinaryIO, *, position: int | None = None) -> Exported:
+        """
+        As `Ledger.export`, into a new file or one that is open; what comes is compared with its hash.
+
+        A file appears when it is complete.  Into one that is open some may have been written when this fails.
+
+        Raises:
+            ServiceUnavailable: It was lost on the way.
+        """
+        kind = format_named(format)
+        asked = {"format": kind.value} | ({} if position is None else {"position": position})
+        out = Path(target) if isinstance(target, str) else target
+        with appearing(out) if isinstance(out, Path) else nullcontext(out) as file, self._export(asked) as answer:
+            digest = sha256()
+            try:
+                for part in answer.iter_bytes():
+                    digest.update(part)
+                    file.write(part)
+            except httpx.TransportError as lost:
+                raise ServiceUnavailable(str(lost) or type(lost).__name__) from None
+            told = answer.headers
+            if told.get("Content-Digest") != digest_header(digest.hexdigest()):
+                raise ServiceUnavailable("what came is not what its hash is of")
+        return Exported(
+            kind,
+            told["Ledger-Id"],
+            int(told["Ledger-Position"]),
+            int(told["Ledger-Accounts"]),
+            int(told["Ledger-Transactions"]),
+            int(told["Ledger-Entries"]),
+            digest.hexdigest(),
+        )
+
     # On the way
+
+    @contextmanager
+    def _export(self, asked: Mapping[str, str | int]) -> Iterator[httpx.Response]:
+        """The answer, of which the body is still to be read; it begins when the service has made the file."""
+        waiting = httpx.Timeout(self._http.timeout.connect, read=EXPORT_SECONDS)
+        # As it is: of what a proxy would make smaller the hash would be another.
+        as_it_is = {"Accept-Encoding": "identity"}
+        request = self._http.build_request("GET", "/v1/export", params=asked, headers=as_it_is, timeout=waiting)
+
+        def begun() -> httpx.Response:
+            answer = self._http.send(request, stream=True)
+            if not answer.is_success:
+                answer.read()
+            return answer
+
+        with closing(self._answered(begun)) as answer:
+            yield answer
 
     def _found(self, shape: type[Shape], name: str, **asked: Any) -> Shape:
         return shape.model_validate_json(self._read(f"/v1/{name}", **asked))
@@ -258,13 +314,16 @@ class Client(Commands[Done]):
         return self._tried(lambda: self._http.post(path, content=body, headers=headers))
 
     def _tried(self, ask: Callable[[], httpx.Response]) -> bytes:
+        return self._answered(ask).content
+
+    def _answered(self, ask: Callable[[], httpx.Response]) -> httpx.Response:
         """Ask until there is an answer, or often enough; what is asked again is the same to the byte."""
         for attempt in range(1, self._attempts + 1):
             seconds = random.uniform(0, min(_PAUSE_SECONDS * 2**attempt, _PAUSE_SECONDS_MAX))  # noqa: S311  (no secret)
             try:
                 answer = ask()
                 if answer.is_success:
-                    return answer.content
+                    return answer
                 error = _error(answer)
                 seconds = max(seconds, _told_to_wait(answer))
             except httpx.TransportError as lost:

@@ -80,10 +80,12 @@ class Limits:
     rate: int = 20_000
     readers: int = 8
     auditors: int = 2
+    exports: int = 2
     followers: int = 256
     append_seconds: float = 10.0
     read_seconds: float = 10.0
     audit_seconds: float = 300.0
+    export_seconds: float = 3_600.0
     follow_seconds: float = 300.0
     several_seconds: float = 60.0
     shutdown_seconds: float = 30.0

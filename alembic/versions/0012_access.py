@@ -1,8 +1,10 @@
 """
-Access: API keys, of which only hashes are kept, and what auditors have read.
+Access: API keys, of which only hashes are kept, and what auditors have read; and an index of open dead letters.
 
-Why: the actor of an event comes from a credential, and a key that leaks from here would be somebody.
-Locks taken: none that anybody waits for; the tables are new.
+Why: the actor of an event comes from a credential, and a key that leaks from here would be somebody.  Whoever watches
+the service counts the dead letters that are open every few seconds, however many there ever were.
+Locks taken: a share lock on dead_letters while its index is made, in which no message is set aside: as long as it takes
+to read them once.  The tables are new.
 How to undo: not by a downgrade: it would be forgotten who may do what, and who has seen what.
 Processes of an older release go on beside this one.
 """
@@ -77,12 +79,16 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {schema}.accou
 ALTER TABLE {schema}.account_reads ENABLE ALWAYS TRIGGER append_only;
 """
 
+INDEX = """
+CREATE INDEX dead_letters_open ON {schema}.dead_letters (source, why) WHERE state = 'open';
+"""
+
 
 def upgrade(schema: str) -> None:
     connection = op.get_bind()
     # Without parameters a percent sign in the text is only a percent sign.
     connection.execution_options(no_parameters=True)
-    for script in (TABLES, GUARDS):
+    for script in (TABLES, GUARDS, INDEX):
         connection.exec_driver_sql(script.replace("{schema}", schema))
     connection.execution_options(no_parameters=False)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import io
 import os
 import tempfile
+from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
@@ -49,6 +50,8 @@ class Exported:
     """Events that move an amount, those of holds too; hledger and beancount get those that post one."""
 
     sha256: str
+    account_ids: tuple[str, ...] = field(default=(), repr=False)
+    """Those in it, in order of their opening; none where that was not asked here."""
 
 
 def format_named(name: str) -> Format:
@@ -62,6 +65,11 @@ def format_named(name: str) -> Format:
         return Format(name)
     except ValueError:
         raise InvalidCommand("format", f"{name!r} is none of {', '.join(Format)}") from None
+
+
+def digest_header(sha256: str) -> str:
+    """What `Content-Digest` says of bytes with this SHA-256 in hex digits (RFC 9530, section 2)."""
+    return f"sha-256=:{b64encode(bytes.fromhex(sha256)).decode()}:"
 
 
 def write_export(
@@ -83,11 +91,14 @@ def write_export(
     """
     journal = Journal(ledger_id, position, entries, progress=progress)
     if isinstance(target, Path):
-        with _appearing(target) as file:
+        with appearing(target) as file:
             digest = _write(kind, journal, file)
     else:
         digest = _write(kind, journal, target)
-    return Exported(kind, ledger_id, position, len(journal.accounts), journal.transactions, journal.entries, digest)
+    accounts = tuple(journal.accounts)
+    return Exported(
+        kind, ledger_id, position, len(accounts), journal.transactions, journal.entries, digest, account_ids=accounts
+    )
 
 
 def _write(kind: Format, journal: Journal, file: BinaryIO) -> str:
@@ -128,8 +139,13 @@ class _Hashed(io.RawIOBase):
 
 
 @contextmanager
-def _appearing(path: Path) -> Iterator[BinaryIO]:
-    """A file that is there once it was written to its end, and on the disk; until then it is in a folder beside it."""
+def appearing(path: Path) -> Iterator[BinaryIO]:
+    """
+    A file that is there once it was written to its end, and on the disk; until then it is in a folder beside it.
+
+    Raises:
+        InvalidCommand: There is such a file.
+    """
     if path.exists():
         raise InvalidCommand(str(path), "it exists; an export is written into a new file")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:

@@ -14,6 +14,7 @@ from ledger.service import (
     bulk_routes,
     command_routes,
     document_routes,
+    export_routes,
     feed_routes,
     health_routes,
     message_routes,
@@ -38,6 +39,7 @@ _ROUTES: Final = (
     message_routes,
     upkeep_routes,
     report_routes,
+    export_routes,
     health_routes,
     page_routes,
     document_routes,
@@ -73,8 +75,11 @@ def create_app(ledger: Ledger, settings: ServiceSettings | None = None, inboxes:
     )
     app.state.desk = desk
     add_problems(app)
-    for module in _ROUTES:
-        app.router.routes.extend(module.router(desk).routes)
+    routers = {module: module.router(desk) for module in _ROUTES}
+    for each in routers.values():
+        app.router.routes.extend(each.routes)
+    # A path that nobody knows: people are told so by a page, programs by a problem.
+    app.router.default = routers[page_routes].default
     check_scopes(app)
     app.openapi = partial(document_routes.document_of, app)  # type: ignore[method-assign]  # As FastAPI documents it.
     app.add_middleware(Shortcut, service=app)

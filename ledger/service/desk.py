@@ -50,6 +50,8 @@ class Desk:
         # Whoever watches is not kept waiting by what is watched.
         self.watchers = ThreadPoolExecutor(WATCHERS, "ledger-watcher")
         self._writers = ThreadPoolExecutor(limits.bulks, "ledger-writer")
+        # An export is long, and there are few places for them.
+        self.exporters = ThreadPoolExecutor(limits.exports, "ledger-exporter")
         self._bulks = limits.bulks
         tokens = None if settings.tokens is None else TokenReader(settings.tokens)
         self.gate = Gate(self.keys, settings, self.ask, tokens)
@@ -128,7 +130,7 @@ class Desk:
         """Answer everyone, and take no more."""
         self.end()
         await self.commands.close()
-        for threads in (self._readers, self._auditors, self._writers):
+        for threads in (self._readers, self._auditors, self._writers, self.exporters):
             await asyncio.to_thread(threads.shutdown, wait=True, cancel_futures=True)
         self.watchers.shutdown(wait=False, cancel_futures=True)
 

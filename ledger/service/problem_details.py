@@ -142,11 +142,20 @@ async def _of_parameters(_request: Request, error: Exception) -> Response:
     return problem(InvalidCommand(where, first["msg"]))
 
 
-async def _of_http(_request: Request, error: Exception) -> Response:
+async def _of_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code, said = _HTTP_CODES.get(error.status_code, ("http_error", str(error.detail)))
     plain = _plain(code, error.status_code, said, retryable=False, fields={})
-    return _response(plain, error.headers or {})
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = _allowed(request) or headers.get("Allow", "")
+    return _response(plain, headers)
+
+
+def _allowed(request: Request) -> str:
+    """All methods of a path: the framework names those of the first route alone."""
+    at_path = [route for route in request.app.routes if getattr(route, "path", None) == request.scope["path"]]
+    return ", ".join(sorted({method for route in at_path for method in route.methods}))
 
 
 async def _of_ours(_request: Request, _error: Exception) -> Response:

@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,8 +32,10 @@ FRESH_SECONDS: Final = 300.0
 AGAIN_SECONDS: Final = 30.0
 """How soon keys are fetched again because of a token whose key is not among them."""
 
-_BYTES_MAX: Final = 256 * 1024
-_FETCH_SECONDS: Final = 5.0
+BYTES_MAX: Final = 256 * 1024
+FETCH_SECONDS: Final = 5.0
+"""For an answer, and for the whole of it."""
+
 _KEYS_MAX: Final = 100
 
 
@@ -101,7 +104,7 @@ class TokenReader:
             self._read_at = time.monotonic()
             try:
                 self._keys = _keys_in(_bytes_at(self._tokens.keys), self._tokens.algorithms)
-            except (OSError, ValueError, jwt.PyJWTError) as error:
+            except (OSError, HTTPException, ValueError, jwt.PyJWTError) as error:
                 if not self._keys:
                     raise InvalidCommand("token keys", f"{self._tokens.keys} cannot be read: {error}") from None
 
@@ -110,11 +113,23 @@ def _bytes_at(place: str) -> bytes:
     """What is in a file, or at an https URL: as it was configured, never one that a token names."""
     if not place.startswith("https://"):
         return Path(place).read_bytes()
-    with urllib.request.urlopen(place, timeout=_FETCH_SECONDS) as answer:  # noqa: S310  (https, as was checked)
-        read: bytes = answer.read(_BYTES_MAX + 1)
-    if len(read) > _BYTES_MAX:
-        raise ValueError(f"it has more than {_BYTES_MAX} bytes")
+    until = time.monotonic() + FETCH_SECONDS
+    read = b""
+    with urllib.request.build_opener(_NoRedirect).open(place, timeout=FETCH_SECONDS) as answer:
+        while part := answer.read1(BYTES_MAX + 1 - len(read)):
+            read += part
+            if len(read) > BYTES_MAX:
+                raise ValueError(f"it has more than {BYTES_MAX} bytes")
+            if time.monotonic() > until:
+                raise TimeoutError(f"it takes longer than {FETCH_SECONDS:g} s")
     return read
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Goes nowhere else: whoever can make the issuer's server point away would choose the keys, and without TLS."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 def _keys_in(text: bytes, algorithms: tuple[str, ...]) -> dict[str | None, jwt.PyJWK]:

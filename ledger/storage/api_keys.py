@@ -1,4 +1,8 @@
-"""Who may do what: API keys by their hashes, made once and revoked once; and which accounts auditors have read."""
+"""
+Who may do what: API keys by their hashes, made once and revoked once; and which accounts auditors have read.
+
+That a key was made, revoked or retired is a privileged action, on record in the same transaction.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,15 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import uuid4
 
+from ledger.core.canonical import utc_text
+from ledger.storage import trail
 from ledger.storage.database import Connection
 from ledger.storage.store import in_utc
 
 # An actor has two places: a key of which the time is over keeps none.
 RETIRE: Final = """
 UPDATE {schema}.api_keys SET revoked_at = clock_timestamp(), revoked_by = %s
-WHERE actor = %s AND revoked_at IS NULL AND expires_at <= clock_timestamp()
+WHERE actor = %s AND revoked_at IS NULL AND expires_at <= clock_timestamp() RETURNING key_id
 """
 
 CREATE: Final = """
@@ -44,7 +50,7 @@ ONE: Final = f"SELECT {_COLUMNS} FROM {{schema}}.api_keys AS k WHERE k.key_id = 
 
 REVOKE: Final = """
 UPDATE {schema}.api_keys SET revoked_at = clock_timestamp(), revoked_by = %s
-WHERE key_id = %s AND revoked_at IS NULL
+WHERE key_id = %s AND revoked_at IS NULL RETURNING actor
 """
 
 READ: Final = """
@@ -95,10 +101,16 @@ def create(
     seconds: float | None,
 ) -> ApiKey | None:
     """Keep a new key, within a transaction; None where its actor has two already.  Without seconds it is for ever."""
-    connection.query(RETIRE, (created_by, actor))
+    for (retired,) in connection.query(RETIRE, (created_by, actor)):
+        connection.query(*trail.note("retire_key", created_by, retired, {"actor": actor}))
     named = {"key_id": key_id, "actor": actor, "scopes": list(scopes), "secret_hash": secret_hash}
     connection.query(CREATE, {**named, "created_by": created_by, "seconds": seconds})
-    return one(connection, key_id)
+    made = one(connection, key_id)
+    if made is not None:
+        expires_at = None if made.expires_at is None else utc_text(made.expires_at)
+        details = {"actor": actor, "scopes": list(scopes), "expires_at": expires_at}
+        connection.query(*trail.note("create_key", created_by, key_id, details))
+    return made
 
 
 def one(connection: Connection, key_id: str) -> ApiKey | None:
@@ -120,7 +132,8 @@ def keys(connection: Connection, after: str, limit: int) -> list[ApiKey]:
 
 def revoke(connection: Connection, key_id: str, actor: str) -> ApiKey | None:
     """Revoke a key, within a transaction; None where there is none.  One that was revoked stays as it was."""
-    connection.query(REVOKE, (actor, key_id))
+    for (owner,) in connection.query(REVOKE, (actor, key_id)):
+        connection.query(*trail.note("revoke_key", actor, key_id, {"actor": owner}))
     return one(connection, key_id)
 
 

@@ -458,6 +458,12 @@ dead_letters: Final = Table(
     comment="Messages that a person decides about.",
 )
 Index("dead_letters_source", dead_letters.c.source, dead_letters.c.dead_letter_id)
+Index(
+    "dead_letters_open",
+    dead_letters.c.source,
+    dead_letters.c.why,
+    postgresql_where=dead_letters.c.state == literal_column("'open'"),
+)
 
 dead_letter_decisions: Final = Table(
     "dead_letter_decisions",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
-from test_inbox import PATIENT, Psql, bank, deposit, withdrawal
+from test_inbox import PATIENT, Psql, bank, deposit, rows_passed_over, withdrawal
 
 from ledger import (
     Done,
@@ -24,6 +25,7 @@ from ledger import (
 from ledger.order.cursor import OnGap, Range, Status
 from ledger.order.message import Json, Message
 from ledger.receiving import Handler
+from ledger.storage import gauges, overview
 
 __all__ = ["bank"]
 
@@ -236,6 +238,31 @@ def test_inbox_of_no_source_is_refused(bank: Ledger) -> None:
         bank.inbox("shop", PATIENT).receive([deposit("alice", 1)])
     with pytest.raises(InvalidCommand):
         bank.inbox("bank", PATIENT, unordered="ledger.deposit")
+
+
+@pytest.mark.parametrize(
+    ("sql", "parameters"),
+    [(gauges.LETTERS, {"most": gauges.COUNT_MAX}), (overview.OPEN_LETTERS, (1_000, ["bank"]))],
+    ids=["metrics", "overview"],
+)
+def test_counting_open_dead_letters_does_not_cost_more_where_many_were_decided(
+    bank: Ledger, psql: Psql, sql: str, parameters: Any
+) -> None:
+    """Those that are open are counted by an index that has no others."""
+    letters = (
+        "INSERT INTO dead_letters SELECT 'alice', 'bank', gen_random_uuid(), n, 'm-' || n, 'undecodable', NULL, 1,"
+        " sha256(n::text::bytea), '{}', now(), now(), CASE WHEN n % 1000 = 0 THEN 'open' ELSE 'discarded' END"
+        " FROM generate_series(1, 3000) AS n"
+    )
+    psql.execute(letters.encode())
+    psql.execute("VACUUM (ANALYZE) dead_letters")
+
+    explain = "EXPLAIN (ANALYZE, FORMAT JSON) " + sql.replace("{schema}.", "")
+    ((((plan,),)),) = psql.execute(explain.encode(), parameters).fetchall()
+
+    assert '"Index Name": "dead_letters_open"' in json.dumps(plan)
+    assert rows_passed_over(plan["Plan"]) == 0
+    assert [each.open for each in bank.health().gauges().letters] == [3]
 
 
 def test_dead_letters_are_found_by_stream_and_reason(bank: Ledger) -> None:

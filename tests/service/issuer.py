@@ -38,8 +38,8 @@ class Issuer:
         return Tokens(ISSUER, AUDIENCE, str(self.file))
 
     def token(self, scope: str = "read", *, header: dict[str, Any] | None = None, **claims: Any) -> str:
-        """A token for `somebody`, good for a minute, or as the test says."""
+        """A token for `somebody`, good for an hour, or as the test says."""
         now = int(time.time())
-        said = {"iss": ISSUER, "aud": AUDIENCE, "sub": "somebody", "scope": scope, "exp": now + 60, **claims}
+        said = {"iss": ISSUER, "aud": AUDIENCE, "sub": "somebody", "scope": scope, "exp": now + 3_600, **claims}
         kept = {name: value for name, value in said.items() if value is not None}
         return jwt.encode(kept, self.key, "ES256", headers={"kid": "one", **(header or {})})

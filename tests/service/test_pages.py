@@ -65,6 +65,36 @@ def test_who_has_not_signed_in_is_asked_to(site: Server) -> None:
     assert "1,000.00" not in answer.text
 
 
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+
+
+def test_unknown_path_is_a_page_for_a_browser(site: Server, sign_in: SignIn) -> None:
+    """Whoever has mistyped an address is told so, with the way back, and with the headers of every page."""
+    with httpx.Client(base_url=site.address, headers={"Accept": BROWSER}) as client:
+        outside = client.get("/acounts")
+    inside = sign_in(Scope.AUDIT).get("/acounts", headers={"Accept": BROWSER})
+
+    for answer in (outside, inside):
+        assert (answer.status_code, answer.headers["content-type"]) == (404, "text/html; charset=utf-8")
+        assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+        assert "no_such_route" in answer.text
+        assert 'href="/"' in answer.text
+    assert 'href="/accounts"' in inside.text
+    assert 'href="/accounts"' not in outside.text
+
+
+@pytest.mark.parametrize(
+    ("path", "accept"),
+    [("/acounts", "*/*"), ("/acounts", "application/json"), ("/v1/acounts", BROWSER), ("/problems/none", BROWSER)],
+)
+def test_unknown_path_is_a_problem_for_a_program(site: Server, path: str, accept: str) -> None:
+    """Whoever names no pages, or asks where only programs do, gets what a program reads."""
+    answer = httpx.get(f"{site.address}{path}", headers={"Accept": accept})
+
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+    assert answer.json()["code"] == "no_such_route"
+
+
 def test_a_wrong_key_opens_nothing(site: Server) -> None:
     """Whoever has no good key stays outside, and is told so; the key is not repeated."""
     with httpx.Client(base_url=site.address) as client:

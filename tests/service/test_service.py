@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from io import BytesIO
 from typing import Any
 
@@ -534,6 +536,34 @@ def test_auditors_ask_for_reports(http: Http, funded: Ledger) -> None:
     assert answer.json()["header"]["sha256"] == header.sha256
     assert [read.question for read in funded.api_keys().reads("bob")] == ["report sum-of-transactions"]
     assert auditor.post("/v1/report", json={"name": "nonsense"}).status_code == 422
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_reports_are_files_too(http: Http, funded: Ledger, form: str) -> None:
+    """The bytes that the ledger writes, with their hash and their pin in the head, and the accounts on record."""
+    funded.stamp()
+    auditor, last = http(Scope.AUDIT), funded.feed_head()
+    asked: dict[str, Any] = {"name": "general-journal", "format": form, "position": last}
+    answer = auditor.get("/v1/report", params={**asked, "parameters": '{"pending": true}'})
+
+    written = BytesIO()
+    header = funded.report("general-journal", position=last, pending=True).write(written, form)
+    assert (answer.status_code, answer.content) == (200, written.getvalue())
+    digest = base64.b64encode(sha256(answer.content).digest()).decode()
+    assert answer.headers["content-digest"] == f"sha-256=:{digest}:"
+    assert (answer.headers["ledger-position"], answer.headers["ledger-rows"]) == (str(last), str(header.rows))
+    for account in ("alice", "bob", "world"):
+        assert [read.question for read in funded.api_keys().reads(account)] == ["report general-journal"]
+    for wrong in ({"parameters": "[]"}, {"parameters": '{"nonsense": 1}'}, {"format": "pdf"}, {"name": "nonsense"}):
+        assert auditor.get("/v1/report", params={**asked, **wrong}).status_code == 422
+
+
+def test_all_methods_of_a_path_are_told(http: Http) -> None:
+    """What may be asked of a path is said whole, whichever route of it was looked at first."""
+    answer = http(Scope.AUDIT).put("/v1/report")
+
+    assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET, POST"
 
 
 def test_keys_are_made_listed_and_revoked(http: Http) -> None:

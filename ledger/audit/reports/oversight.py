@@ -235,7 +235,7 @@ def _within(at: str | None, asked: PrivilegedQuestion) -> bool:
 PRIVILEGED: Final = Definition(
     "privileged-actions",
     1,
-    "What was ruled on accounts and periods, and what was done to the ledger: migrations, roles, rebuilds, seeks.",
+    "What was ruled on accounts and periods, and done to the ledger: migrations, roles, keys, rebuilds, seeks.",
     PrivilegedQuestion,
     columns("order number:integer recorded_at:time action actor database_user subject details"),
     privileged,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from importlib.metadata import version
@@ -13,6 +14,9 @@ from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
 
 from ledger.access import Credential, Scope
 from ledger.core.errors import Forbidden, InvalidCommand, LedgerError, TooManyRequests, Unauthenticated
@@ -36,6 +40,16 @@ CHECKING: Final = (Scope.AUDIT, Scope.ADMIN)
 DECIDING: Final = (Scope.ADMIN,)
 """Who may decide about dead letters."""
 
+_FOR_PROGRAMS: Final = ("/v1/", "/metrics/", "/problems/")
+
+_UNKNOWN: Final[dict[str, Any]] = {
+    "title": "No such page",
+    "detail": "There is nothing at this address.",
+    "status": 404,
+    "code": "no_such_route",
+    "retryable": False,
+}
+
 _UNTOLD: Final = {"status": 500, "code": "internal_error", "retryable": False}
 
 Endpoint = Callable[..., Awaitable[Response]]
@@ -57,7 +71,7 @@ class Site:
         self.sessions = Sessions(self.desk.settings)
         self.pulse = Pulse(self.desk)
         self.verification = Verification(self.desk.ledger, self.desk.ending.is_set)
-        self.routes = APIRouter(include_in_schema=False, route_class=_route_class(self))
+        self.routes = APIRouter(include_in_schema=False, route_class=_route_class(self), default=self.unknown)
 
     def get(self, path: str, endpoint: Endpoint, *scopes: Scope) -> None:
         """Answer at a path whoever has one of these scopes; without any, everybody."""
@@ -115,6 +129,24 @@ class Site:
             answer.headers["Retry-After"] = str(error.retry_after_seconds)
         return answer
 
+    async def unknown(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """
+        Answer at a path that there is not: with a page, if a browser asks for one.
+
+        Raises:
+            HTTPException: Whoever asks is a program, or asks where only programs do.
+        """
+        takes_pages = scope["type"] == "http" and _takes_pages(Headers(scope=scope).get("accept", ""))
+        if not takes_pages or scope["path"].startswith(_FOR_PROGRAMS):
+            await self.routes.not_found(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        with suppress(LedgerError):
+            # So that whoever has signed in finds the way back to where they were.
+            request.state.credential = await self.desk.gate.admit(self.sessions.authorization(request))
+        note(code=_UNKNOWN["code"])
+        await self.page(request, "problem.html", HTTPStatus.NOT_FOUND, problem=_UNKNOWN)(scope, receive, send)
+
 
 def credential_of(request: Request) -> Credential:
     """Who asks, as it was found on the way in."""
@@ -125,6 +157,11 @@ def credential_of(request: Request) -> Credential:
 def go_to(path: str) -> Response:
     """Let the browser ask for another page."""
     return RedirectResponse(path, HTTPStatus.SEE_OTHER, headers=dict(HEADERS))
+
+
+def _takes_pages(accept: str) -> bool:
+    """Whether who asks names pages among what it takes, as browsers do; what takes anything is a program."""
+    return any(each.partition(";")[0].strip().lower() == "text/html" for each in accept.split(","))
 
 
 def _plain(error: Exception) -> dict[str, Any]:
