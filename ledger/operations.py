@@ -270,7 +270,8 @@ class Operations(Commands[Done]):
         """
         The balance of an account, now or right after one of its versions; or as of two times.
 
-        `effective_as_of` counts what is effective by a moment, up to and with it.  `known_as_of`, a moment or a
+        `effective_as_of` counts what is effective by a moment, up to and with it; what is pending counts from when a
+        hold was recorded until its end was, whenever either is effective.  `known_as_of`, a moment or a
         position of the feed, counts what was known by then, the position included: the answer has the `position` that
         it is pinned to, and is the same for ever.  Without it everything counts that was committed.  The `version` of
         such an answer is the last one that was known.

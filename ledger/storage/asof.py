@@ -9,6 +9,7 @@ version again, whose numbers every event carries.  What counts at another time t
 one: what counts by then and was recorded later is added, what counts later and was recorded by then is taken off.  An
 index has these alone, by how far the two times are apart: of one distance only a span of that length is looked at, so
 that not many more rows are read than matter, however long the account lives and however many of its events are dated.
+That is for what is posted: what is pending is so from when a hold was recorded to when it was ended, in any case.
 
 All of this asks the log, which never changes, for what lies up to given versions: the same question has the same answer
 for ever, and needs no snapshot that is kept.
@@ -171,8 +172,10 @@ crossing AS (
     WHERE e.version <= s.known
 )"""
 
-_NUMBERS: Final = ("posted_debits", "posted_credits", "pending_debits", "pending_credits")
-# Numbers after the last version that was recorded by then, and what each that crosses makes of them.
+_POSTED: Final = ("posted_debits", "posted_credits")
+_NUMBERS: Final = (*_POSTED, "pending_debits", "pending_credits")
+# Numbers after the last version that was recorded by then, and what each that crosses makes of what is posted.  What is
+# pending does not cross: a hold counts at once, and until it is ended, whatever time either of the two is said to have.
 _PARTS: Final = f"""
 parts AS (
     SELECT r.stream, r.known, r.version AS recorded, r.version AS events, {", ".join(f"n.{name}" for name in _NUMBERS)}
@@ -182,12 +185,12 @@ parts AS (
     ) AS n ON true
     UNION ALL
     SELECT c.stream, c.known, 0, c.sign,
-           {", ".join(f"c.sign * (a.{name} - coalesce(b.{name}, 0))" for name in _NUMBERS)}
+           {", ".join(f"c.sign * (a.{name} - coalesce(b.{name}, 0))" for name in _POSTED)}, 0, 0
     FROM crossing AS c CROSS JOIN LATERAL (
-        SELECT {", ".join(_NUMBERS)} FROM {{schema}}.events AS e
+        SELECT {", ".join(_POSTED)} FROM {{schema}}.events AS e
         WHERE e.stream = c.stream AND e.version = c.version OFFSET 0
     ) AS a LEFT JOIN LATERAL (
-        SELECT {", ".join(_NUMBERS)} FROM {{schema}}.events AS e
+        SELECT {", ".join(_POSTED)} FROM {{schema}}.events AS e
         WHERE e.stream = c.stream AND e.version = c.version - 1 OFFSET 0
     ) AS b ON true
 ), standing AS (
@@ -266,7 +269,11 @@ def known_versions(connection: Connection, streams: list[str], pinned: int | Non
 
 
 def standings(connection: Connection, known: Mapping[str, int], effective: datetime | None) -> dict[str, Counted]:
-    """Stream → what counted in it at a moment, up to and with it, of its events up to the version that is known."""
+    """
+    Stream → what counted in it at a moment, up to and with it, of its events up to the version that is known.
+
+    Posted is what is effective by then, and pending what was recorded as held by then, and not as ended.
+    """
     versions = plain_array(map(str, known.values()))
     parameters = {"streams": text_array(known), "known": versions, "effective": effective and utc_text(effective)}
     return {
@@ -277,7 +284,7 @@ def standings(connection: Connection, known: Mapping[str, int], effective: datet
 
 def balance(connection: Connection, name: str, effective: datetime | None, known_as_of: KnownAsOf) -> Balance:
     """
-    The balance at a moment, as it was known.
+    The balance at a moment, as it was known: posted is what is effective by then, pending what is recorded by then.
 
     Raises:
         UnknownAccount: There is none, or nothing was known of it.
