@@ -320,6 +320,7 @@ class Operations(Commands[Done]):
         after_version: int | str = 0,
         before_version: int | str | None = None,
         limit: int = 100,
+        effective_as_of: datetime | None = None,
         known_as_of: KnownAsOf = None,
     ) -> queries.Page:
         """
@@ -332,7 +333,9 @@ class Operations(Commands[Done]):
         stripe, so that what is written between two pages is on one of them, and once.  Events come in the order of
         `recorded_at`, stripe and version.
 
-        With `known_as_of`, a moment or a position of the feed, there is only what was known by then.
+        With `known_as_of`, a moment or a position of the feed, there is only what was known by then; and with
+        `effective_as_of` what is effective by a moment, in the same order.  A page of that costs what is on it, and
+        what was recorded on the other side of the moment than it is effective.
 
         Raises:
             StripedAccount: The account has stripes, and is asked for from a version of one.
@@ -342,11 +345,11 @@ class Operations(Commands[Done]):
         for name, place in (("after_version", after_version), ("before_version", before_version or 0)):
             _ = checked(TEXT, name, place) if isinstance(place, str) else checked(NUMBER, name, place)
         checked(NUMBER, "limit", limit)
-        _, known = _times(None, known_as_of)
+        effective, known = _times(effective_as_of, known_as_of)
         asked = (account, after_version, before_version, limit)
-        if known is None:
+        if (effective, known) == (None, None):
             return self._ask(lambda connection: queries.history(connection, *asked))
-        return self._ask(lambda connection: asof.history(connection, *asked, known))
+        return self._ask(lambda connection: asof.history(connection, *asked, effective, known))
 
     def stream(self, stream: str, after_version: int = 0, limit: int = 100) -> list[Recorded]:
         """

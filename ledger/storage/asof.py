@@ -29,7 +29,7 @@ from ledger.core.money import Money
 from ledger.storage import queries
 from ledger.storage.database import Connection
 from ledger.storage.queries import Page, TrialBalance, TrialLine
-from ledger.storage.store import in_utc, plain_array, readable, text_array
+from ledger.storage.store import EVENT_COLUMNS, in_utc, plain_array, readable, text_array
 from ledger.storage.tables import DATED, DISTANCE
 
 KnownAsOf: TypeAlias = datetime | int | None
@@ -230,6 +230,34 @@ GROUP BY 1, 2, 3 ORDER BY 1, 3
 """
 
 
+# What was recorded by then, as a page of all has it, but for what counts later; and what crosses to be counted.
+_HISTORY: Final = f"""
+WITH RECURSIVE known AS (
+    SELECT * FROM unnest(%(streams)s::text[], %(known)s::bigint[], %(known)s::bigint[]) AS s (stream, known, version)
+), {_RECORDED}, {_DISTANCES}, {_CROSSING}, begun AS (
+    SELECT * FROM unnest(%(streams)s::text[], %(begun)s::bigint[]) AS s (stream, version)
+), found AS (
+    SELECT e.stream, e.version
+    FROM begun AS b JOIN recorded AS r ON r.stream = b.stream CROSS JOIN LATERAL (
+        SELECT e.stream, e.version FROM {{schema}}.events AS e
+        WHERE e.stream = b.stream AND e.version {{beyond}} b.version AND e.version <= r.version
+          AND e.effective_at <= %(effective)s::timestamptz
+        ORDER BY e.version {{order}} LIMIT %(limit)s
+    ) AS e
+    UNION ALL
+    SELECT c.stream, c.version FROM begun AS b JOIN crossing AS c ON c.stream = b.stream
+    WHERE c.sign > 0 AND c.version {{beyond}} b.version
+)
+SELECT {EVENT_COLUMNS}
+FROM found AS p CROSS JOIN LATERAL (
+    SELECT * FROM {{schema}}.events AS e WHERE e.stream = p.stream AND e.version = p.version OFFSET 0
+) AS e
+ORDER BY e.recorded_at {{order}}, e.stream {{order}}, e.version {{order}} LIMIT %(limit)s
+"""
+HISTORY_FORWARD: Final = _HISTORY.replace("{beyond}", ">").replace("{order}", "ASC")
+HISTORY_BACKWARD: Final = _HISTORY.replace("{beyond}", "<").replace("{order}", "DESC")
+
+
 class Counted(NamedTuple):
     """Where a stream stood: the last version known, the last of them recorded by a moment, and what counted then."""
 
@@ -332,10 +360,13 @@ def history(
     after_version: int | str,
     before_version: int | str | None,
     limit: int,
+    effective: datetime | None,
     known_as_of: KnownAsOf,
 ) -> Page:
     """
-    A page of `queries.history`, without what was not known.
+    A page of `queries.history`, without what was not known, and what is effective later than a moment.
+
+    A page of what is effective by a moment looks at all that was recorded after it and is, or before it and is not.
 
     Raises:
         UnknownAccount, UnknownStream: There is none, or nothing was known of it.
@@ -345,7 +376,19 @@ def history(
     known = known_versions(connection, queries.streams_of(connection, name), pinned)
     if not known:
         raise queries.unknown(name)
-    page = queries.history(connection, name, after_version, before_version, limit, known)
+    if effective is None:
+        page = queries.history(connection, name, after_version, before_version, limit, known)
+    else:
+        places = queries.begun(connection, name, after_version, before_version, limit)
+        parameters = {
+            "streams": text_array(places),
+            "begun": plain_array(map(str, places.values())),
+            "known": plain_array(str(known.get(stream, 0)) for stream in places),
+            "effective": utc_text(effective),
+            "limit": limit,
+        }
+        sql = HISTORY_FORWARD if before_version is None else HISTORY_BACKWARD
+        page = queries.page(connection.query(sql, parameters), places)
     page.position = pinned
     return page
 

@@ -245,6 +245,15 @@ def check_history(ledger: Ledger, account: str, known: list[Fact], position: int
     assert {(event.stream, event.version) for event in forward} == expected
     assert len(forward) == len(expected)
     assert list(backward) == list(reversed(forward))
+    for effective in moments(known)[::3]:
+        asked: dict[str, Any] = {"effective_as_of": effective, "known_as_of": position}
+        by_then = [event for event in forward if event.effective_at <= effective]
+        assert list(ledger.history(account, **asked)) == by_then
+        assert list(ledger.history(account, before_version=before, **asked)) == by_then[::-1]
+        pages, place = list[Any](), "0"
+        while page := ledger.history(account, after_version=place, limit=2, **asked):
+            pages, place = [*pages, *page], page.next
+        assert pages == by_then
 
 
 def check_trial_balance(ledger: Ledger, asked: int | None, effective: datetime | None) -> None:
@@ -305,9 +314,11 @@ def test_hold_is_pending_until_it_is_ended(funded: Ledger, ending: str, held: in
     """Whatever times a hold and its end are said to have, it is pending from when it is recorded until it is ended."""
     now = funded.history("bob")[0].recorded_at
     before = funded.history("bob")[-1].recorded_at
-    hold = funded.hold("10 USD", debit="alice", credit="bob", effective_at=held and now + timedelta(days=held))
+    hold = funded.hold(
+        "10 USD", debit="alice", credit="bob", effective_at=None if held is None else now + timedelta(days=held)
+    )
     placed = funded.history("bob")[-1].recorded_at
-    end = getattr(funded, ending)(hold, effective_at=ended and now + timedelta(days=ended))
+    end = getattr(funded, ending)(hold, effective_at=None if ended is None else now + timedelta(days=ended))
     last = funded.history("bob")[-1].recorded_at
     for days in (-40, -21, -19, -10, -8, 0, 2, 4, 29, 31):
         moment = before if not days else now + timedelta(days=days)
@@ -480,6 +491,7 @@ def test_beyond_what_is_stamped_is_refused(funded: Ledger) -> None:
     questions: list[Callable[..., Any]] = [
         partial(funded.balance, "bob"),
         partial(funded.history, "bob"),
+        partial(funded.history, "bob", effective_as_of=last),
         funded.trial_balance,
         partial(funded.statement, "bob", last, last),
     ]
