@@ -270,7 +270,8 @@ class Operations(Commands[Done]):
         """
         The balance of an account, now or right after one of its versions; or as of two times.
 
-        `effective_as_of` counts what is effective by a moment, up to and with it.  `known_as_of`, a moment or a
+        `effective_as_of` counts what is effective by a moment, up to and with it; what is pending counts from when a
+        hold was recorded until its end was, whenever either is effective.  `known_as_of`, a moment or a
         position of the feed, counts what was known by then, the position included: the answer has the `position` that
         it is pinned to, and is the same for ever.  Without it everything counts that was committed.  The `version` of
         such an answer is the last one that was known.
@@ -319,6 +320,7 @@ class Operations(Commands[Done]):
         after_version: int | str = 0,
         before_version: int | str | None = None,
         limit: int = 100,
+        effective_as_of: datetime | None = None,
         known_as_of: KnownAsOf = None,
     ) -> queries.Page:
         """
@@ -331,7 +333,9 @@ class Operations(Commands[Done]):
         stripe, so that what is written between two pages is on one of them, and once.  Events come in the order of
         `recorded_at`, stripe and version.
 
-        With `known_as_of`, a moment or a position of the feed, there is only what was known by then.
+        With `known_as_of`, a moment or a position of the feed, there is only what was known by then; and with
+        `effective_as_of` what is effective by a moment, in the same order.  A page of that costs what is on it, and
+        what was recorded on the other side of the moment than it is effective.
 
         Raises:
             StripedAccount: The account has stripes, and is asked for from a version of one.
@@ -341,11 +345,11 @@ class Operations(Commands[Done]):
         for name, place in (("after_version", after_version), ("before_version", before_version or 0)):
             _ = checked(TEXT, name, place) if isinstance(place, str) else checked(NUMBER, name, place)
         checked(NUMBER, "limit", limit)
-        _, known = _times(None, known_as_of)
+        effective, known = _times(effective_as_of, known_as_of)
         asked = (account, after_version, before_version, limit)
-        if known is None:
+        if (effective, known) == (None, None):
             return self._ask(lambda connection: queries.history(connection, *asked))
-        return self._ask(lambda connection: asof.history(connection, *asked, known))
+        return self._ask(lambda connection: asof.history(connection, *asked, effective, known))
 
     def stream(self, stream: str, after_version: int = 0, limit: int = 100) -> list[Recorded]:
         """

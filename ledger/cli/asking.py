@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ledger.application import Ledger
-from ledger.cli.options import AsOf, Known, Target, command, opened, pairs
+from ledger.cli.options import AsOf, Target, command, opened, pairs
 from ledger.cli.output import answer, console, fitting, moment, print_json, row, table
 from ledger.core.book import Balance, Terms
 from ledger.core.commands import Direction
@@ -61,7 +61,7 @@ def history(
         typer.Argument(help="Its id; or a stream, such as '#payment/p-1'.", metavar="ACCOUNT", show_default=False),
     ],
     target: Target,
-    as_of: Known,
+    as_of: AsOf,
     after: Annotated[str, typer.Option(help="Forward from this version, oldest first.", metavar="VERSION")] = "0",
     before: Annotated[
         str | None, typer.Option(help="Backward from this version, newest first.", metavar="VERSION")
@@ -79,6 +79,7 @@ def history(
             after_version=_version(after),
             before_version=before_version,
             limit=limit,
+            effective_as_of=as_of.effective,
             known_as_of=as_of.known,
         )
         terms = None if account.startswith(_OURS) else ledger.account(account).terms

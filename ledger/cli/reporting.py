@@ -120,10 +120,10 @@ def _show(made: PinnedReport) -> Header:
 
 def _write(made: PinnedReport, output: Path, form: str) -> Header:
     beside = output.with_name(f"{output.name}.header.json")
-    with _new(output) as file, progress("rows", None) as watch:
-        header = made.write(file, form, progress=watch)
-    with _new(beside) as file:
-        file.write(to_json(header.plain(), indent=2) + b"\n")
+    with _new(output) as file, _new(beside) as header_file:
+        with progress("rows", None) as watch:
+            header = made.write(file, form, progress=watch)
+        header_file.write(to_json(header.plain(), indent=2) + b"\n")
     return header
 
 

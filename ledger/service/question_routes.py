@@ -189,6 +189,7 @@ class _Questions:
         before: Annotated[
             str | None, Query(pattern=_PLACE, description="Backward from this version, newest first.")
         ] = None,
+        effective_as_of: Effective = None,
         known_as_of: Known = None,
         limit: Limit = 100,
     ) -> Response:
@@ -200,6 +201,7 @@ class _Questions:
                 after_version=_place(after),
                 before_version=_place(before) if before else None,
                 limit=limit,
+                effective_as_of=_moment("effective_as_of", effective_as_of),
                 known_as_of=_known(known_as_of),
             )
             return page, None if stream.startswith(("#", "$")) else self._ledger.account(stream).terms

@@ -9,6 +9,7 @@ version again, whose numbers every event carries.  What counts at another time t
 one: what counts by then and was recorded later is added, what counts later and was recorded by then is taken off.  An
 index has these alone, by how far the two times are apart: of one distance only a span of that length is looked at, so
 that not many more rows are read than matter, however long the account lives and however many of its events are dated.
+That is for what is posted: what is pending is so from when a hold was recorded to when it was ended, in any case.
 
 All of this asks the log, which never changes, for what lies up to given versions: the same question has the same answer
 for ever, and needs no snapshot that is kept.
@@ -28,7 +29,7 @@ from ledger.core.money import Money
 from ledger.storage import queries
 from ledger.storage.database import Connection
 from ledger.storage.queries import Page, TrialBalance, TrialLine
-from ledger.storage.store import in_utc, plain_array, readable, text_array
+from ledger.storage.store import EVENT_COLUMNS, in_utc, plain_array, readable, text_array
 from ledger.storage.tables import DATED, DISTANCE
 
 KnownAsOf: TypeAlias = datetime | int | None
@@ -171,8 +172,10 @@ crossing AS (
     WHERE e.version <= s.known
 )"""
 
-_NUMBERS: Final = ("posted_debits", "posted_credits", "pending_debits", "pending_credits")
-# Numbers after the last version that was recorded by then, and what each that crosses makes of them.
+_POSTED: Final = ("posted_debits", "posted_credits")
+_NUMBERS: Final = (*_POSTED, "pending_debits", "pending_credits")
+# Numbers after the last version that was recorded by then, and what each that crosses makes of what is posted.  What is
+# pending does not cross: a hold counts at once, and until it is ended, whatever time either of the two is said to have.
 _PARTS: Final = f"""
 parts AS (
     SELECT r.stream, r.known, r.version AS recorded, r.version AS events, {", ".join(f"n.{name}" for name in _NUMBERS)}
@@ -182,12 +185,12 @@ parts AS (
     ) AS n ON true
     UNION ALL
     SELECT c.stream, c.known, 0, c.sign,
-           {", ".join(f"c.sign * (a.{name} - coalesce(b.{name}, 0))" for name in _NUMBERS)}
+           {", ".join(f"c.sign * (a.{name} - coalesce(b.{name}, 0))" for name in _POSTED)}, 0, 0
     FROM crossing AS c CROSS JOIN LATERAL (
-        SELECT {", ".join(_NUMBERS)} FROM {{schema}}.events AS e
+        SELECT {", ".join(_POSTED)} FROM {{schema}}.events AS e
         WHERE e.stream = c.stream AND e.version = c.version OFFSET 0
     ) AS a LEFT JOIN LATERAL (
-        SELECT {", ".join(_NUMBERS)} FROM {{schema}}.events AS e
+        SELECT {", ".join(_POSTED)} FROM {{schema}}.events AS e
         WHERE e.stream = c.stream AND e.version = c.version - 1 OFFSET 0
     ) AS b ON true
 ), standing AS (
@@ -225,6 +228,34 @@ FROM standing AS s CROSS JOIN LATERAL (
 WHERE s.known > 0 AND s.events > 0
 GROUP BY 1, 2, 3 ORDER BY 1, 3
 """
+
+
+# What was recorded by then, as a page of all has it, but for what counts later; and what crosses to be counted.
+_HISTORY: Final = f"""
+WITH RECURSIVE known AS (
+    SELECT * FROM unnest(%(streams)s::text[], %(known)s::bigint[], %(known)s::bigint[]) AS s (stream, known, version)
+), {_RECORDED}, {_DISTANCES}, {_CROSSING}, begun AS (
+    SELECT * FROM unnest(%(streams)s::text[], %(begun)s::bigint[]) AS s (stream, version)
+), found AS (
+    SELECT e.stream, e.version
+    FROM begun AS b JOIN recorded AS r ON r.stream = b.stream CROSS JOIN LATERAL (
+        SELECT e.stream, e.version FROM {{schema}}.events AS e
+        WHERE e.stream = b.stream AND e.version {{beyond}} b.version AND e.version <= r.version
+          AND e.effective_at <= %(effective)s::timestamptz
+        ORDER BY e.version {{order}} LIMIT %(limit)s
+    ) AS e
+    UNION ALL
+    SELECT c.stream, c.version FROM begun AS b JOIN crossing AS c ON c.stream = b.stream
+    WHERE c.sign > 0 AND c.version {{beyond}} b.version
+)
+SELECT {EVENT_COLUMNS}
+FROM found AS p CROSS JOIN LATERAL (
+    SELECT * FROM {{schema}}.events AS e WHERE e.stream = p.stream AND e.version = p.version OFFSET 0
+) AS e
+ORDER BY e.recorded_at {{order}}, e.stream {{order}}, e.version {{order}} LIMIT %(limit)s
+"""
+HISTORY_FORWARD: Final = _HISTORY.replace("{beyond}", ">").replace("{order}", "ASC")
+HISTORY_BACKWARD: Final = _HISTORY.replace("{beyond}", "<").replace("{order}", "DESC")
 
 
 class Counted(NamedTuple):
@@ -266,7 +297,11 @@ def known_versions(connection: Connection, streams: list[str], pinned: int | Non
 
 
 def standings(connection: Connection, known: Mapping[str, int], effective: datetime | None) -> dict[str, Counted]:
-    """Stream → what counted in it at a moment, up to and with it, of its events up to the version that is known."""
+    """
+    Stream → what counted in it at a moment, up to and with it, of its events up to the version that is known.
+
+    Posted is what is effective by then, and pending what was recorded as held by then, and not as ended.
+    """
     versions = plain_array(map(str, known.values()))
     parameters = {"streams": text_array(known), "known": versions, "effective": effective and utc_text(effective)}
     return {
@@ -277,7 +312,7 @@ def standings(connection: Connection, known: Mapping[str, int], effective: datet
 
 def balance(connection: Connection, name: str, effective: datetime | None, known_as_of: KnownAsOf) -> Balance:
     """
-    The balance at a moment, as it was known.
+    The balance at a moment, as it was known: posted is what is effective by then, pending what is recorded by then.
 
     Raises:
         UnknownAccount: There is none, or nothing was known of it.
@@ -325,10 +360,13 @@ def history(
     after_version: int | str,
     before_version: int | str | None,
     limit: int,
+    effective: datetime | None,
     known_as_of: KnownAsOf,
 ) -> Page:
     """
-    A page of `queries.history`, without what was not known.
+    A page of `queries.history`, without what was not known, and what is effective later than a moment.
+
+    A page of what is effective by a moment looks at all that was recorded after it and is, or before it and is not.
 
     Raises:
         UnknownAccount, UnknownStream: There is none, or nothing was known of it.
@@ -338,7 +376,19 @@ def history(
     known = known_versions(connection, queries.streams_of(connection, name), pinned)
     if not known:
         raise queries.unknown(name)
-    page = queries.history(connection, name, after_version, before_version, limit, known)
+    if effective is None:
+        page = queries.history(connection, name, after_version, before_version, limit, known)
+    else:
+        places = queries.begun(connection, name, after_version, before_version, limit)
+        parameters = {
+            "streams": text_array(places),
+            "begun": plain_array(map(str, places.values())),
+            "known": plain_array(str(known.get(stream, 0)) for stream in places),
+            "effective": utc_text(effective),
+            "limit": limit,
+        }
+        sql = HISTORY_FORWARD if before_version is None else HISTORY_BACKWARD
+        page = queries.page(connection.query(sql, parameters), places)
     page.position = pinned
     return page
 

@@ -25,7 +25,7 @@ from ledger.core.events import Numbers, Recorded, Transaction, account_of, strip
 from ledger.core.lifecycle import HOLD, StateMachine
 from ledger.core.money import Money
 from ledger.storage import projector, repair, store
-from ledger.storage.database import Connection
+from ledger.storage.database import Connection, Row
 from ledger.storage.store import EVENT_COLUMNS, TRANSACTION_COLUMNS, recorded_from, transaction_from
 
 PAGE_MAX: Final = 1_000
@@ -315,21 +315,37 @@ def history(
         StripedAccount: No version of one stream is a version of the account; its pages are found by their `next`.
         InvalidCommand: That leads to no page.
     """
+    places = begun(connection, name, after_version, before_version, limit)
+    sql = HISTORY_FORWARD if before_version is None else HISTORY_BACKWARD
+    streams, versions = store.text_array(places), store.plain_array(map(str, places.values()))
+    last = [_LAST_VERSION if known is None else known.get(stream, 0) for stream in places]
+    return page(connection.query(sql, (streams, versions, store.plain_array(map(str, last)), limit, limit)), places)
+
+
+def begun(
+    connection: Connection, name: str, after_version: int | str, before_version: int | str | None, limit: int
+) -> dict[str, int]:
+    """
+    Stream → the version after which a page of `history` begins, or before which, in order.
+
+    Raises:
+        UnknownAccount, UnknownStream, StripedAccount, InvalidCommand, Drift: As `history`.
+    """
     check_limit(limit)
     stream = _head(connection, account_of(name))
     if not stream.version or account_of(name) != name:
         raise unknown(name)
     if before_version is not None:
         # A stripe that is not in it was made since, and everything in it comes later.
-        sql, places = HISTORY_BACKWARD, _places(stream, "before_version", before_version, unsaid=1)
-    else:
-        sql, places = HISTORY_FORWARD, _places(stream, "after_version", after_version, unsaid=0)
-    streams, versions = store.text_array(places), store.plain_array(map(str, places.values()))
-    last = [_LAST_VERSION if known is None else known.get(stream, 0) for stream in places]
-    parameters = (streams, versions, store.plain_array(map(str, last)), limit, limit)
-    events = [recorded_from(row) for row in connection.query(sql, parameters)]
-    places.update({event.stream: event.version for event in events})
-    return Page(events, ".".join(map(str, places.values())))
+        return _places(stream, "before_version", before_version, unsaid=1)
+    return _places(stream, "after_version", after_version, unsaid=0)
+
+
+def page(rows: Iterable[Row], places: Mapping[str, int]) -> Page:
+    """The page of these events, which began at these places."""
+    events = [recorded_from(row) for row in rows]
+    reached = {**places, **{event.stream: event.version for event in events}}
+    return Page(events, ".".join(map(str, reached.values())))
 
 
 def stream(connection: Connection, name: str, after_version: int, limit: int) -> list[Recorded]:

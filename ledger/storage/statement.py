@@ -90,7 +90,8 @@ class Statement:
     """
     What was posted to an account in a period; its lines are what iterating gives, as often as is wanted.
 
-    `opening` is the balance of what is effective before `since`, `closing` that before `until`.  Lines come in the
+    `opening` is the balance of what is effective before `since`, `closing` that before `until`; what is pending in them
+    is what was recorded by then as held, and not as ended.  Lines come in the
     order of effective_at, recorded_at, stream and version.  They are read as they are iterated, and neither side holds
     them all in memory; what is appended in the meantime is on none of them.
 

@@ -49,6 +49,8 @@ def test_history_and_trial_balance_as_of(program: Program, dated: datetime) -> N
     trial = json.loads(program("trial-balance", "--known-as-of", "5", "--json").stdout)
     assert (trial["lines"][0]["debits"], trial["balanced"], trial["position"]) == ("12.50 USD", True, 5)
     before = (dated - timedelta(days=1)).isoformat()
+    early = json.loads(program("history", "alice", "--effective-as-of", before, "--json").stdout)
+    assert [event["version"] for event in early["events"]] == [3]
     early = json.loads(program("trial-balance", "--effective-as-of", before, "--json").stdout)
     assert [line["debits"] for line in early["lines"]] == ["5.00 USD", "0.00 USD"]
     assert "known at position 5 of the feed" in program("trial-balance", "--known-as-of", "5").stdout

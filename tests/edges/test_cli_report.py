@@ -156,4 +156,9 @@ def test_no_file_is_overwritten_and_none_is_left_half(program: Program, tmp_path
     gone = tmp_path / "gone"
     missing = "transaction_id=00000000-0000-0000-0000-000000000000"
     assert program("report", "transaction", missing, "--output", str(gone)).returncode == 1
-    assert not gone.exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("gone")]
+    header = tmp_path / "gone.header.json"
+    header.write_text("mine")
+    done = program("report", "general-journal", "--output", str(gone))
+    assert (done.returncode, header.read_text(), gone.exists()) == (2, "mine", False)
+    assert f"{header}: it exists" in done.stderr

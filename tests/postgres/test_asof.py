@@ -51,7 +51,7 @@ EFFECTS: Final = {
     "hold_released": (0, -1),
     "hold_expired": (0, -1),
 }
-"""How often its amount an event adds to what is posted and to what is pending."""
+"""How often its amount an event adds to what is posted, when it is effective, and to what is pending, at once."""
 
 _numbers = count(1)
 
@@ -96,9 +96,10 @@ def counted(known: Iterable[Fact], effective: datetime | None = None) -> Gross:
     """The four gross numbers, one event after the other."""
     gross = {("debit", 0): 0, ("credit", 0): 0, ("debit", 1): 0, ("credit", 1): 0}
     for fact in known:
-        if fact.amount and (effective is None or fact.effective_at <= effective):
-            for place, times in enumerate(EFFECTS[fact.type]):
-                gross[fact.direction, place] += times * fact.amount
+        if fact.amount:
+            for place, since in enumerate((fact.effective_at, fact.recorded_at)):
+                if effective is None or since <= effective:
+                    gross[fact.direction, place] += EFFECTS[fact.type][place] * fact.amount
     return gross["debit", 0], gross["credit", 0], gross["debit", 1], gross["credit", 1]
 
 
@@ -126,7 +127,13 @@ STEPS: Final = st.lists(
             st.sampled_from([-1, 1]),
             st.sampled_from(LATENESS),
         ),
-        st.tuples(st.sampled_from(["capture", "part", "release", "reverse"]), st.integers(0, 9)),
+        st.tuples(
+            st.sampled_from(["capture", "part", "release"]),
+            st.integers(0, 9),
+            st.sampled_from([-1, 1]),
+            st.sampled_from(LATENESS),
+        ),
+        st.tuples(st.just("reverse"), st.integers(0, 9)),
         st.tuples(st.just("stamp"), st.sampled_from([1, 3, 100])),
     ),
     min_size=3,
@@ -174,11 +181,11 @@ class Desk:
             case "reverse" if self.done:
                 self.ledger.reverse(self.done[number % len(self.done)])
             case "capture" if self.held:
-                self.ledger.capture(self.held[number % len(self.held)], final=True)
+                self.ledger.capture(self.held[number % len(self.held)], final=True, effective_at=effective)
             case "part" if self.held:
-                self.ledger.capture(self.held[number % len(self.held)], "1.00 USD")
+                self.ledger.capture(self.held[number % len(self.held)], "1.00 USD", effective_at=effective)
             case "release" if self.held:
-                self.ledger.release(self.held[number % len(self.held)])
+                self.ledger.release(self.held[number % len(self.held)], effective_at=effective)
 
 
 @pytest.fixture(scope="module", params=[None, 3], ids=["one table", "partitions"])
@@ -200,10 +207,12 @@ def moments(everything: Iterable[Fact]) -> list[datetime]:
 
 
 def check_balances(ledger: Ledger, account: str, known: list[Fact], asked: int | None, position: int | None) -> None:
-    """As of every moment the account has what adding up gives."""
+    """As of every moment the account has what adding up gives, and its holds, which take from it, never add to it."""
     for effective in [None, *moments(known)]:
         answer = ledger.balance(account, effective_as_of=effective, known_as_of=asked)
         assert minor(answer) == of_liability(counted(known, effective)), (position, effective)
+        assert answer.pending.minor <= 0
+        assert answer.available.minor <= answer.posted.minor
         assert (answer.position, answer.version) == (position, len(known))
 
 
@@ -236,6 +245,15 @@ def check_history(ledger: Ledger, account: str, known: list[Fact], position: int
     assert {(event.stream, event.version) for event in forward} == expected
     assert len(forward) == len(expected)
     assert list(backward) == list(reversed(forward))
+    for effective in moments(known)[::3]:
+        asked: dict[str, Any] = {"effective_as_of": effective, "known_as_of": position}
+        by_then = [event for event in forward if event.effective_at <= effective]
+        assert list(ledger.history(account, **asked)) == by_then
+        assert list(ledger.history(account, before_version=before, **asked)) == by_then[::-1]
+        pages, place = list[Any](), "0"
+        while page := ledger.history(account, after_version=place, limit=2, **asked):
+            pages, place = [*pages, *page], page.next
+        assert pages == by_then
 
 
 def check_trial_balance(ledger: Ledger, asked: int | None, effective: datetime | None) -> None:
@@ -287,6 +305,38 @@ def test_every_question_has_the_answer_of_a_reckoning(place: Ledger, steps: list
     for asked, fact in zip((None, *positions[-4:]), ours[-5:], strict=False):
         for effective in (None, fact.effective_at, fact.effective_at - MICROSECOND):
             check_trial_balance(place, asked, effective)
+
+
+@pytest.mark.parametrize("ending", ["capture", "release"])
+@pytest.mark.parametrize("held", [None, 3, -9])
+@pytest.mark.parametrize("ended", [None, 30, -20])
+def test_hold_is_pending_until_it_is_ended(funded: Ledger, ending: str, held: int | None, ended: int | None) -> None:
+    """Whatever times a hold and its end are said to have, it is pending from when it is recorded until it is ended."""
+    now = funded.history("bob")[0].recorded_at
+    before = funded.history("bob")[-1].recorded_at
+    hold = funded.hold(
+        "10 USD", debit="alice", credit="bob", effective_at=None if held is None else now + timedelta(days=held)
+    )
+    placed = funded.history("bob")[-1].recorded_at
+    end = getattr(funded, ending)(hold, effective_at=None if ended is None else now + timedelta(days=ended))
+    last = funded.history("bob")[-1].recorded_at
+    for days in (-40, -21, -19, -10, -8, 0, 2, 4, 29, 31):
+        moment = before if not days else now + timedelta(days=days)
+        for name in ("alice", "bob"):
+            found = funded.balance(name, effective_as_of=moment)
+            assert found.pending.minor == 0, (name, days)
+            assert found.available == found.posted, (name, days)
+    for moment in (placed, last - MICROSECOND):
+        found = funded.balance("alice", effective_as_of=moment)
+        assert (found.pending.minor, found.available.minor) == (-1_000, found.posted.minor - 1_000)
+        assert funded.balance("bob", effective_as_of=moment).pending.minor == 1_000
+    assert funded.balance("bob", effective_as_of=last).pending.minor == 0
+    assert funded.balance("bob", effective_as_of=now + timedelta(days=31)) == end.balances["bob"]
+    made = funded.statement("alice", now - timedelta(days=41), now + timedelta(days=31))
+    assert made.opening.posted.minor + sum(line.amount.minor for line in made) == made.closing.posted.minor
+    assert made.closing.pending.minor == 0
+    for days in (-19, 2, 31):
+        assert funded.trial_balance(effective_as_of=now + timedelta(days=days)).balanced
 
 
 # For ever
@@ -441,6 +491,7 @@ def test_beyond_what_is_stamped_is_refused(funded: Ledger) -> None:
     questions: list[Callable[..., Any]] = [
         partial(funded.balance, "bob"),
         partial(funded.history, "bob"),
+        partial(funded.history, "bob", effective_as_of=last),
         funded.trial_balance,
         partial(funded.statement, "bob", last, last),
     ]

@@ -35,6 +35,7 @@ from ledger import (
 )
 from ledger.audit.checkpoint import SigningKey
 from ledger.audit.reports.form import Header, harmless
+from ledger.audit.reports.journal import _TREE, DEPTH_MAX
 from ledger.batch import Outcome
 
 __all__ = ["programs"]
@@ -44,6 +45,8 @@ Tamper = Callable[..., None]
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
+BUFFERS_MAX = 150
+"""A dozen transactions looked up by keys, each of a few pages."""
 
 
 @pytest.fixture
@@ -192,7 +195,7 @@ def test_every_form_says_the_same(told: Ledger) -> None:
         assert len(read) == len(plain)
 
 
-@pytest.mark.parametrize("begins", ["=", "+", "-", "@", "\t", "\r", "\n", "＝"])  # noqa: RUF001
+@pytest.mark.parametrize("begins", ["=", "+", "-", "@", "\t", "\r", "\n", "＝", "'"])  # noqa: RUF001
 def test_csv_holds_no_formula(funded: Ledger, begins: str) -> None:
     """A text that a spreadsheet would take for a formula gets an apostrophe; an amount below zero stays a number."""
     funded.transfer("1 USD", debit="world", credit="alice", actor=f'{begins}HYPERLINK("http://x")')
@@ -202,6 +205,7 @@ def test_csv_holds_no_formula(funded: Ledger, begins: str) -> None:
     read = list(csv.DictReader(io.StringIO(out.getvalue().decode(), newline="")))
     assert read[-1]["actor"] == f'\'{begins}HYPERLINK("http://x")'
     assert harmless("plain =1") == "plain =1"
+    assert harmless("'=x") != harmless("=x")
     out = io.BytesIO()
     funded.report("sum-of-transactions").write(out, "csv")
     (world,) = [row for row in csv.DictReader(io.StringIO(out.getvalue().decode())) if row["account"] == "world"]
@@ -331,6 +335,23 @@ def test_tree_of_causes(funded: Ledger) -> None:
         rows(funded, "who-when-why", transaction_id=uuid4())
 
 
+def test_causes_are_looked_up(funded: Ledger) -> None:
+    """However many transactions there are, each cause above is one look by its key."""
+    last = funded.transfer("1 USD", debit="world", credit="alice", causation_id="message-1")
+    for _ in range(5):
+        last = funded.transfer("1 USD", debit="world", credit="alice", causation_id=str(last.transaction_id))
+    for _ in range(3):
+        funded.handle([Transfer(amount="1 USD", debit="world", credit="bob") for _ in range(500)])
+    while funded.stamp(1_000):
+        pass
+    asked = {"transaction_id": str(last.transaction_id), "position": funded.feed_head(), "depth": DEPTH_MAX}
+    with funded._database.connection() as connection:  # noqa: SLF001
+        ((plan,),) = connection.query("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + _TREE, asked)
+    assert plan[0]["Plan"]["Actual Rows"] == 6
+    assert int(plan[0]["Plan"]["Shared Hit Blocks"]) + int(plan[0]["Plan"]["Shared Read Blocks"]) <= BUFFERS_MAX
+    assert '"Seq Scan"' not in json.dumps(plan)
+
+
 def test_circle_of_causes_ends(funded: Ledger, tamper: Tamper) -> None:
     """Two transactions that name each other as their cause are shown once."""
     first = funded.transfer("1 USD", debit="world", credit="alice")
@@ -365,7 +386,9 @@ def test_backdated_and_after_close(told: Ledger, tamper: Tamper) -> None:
     lines = [json.loads(line) for line in content.splitlines()]
     assert [(line["reference"], line["after_close"]) for line in lines] == [("late", False), ("late", False)]
     assert (header.findings, header.totals["assets"]["USD"]["debits"]) == (0, "5.00")
-    assert rows(told, "backdated", seconds=10**10) == []
+    assert rows(told, "backdated", seconds=10**12) == []
+    with pytest.raises(InvalidCommand, match="seconds"):
+        rows(told, "backdated", seconds=99999999999999999999)
     told.close_period(PAST + timedelta(days=1), actor="ann")
     done = told.transfer("1 USD", debit="world", credit="alice")
     told.stamp()
@@ -444,15 +467,39 @@ def test_all_is_there(told: Ledger) -> None:
         ("DELETE FROM dead_letter_decisions", "trail"),
         ("DELETE FROM replays", "trail"),
         ("DELETE FROM privileged_actions WHERE action = 'rebuild'", "trail"),
+        ("DELETE FROM outbox", "live"),
     ],
 )
 def test_what_is_missing_is_named(told: Ledger, tamper: Tamper, change: str, check: str) -> None:
     """Whatever somebody with all rights takes away is found, by the check that is there for it."""
     told.number_trail()
-    tamper(change)
+    told.transfer("1 USD", debit="world", credit="alice")
+    assert body(told, "completeness")[1].ok
+    tamper("ALTER TABLE outbox DISABLE TRIGGER ALL", change, "ALTER TABLE outbox ENABLE TRIGGER ALL")
     found = {line["check"] for line in rows(told, "completeness") if line["missing"]}
+    header = body(told, "completeness")[1]
+    if header.live["events_nowhere"]:
+        found.add("live")
     assert check in found
-    assert body(told, "completeness")[1].findings > 0
+    assert header.findings + header.live_findings > 0
+
+
+def test_what_is_neither_stamped_nor_waiting_is_named(told: Ledger, tamper: Tamper) -> None:
+    """It is bad news, behind what waits too; and it never comes into a body, at the same position or a later one."""
+    names = ("sum-of-transactions", "completeness")
+    position = told.feed_head()
+    before = {name: body(told, name, position=position) for name in names}
+    lost = told.transfer("1 USD", debit="world", credit="alice")
+    tamper("ALTER TABLE outbox DISABLE TRIGGER ALL", "DELETE FROM outbox", "ALTER TABLE outbox ENABLE TRIGGER ALL")
+    told.transfer("2 USD", debit="world", credit="alice")
+    for name in names:
+        content, header = body(told, name)
+        assert (content, pinned(header)) == (before[name][0], pinned(before[name][1]))
+    assert header.live["events_nowhere"] == header.live_findings == 2
+    assert [(each["stream"], each["transaction_id"]) for each in header.live["events_first_nowhere"]] == [
+        (stream, str(lost.transaction_id)) for stream in ("alice", "world")
+    ]
+    assert not header.ok
 
 
 def test_gaps_of_the_inbox_are_told_as_they_are_now(told: Ledger) -> None:

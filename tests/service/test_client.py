@@ -91,6 +91,8 @@ def test_questions_are_those_of_the_ledger(client: Client, funded: Ledger) -> No
 
     assert [event.version for event in history.events] == [1, 2]
     assert [event.version for event in client.history("alice", after=history.next or "").events] == [3]
+    paid = funded.history("alice")[1].effective_at
+    assert [event.version for event in client.history("alice", effective_as_of=paid).events] == [1, 2]
     assert [line.account for line in client.accounts(asset="USD").accounts] == ["alice", "bob", "world"]
     assert [entry.position for entry in client.feed()] == list(range(1, funded.feed_head() + 1))
     (payday,) = client.transactions(reference="payday").transactions

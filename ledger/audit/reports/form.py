@@ -36,8 +36,8 @@ FORMATS: Final = ("jsonl", "json", "csv")
 Progress: TypeAlias = Callable[[int], None]
 _PROGRESS_ROWS: Final = 1_000
 
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001  (that is the point)
-"""What a spreadsheet takes for the beginning of a formula, in either width."""
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")  # noqa: RUF001  (that is the point)
+"""What a spreadsheet takes for the beginning of a formula, in either width; and what is put in front of one."""
 
 
 class Column(NamedTuple):
@@ -319,7 +319,11 @@ def utc(column: str) -> str:
 
 
 def harmless(text: str) -> str:
-    """A text that no spreadsheet takes for a formula: where it begins like one, after an apostrophe."""
+    """
+    A text that no spreadsheet takes for a formula: where it begins like one, after an apostrophe.
+
+    One that begins with an apostrophe gets a second, so that no two texts become the same.
+    """
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 

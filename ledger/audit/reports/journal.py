@@ -23,6 +23,9 @@ CURSOR_ROWS: Final = 2_000
 DEPTH_MAX: Final = 1_000
 """How deep a tree of causes is followed; deeper is refused."""
 
+LATENESS_MAX: Final = 1_000_000_000_000
+"""Seconds: longer than there are years, and still a length of time that the database knows."""
+
 POSTED: Final = ("entry_posted", "hold_captured")
 
 
@@ -146,7 +149,9 @@ WITH RECURSIVE up AS (
     FROM {{schema}}.transactions AS t WHERE t.transaction_id = %(transaction_id)s::uuid
     UNION ALL
     SELECT t.transaction_id, t.causation_id, up.height + 1, up.path || t.transaction_id
-    FROM up JOIN {{schema}}.transactions AS t ON t.transaction_id::text = up.causation_id
+    FROM up JOIN {{schema}}.transactions AS t ON t.transaction_id = CASE
+        WHEN up.causation_id ~ '^[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$' THEN up.causation_id::uuid
+    END
     WHERE t.transaction_id <> ALL (up.path) AND up.height < %(depth)s
 ), down AS (
     SELECT t.*, f.position, 0 AS depth, ARRAY[f.position] AS path
@@ -272,7 +277,9 @@ TRANSACTION: Final = Definition(
 class BackdatedQuestion(Frozen):
     """How late."""
 
-    seconds: int = Field(0, ge=0, description="recorded more than so many seconds after it was effective")
+    seconds: int = Field(
+        0, ge=0, le=LATENESS_MAX, description="recorded more than so many seconds after it was effective"
+    )
     since: Moment | None = Field(None, description="recorded at or after")
     until: Moment | None = Field(None, description="recorded before")
 

@@ -25,8 +25,9 @@ class SumsQuestion(Frozen):
 
 
 # One pass over the log, which workers of the server share, adds everything up; by type first: it is asked once for each
-# group, and not for each event, what its amount counts as.  What came after the pin, stamped or not, is taken off
-# again: mostly that is little, and its streams are looked up.
+# group, and not for each event, what its amount counts as.  A stream ends with the last of it that the feed has at the
+# pin, which one look finds: before what was stamped since.  What is behind that, stamped, waiting or neither, is taken
+# off again: mostly it is little, and its streams are looked up.
 _POSTED: Final = "type IN ('entry_posted', 'hold_captured')"
 _GROUPED: Final = """
 e.stream, e.type, e.direction, count(*) AS events, sum(e.amount) AS amount, max(e.version) AS version
@@ -38,33 +39,32 @@ coalesce(sum(amount) FILTER (WHERE {_POSTED} AND direction = 'credit'), 0) AS cr
 """
 _SUMS: Final = f"""
 WITH later AS MATERIALIZED (
-    SELECT l.stream, min(l.version) - 1 AS version
-    FROM (
-        SELECT f.stream, f.version FROM {{schema}}.feed AS f WHERE f.position > %(position)s
-        UNION ALL
-        SELECT substring(a.place FROM '^(.*) [0-9]+$') COLLATE "C", substring(a.place FROM '[0-9]+$')::bigint
-        FROM {{schema}}.outbox AS o CROSS JOIN unnest(o.transaction_ids) AS i (transaction_id)
-        JOIN {{schema}}.transactions AS t ON t.transaction_id = i.transaction_id
-        CROSS JOIN unnest(t.announced) AS a (place)
-    ) AS l
-    GROUP BY l.stream
-), summed AS (
+    SELECT f.stream, min(f.version) - 1 AS version FROM {{schema}}.feed AS f
+    WHERE f.position > %(position)s GROUP BY f.stream
+), summed AS MATERIALIZED (
     SELECT {_ADDED} FROM (
         SELECT {_GROUPED} FROM {{schema}}.events AS e GROUP BY e.stream, e.type, e.direction
         OFFSET 0 -- Not for every event is it asked whose it is.
     ) AS g
     WHERE left(stream, 1) NOT IN ('#', '$') GROUP BY stream
+), ended AS MATERIALIZED (
+    SELECT s.stream, s.version AS last, coalesce(f.version, 0) AS version
+    FROM summed AS s LEFT JOIN later AS l ON l.stream = s.stream LEFT JOIN LATERAL (
+        SELECT f.version FROM {{schema}}.feed AS f
+        WHERE f.stream = s.stream AND f.version <= coalesce(l.version, s.version) AND f.position <= %(position)s
+        ORDER BY f.version DESC LIMIT 1
+    ) AS f ON true
 ), taken_off AS (
     SELECT {_ADDED} FROM (
-        SELECT {_GROUPED} FROM later AS l JOIN {{schema}}.events AS e ON e.stream = l.stream AND e.version > l.version
-        GROUP BY e.stream, e.type, e.direction
+        SELECT {_GROUPED} FROM ended AS l JOIN {{schema}}.events AS e ON e.stream = l.stream AND e.version > l.version
+        WHERE l.version < l.last GROUP BY e.stream, e.type, e.direction
     ) AS g
     GROUP BY stream
 ), pinned AS (
-    SELECT s.stream, coalesce(l.version, s.version) AS version, s.entries - coalesce(o.entries, 0) AS entries,
+    SELECT s.stream, l.version, s.entries - coalesce(o.entries, 0) AS entries,
            s.debits - coalesce(o.debits, 0) AS debits, s.credits - coalesce(o.credits, 0) AS credits
-    FROM summed AS s LEFT JOIN later AS l ON l.stream = s.stream LEFT JOIN taken_off AS o ON o.stream = s.stream
-    WHERE coalesce(l.version, s.version) > 0
+    FROM summed AS s JOIN ended AS l ON l.stream = s.stream LEFT JOIN taken_off AS o ON o.stream = s.stream
+    WHERE l.version > 0
 ), of_accounts AS (
     SELECT split_part(p.stream, '#', 1) COLLATE "C" AS account, count(*) AS streams, sum(p.version)::bigint AS events,
            sum(p.entries)::bigint AS entries, sum(p.debits) AS debits, sum(p.credits) AS credits,
@@ -184,6 +184,26 @@ _RELEASES: Final = trail.rows_of(
 
 _UNSTAMPED: Final = "SELECT coalesce(sum(cardinality(o.transaction_ids)), 0)::bigint FROM {schema}.outbox AS o"
 
+# Of each stream, what is behind the last of it that is stamped, and does not wait to be.
+_NOWHERE: Final = """
+WITH waiting AS MATERIALIZED (
+    SELECT DISTINCT i.transaction_id
+    FROM {schema}.outbox AS o CROSS JOIN unnest(o.transaction_ids) AS i (transaction_id)
+), heads AS (
+    SELECT e.stream, max(e.version) AS last FROM {schema}.events AS e GROUP BY e.stream
+), behind AS MATERIALIZED (
+    SELECT h.stream, coalesce(f.version, 0) AS version
+    FROM heads AS h LEFT JOIN LATERAL (
+        SELECT f.version FROM {schema}.feed AS f WHERE f.stream = h.stream ORDER BY f.version DESC LIMIT 1
+    ) AS f ON true
+    WHERE h.last > coalesce(f.version, 0)
+)
+SELECT count(*) OVER (), e.stream, e.version, e.transaction_id::text
+FROM behind AS b JOIN {schema}.events AS e ON e.stream = b.stream AND e.version > b.version
+WHERE NOT EXISTS (SELECT FROM waiting AS w WHERE w.transaction_id = e.transaction_id)
+ORDER BY e.stream, e.version LIMIT %s
+"""
+
 _GAPS: Final = """
 SELECT count(*) OVER (), s.source, s.stream, s.last_sequence + 1, s.highest_sequence, s.held, s.status
 FROM {schema}.inbox_streams AS s WHERE s.status <> 'flowing' ORDER BY s.source, s.stream LIMIT %s
@@ -191,7 +211,11 @@ FROM {schema}.inbox_streams AS s WHERE s.status <> 'flowing' ORDER BY s.source, 
 
 
 def completeness(connection: Connection, pin: Pin, _: CompletenessQuestion, tally: Tally) -> Rows:
-    """For each check what was looked at, and then a row for everything that is missing."""
+    """
+    For each check what was looked at, and then a row for everything that is missing.
+
+    What is neither stamped nor waiting to be has no position, and so is in no row: it is a finding beside the body.
+    """
     whole_tables(connection)
     at = {"position": pin.position, "trail": pin.trail}
     checks = (_positions, _versions, _entries, _numbers, _released)
@@ -201,9 +225,14 @@ def completeness(connection: Connection, pin: Pin, _: CompletenessQuestion, tall
             tally.count("missing", row[-2] is True)
             yield row
     tally.totals.update(positions=pin.position, trail=pin.trail)
-    waiting = connection.query(_GAPS, (SHOWN_MAX,))
+    waiting, nowhere = (connection.query(sql, (SHOWN_MAX,)) for sql in (_GAPS, _NOWHERE))
+    tally.live_findings += nowhere[0][0] if nowhere else 0
     tally.live.update(
         transactions_unstamped=connection.query(_UNSTAMPED)[0][0],
+        events_nowhere=nowhere[0][0] if nowhere else 0,
+        events_first_nowhere=[
+            dict(zip(("stream", "version", "transaction_id"), row[1:], strict=True)) for row in nowhere
+        ],
         trail_unnumbered=trail.waiting(connection),
         inbox_streams_waiting=waiting[0][0] if waiting else 0,
         inbox_first_waiting=[
