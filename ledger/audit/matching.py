@@ -43,10 +43,15 @@ BY_SEVERAL: Final = "several"
 
 
 class Rules(NamedTuple):
-    """How many days may lie between an entry of ours and theirs, and how many may come to one; 0 or 1: none may."""
+    """
+    How many days may lie between an entry of ours and theirs, and how many may come to one; 0 or 1: none may.
+
+    `names` are what of our transactions was taken for the names of our entries.
+    """
 
     days: int = 3
     several: int = 5
+    names: Sequence[str] = ("reference",)
 
     def checked(self) -> Rules:
         """
