@@ -451,7 +451,7 @@ def _checked_sides(sides: str | None) -> str | None:
 def _given(days: int | None, several: int | None, names: Sequence[str] | None) -> dict[str, Any]:
     """The rules that are given, and within the limits."""
     checked = None if names is None else _checked_names(names)
-    given = {
+    given: dict[str, Any] = {
         name: value for name, value in (("days", days), ("several", several), ("names", checked)) if value is not None
     }
     Rules(**given).checked()

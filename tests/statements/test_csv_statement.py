@@ -106,12 +106,12 @@ def test_wrong_encoding_is_refused(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_an_entry_of_another_day_is_refused(tmp_path: Path, days: dict[str, date], where: str, problem: str) -> None:
+def test_an_entry_of_another_day_is_refused(tmp_path: Path, days: dict[str, Any], where: str, problem: str) -> None:
     """What is not of the days that were declared is no part of the statement; the first and the last day are."""
     with pytest.raises(BrokenStatement) as error:
         read(tmp_path, GERMAN, **days)
     assert (error.value.where, error.value.problem) == (where, problem)
-    bounds = {"opens_on": date(2026, 3, 3), "closes_on": date(2026, 3, 5)}
+    bounds: dict[str, Any] = {"opens_on": date(2026, 3, 3), "closes_on": date(2026, 3, 5)}
     assert len(read(tmp_path, GERMAN, **bounds).entries) == 2
 
 
