@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ledger.audit.bank_statement import Currency
 from ledger.audit.camt053 import read_camt053
 from ledger.audit.csv_statement import CsvProfile, read_csv
 from ledger.audit.matching import Match, Matched, Rules, key, match
-from ledger.audit.reconciled import Gap, Reconciliation, Settled
+from ledger.audit.reconciled import Gap, Reconciliation, Settled, rules_json
 from ledger.core.book import Terms
 from ledger.core.commands import Direction
 from ledger.core.errors import InvalidCommand
@@ -56,8 +56,9 @@ class _Asked:
     statement: BankStatement
     sides: str | None
     since: date | None
-    names: Sequence[str]
-    rules: Rules
+    rules: Mapping[str, Any]
+    """Those that are given."""
+
     actor: str
     pin: tuple[Sequence[int], int] | None
 
@@ -71,6 +72,7 @@ class _Seen:
     sides: str
     recognised: bool
     begins_on: date
+    rules: Rules
     window: Window
     chain: Sequence[Staged]
     before: int
@@ -105,9 +107,9 @@ class Reconciliations:
         account_number: str | None = None,
         sides: str | None = None,
         since: date | None = None,
-        names: Sequence[str] = ("reference",),
-        days: int = 3,
-        several: int = 5,
+        names: Sequence[str] | None = None,
+        days: int | None = None,
+        several: int | None = None,
         pin: str | None = None,
         dry_run: bool = False,
         progress: Callable[[int], None] | None = None,
@@ -118,15 +120,16 @@ class Reconciliations:
         The file is camt.053, or CSV as `profile` declares it, with its `opening` and `closing` balances in whole units.
         Of several statements in it one is chosen by `statement_id` or `account_number`, which is else the account's
         metadata `iban`.  Ours are found by the `names` of their transactions: reference, idempotency_key,
-        transaction_id, or metadata:KEY.  Entries are matched within so many `days`, and up to `several` with one.
+        transaction_id, or metadata:KEY; by reference, unless it is said.  Entries are matched within so many `days`
+        (3), and up to `several` (5) with one.
 
         `sides` says whether the bank's credit is our debit (mirrored) or our credit (same); unless it is said, accounts
         that grow on the debit side are mirrored, and the others the same.  `since` is the day on which the first
         reconciliation begins, if not with its statement: what is older is covered by its opening balance.
 
-        The same statement again is known by its id or contents.  `pin` asks for a report as it was, and decides
-        nothing; neither does `dry_run`, which is the answer of today.  `progress` is called with the number of entries
-        read from camt.053 so far.
+        The same statement again is known by its id or contents.  `pin` asks for a report as it was, by the
+        rules that are recorded with it, and decides nothing; neither does `dry_run`, which is the answer of today.
+        `progress` is called with the number of entries read from camt.053 so far.
 
         Raises:
             BrokenStatement: The file cannot be read, contradicts itself, or is of another currency.
@@ -153,8 +156,7 @@ class Reconciliations:
             read,
             _checked_sides(sides),
             since,
-            _checked_names(names),
-            Rules(days, several).checked(),
+            _given(days, several, names),
             said("actor", actor),
             None if pin is None else _parsed_pin(pin),
         )
@@ -168,7 +170,7 @@ class Reconciliations:
         with self._database.connection() as connection, connection.transaction(read_only=True, unbounded=True):
             seen = _look(connection, asked)
         # Outside of any transaction: whoever else writes waits for nothing, however long it takes.
-        found = match(_to_match(seen.ours), _to_match(seen.theirs), asked.rules)
+        found = match(_to_match(seen.ours), _to_match(seen.theirs), seen.rules)
         if asked.pin is not None:
             # Whatever was left then is left: what is found now would be a decision of today.
             found.matches = []
@@ -192,7 +194,7 @@ class Reconciliations:
                 asked.account,
                 seen.statement_id,
                 pin=report.pin,
-                rules={"days": asked.rules.days, "several": asked.rules.several, "names": list(asked.names)},
+                rules=rules_json(seen.rules),
                 reconciled=report.reconciled,
                 report_sha256=bytes.fromhex(report.sha256),
                 actor=asked.actor,
@@ -253,10 +255,11 @@ def _look(connection: Connection, asked: _Asked) -> _Seen:
     )
     this = known or new
     chain = [each for each in kept if (each.place, each.statement_id) < (this.place, this.statement_id)] + [this]
+    rules = _rules(connection, asked, this.statement_id)
     window = _window(connection, asked, chain)
     signs = {each.statement_id: sign_of(each.sides, terms.normal) for each in chain}
     before, balance = reconciliations.balances(connection, window)
-    ours = [_named(row, asked.names) for row in reconciliations.open_ours(connection, window, this.place)]
+    ours = [_named(row, rules.names) for row in reconciliations.open_ours(connection, window, this.place)]
     theirs = reconciliations.open_theirs(connection, window, signs, this.place)
     if known is None:
         theirs += [
@@ -271,8 +274,8 @@ def _look(connection: Connection, asked: _Asked) -> _Seen:
             raise InvalidCommand("since", f"more than {OPEN_MAX:,} entries of {side} are open; begin later")
     settled = reconciliations.matches(connection, window, this.statement_id, this.place) if known else []
     return _Seen(
-        this.statement_id, this.place, sides, known is not None, this.begins_on, window, chain, before, balance, ours,
-        theirs, settled,
+        this.statement_id, this.place, sides, known is not None, this.begins_on, rules, window, chain, before, balance,
+        ours, theirs, settled,
     )  # fmt: skip
 
 
@@ -305,11 +308,39 @@ def _window(connection: Connection, asked: _Asked, chain: Sequence[Staged]) -> W
         versions, decision = asked.pin
         if len(versions) > len(streams):
             raise InvalidCommand("pin", f"account {asked.account} has {len(streams)} streams, not {len(versions)}")
+        _check_pin(connection, asked.account, streams, asked.pin)
         versions = [*versions, *[0] * (len(streams) - len(versions))]
     since, until = chain[0].begins_on, chain[-1].closes_on + timedelta(days=1)
     return Window(
         asked.account, streams, versions, decision, _midnight(since), _midnight(until), asked.terms.normal.value
     )
+
+
+def _check_pin(connection: Connection, account: str, streams: Sequence[str], pin: tuple[Sequence[int], int]) -> None:
+    """What is yet to come is no report that was: it would be another one then."""
+    versions, decision = pin
+    for stream, version, head in zip(streams, versions, reconciliations.heads(connection, streams), strict=False):
+        if version > head:
+            raise InvalidCommand("pin", f"it is of version {version} of {stream}, which is at {head}")
+    last = reconciliations.last_decision(connection, account)
+    if decision > last:
+        raise InvalidCommand("pin", f"it is of decision {decision} about {account}, and the last one is {last}")
+
+
+def _rules(connection: Connection, asked: _Asked, statement_id: str) -> Rules:
+    """Those that are given; of a report that was, those by which it was made."""
+    given = Rules(**asked.rules)
+    if asked.pin is None:
+        return given
+    pin = _pin_of(*asked.pin)
+    found = reconciliations.rules(connection, asked.account, statement_id, pin)
+    made = [Rules(each["days"], each["several"], tuple(each["names"])) for each in found]
+    fitting = [each for each in made if asked.rules.items() <= each._asdict().items()]
+    if made and len(fitting) != 1:
+        said = " and ".join(f"{each.days} days, {each.several} several, by {', '.join(each.names)}" for each in made)
+        problem = "reports by several rules; say by which" if fitting else "a report by other rules"
+        raise InvalidCommand("pin", f"{pin} is of {problem}: {said}")
+    return fitting[0] if made else given
 
 
 def _midnight(day: date) -> datetime:
@@ -362,7 +393,8 @@ def _report(asked: _Asked, seen: _Seen, found: Matched, new: Sequence[NewDecisio
         closes_on=this.closes_on,
         currency=Currency(terms.asset, terms.scale),
         sides=seen.sides,
-        pin=f"{'.'.join(map(str, window.versions))}@{window.decision + len(new)}",
+        rules=seen.rules,
+        pin=_pin_of(*(asked.pin or (window.versions, window.decision + len(new)))),
         ledger_balance=seen.balance,
         closing=this.closing * sign_of(this.sides, terms.normal),
         matched=settled,
@@ -416,11 +448,25 @@ def _checked_sides(sides: str | None) -> str | None:
     return sides
 
 
+def _given(days: int | None, several: int | None, names: Sequence[str] | None) -> dict[str, Any]:
+    """The rules that are given, and within the limits."""
+    checked = None if names is None else _checked_names(names)
+    given: dict[str, Any] = {
+        name: value for name, value in (("days", days), ("several", several), ("names", checked)) if value is not None
+    }
+    Rules(**given).checked()
+    return given
+
+
 def _checked_names(names: Sequence[str]) -> Sequence[str]:
     for name in names:
         if name not in NAMES and not (name.startswith(_METADATA) and len(name) > len(_METADATA)):
             raise InvalidCommand("names", f"{name!r} is none of {', '.join(NAMES)} or {_METADATA}KEY")
     return tuple(names)
+
+
+def _pin_of(versions: Sequence[int], decision: int) -> str:
+    return f"{'.'.join(map(str, versions))}@{decision}"
 
 
 def _parsed_pin(pin: str) -> tuple[Sequence[int], int]:

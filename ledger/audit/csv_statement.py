@@ -67,7 +67,8 @@ class CsvProfile:
             raise InvalidCommand("skip_lines", f"{self.skip_lines} is not a number of lines from 0 to {SKIP_MAX:,}")
         try:
             "".encode(self.encoding)
-        except LookupError:
+        except (LookupError, ValueError):
+            # One is called undefined: it is known, and encodes nothing.
             raise InvalidCommand("encoding", f"{self.encoding!r} is not known") from None
 
     def headings(self, meaning: str) -> list[str]:
@@ -148,7 +149,8 @@ def read_csv(
     Read a statement from CSV.
 
     The balances are whole units of the currency, positive where they are to the customer's credit; the days are those
-    of the first and last entry unless they are said, and the id is made of the file's SHA-256.
+    of the first and last entry unless they are said, and then all entries are of these days; the id is made of the
+    file's SHA-256.
 
     Raises:
         BrokenStatement: It is not what was declared, contradicts itself or is of another currency; it names the place.
@@ -168,6 +170,9 @@ def read_csv(
         raise InvalidCommand("statement", "it has no entries: say of which days it is, --opens-on and --closes-on")
     first, last = opens_on or days[0], closes_on or days[-1]
     check_days(first, last, "its days", refuse)
+    for entry in entries:
+        if not first <= entry.booked_on <= last:
+            raise refuse(entry.place, f"it is of {entry.booked_on}, and the statement is of {first} to {last}")
     check_total(bounds[0], entries, bounds[1], currency, "the balances that were declared", refuse)
     return BankStatement(
         statement_id=name,

@@ -43,10 +43,15 @@ BY_SEVERAL: Final = "several"
 
 
 class Rules(NamedTuple):
-    """How many days may lie between an entry of ours and theirs, and how many may come to one; 0 or 1: none may."""
+    """
+    How many days may lie between an entry of ours and theirs, and how many may come to one; 0 or 1: none may.
+
+    `names` are what of our transactions was taken for the names of our entries.
+    """
 
     days: int = 3
     several: int = 5
+    names: Sequence[str] = ("reference",)
 
     def checked(self) -> Rules:
         """
@@ -170,7 +175,7 @@ class _Passes:
         return [item for item in items if key(item) in left]
 
     def _pair(self, ours: list[Item], theirs: list[Item]) -> None:
-        """Match entries of one reference: those of one amount in order of their days, and what is left as a whole."""
+        """Match entries of one reference: those of one amount in order of their days, and one with all that is left."""
         if not ours or not theirs:
             return
         by_amount: dict[int, list[Item]] = defaultdict(list)
@@ -184,7 +189,9 @@ class _Passes:
                 rest.append(item)
         left = self._still(self._ours, ours)
         whole = sum(item.amount for item in left) == sum(item.amount for item in rest)
-        if left and rest and whole and len(left) + len(rest) <= GROUP_MAX:
+        # What several of both sides come to says nothing of which is which: they are reported as differing.
+        one = min(len(left), len(rest)) == 1
+        if one and whole and len(left) + len(rest) <= GROUP_MAX:
             self._settle(BY_REFERENCE, left, rest)
 
     # The same amount, and nearly the same day

@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
 from ledger.audit.bank_statement import Currency
-from ledger.audit.matching import Ambiguous, Differing
+from ledger.audit.matching import Ambiguous, Differing, Rules
 from ledger.core.canonical import canonical_json
 from ledger.core.money import Money
 from ledger.storage.reconciliations import Item
@@ -54,8 +54,8 @@ class Reconciliation:
     An account compared with a statement, up to the end of its last day in UTC.
 
     Amounts are minor units in the account's normal direction.  `pin` says which part of the log and of the decisions
-    was looked at: given again, it leads to the same report, with the same `sha256`.  `found` counts the matches that
-    are new, and `recognised` says that the statement was here before.
+    was looked at: given again, it leads to the same report by the same `rules`, with the same `sha256`.  `found` counts
+    the matches that are new, and `recognised` says that the statement was here before.
     """
 
     account: str
@@ -64,6 +64,7 @@ class Reconciliation:
     closes_on: date
     currency: Currency
     sides: str
+    rules: Rules
     pin: str
     ledger_balance: int
     closing: int
@@ -128,6 +129,7 @@ def body(report: Reconciliation) -> dict[str, Any]:
         "opens_on": report.opens_on.isoformat(),
         "closes_on": report.closes_on.isoformat(),
         "sides": report.sides,
+        "rules": rules_json(report.rules),
         "pin": report.pin,
         "reconciled": report.reconciled,
         "equation": [{"term": term, "amount": money(amount)} for term, amount in report.equation],
@@ -177,6 +179,11 @@ def body(report: Reconciliation) -> dict[str, Any]:
             )
         },
     }
+
+
+def rules_json(rules: Rules) -> dict[str, Any]:
+    """Rules as plain JSON, as they are recorded."""
+    return {**rules._asdict(), "names": list(rules.names)}
 
 
 def _money(report: Reconciliation) -> Any:

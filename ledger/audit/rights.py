@@ -43,9 +43,26 @@ _MEMBERSHIPS: Final = """
 SELECT m.rolname::text, r.rolname::text
 FROM pg_roles AS m CROSS JOIN pg_roles AS r
 WHERE m.rolname = ANY(%(members)s::text[]) AND NOT m.rolsuper AND m.oid <> r.oid
-  AND (r.rolname = ANY(%(roles)s::text[])
-       OR r.rolname IN ('pg_write_all_data', 'pg_write_server_files', 'pg_execute_server_program'))
+  AND (r.rolname = ANY(%(roles)s::text[]) OR r.rolname = ANY(%(powers)s::text[]))
   AND pg_has_role(m.oid, r.oid, 'MEMBER') ORDER BY 1, 2
+"""
+
+_POWERS: Final = ("pg_write_all_data", "pg_write_server_files", "pg_execute_server_program")
+
+# Who logs in, and is more than one of these roles at once; what a role has itself is said of the role.
+_LOGINS: Final = """
+SELECT m.rolname::text, r.rolname::text,
+       pg_has_role(m.oid, CAST(%(app)s AS name), 'MEMBER') OR pg_has_role(m.oid, CAST(%(audit)s AS name), 'MEMBER')
+FROM pg_roles AS m CROSS JOIN pg_roles AS r
+WHERE m.rolcanlogin AND NOT m.rolsuper AND m.rolname <> ALL(%(roles)s::text[])
+  AND (r.rolname = %(owner)s OR r.rolname = ANY(%(powers)s::text[]))
+  AND pg_has_role(m.oid, r.oid, 'MEMBER') ORDER BY 1, 2
+"""
+
+_DATABASE_OWNER: Final = """
+SELECT d.datname::text, o.rolname::text FROM pg_database AS d JOIN pg_roles AS o ON o.oid = d.datdba
+WHERE d.datname = current_database() AND NOT o.rolsuper
+  AND (pg_has_role(o.oid, CAST(%(app)s AS name), 'MEMBER') OR pg_has_role(o.oid, CAST(%(audit)s AS name), 'MEMBER'))
 """
 
 _SCHEMA_OWNER: Final = (
@@ -118,6 +135,8 @@ class Rights:
         if roles:
             self._judge_attributes(roles, diagnosis)
             self._judge_memberships(roles, diagnosis)
+            self._judge_logins(roles, diagnosis)
+            self._judge_database(roles, diagnosis)
 
     def _roles(self, prefix: str | None) -> Roles | None:
         if prefix is None and self.owner.endswith("_owner"):
@@ -211,10 +230,32 @@ class Rights:
         diagnosis.count("roles", len(roles))
 
     def _judge_memberships(self, roles: Roles, diagnosis: Diagnosis) -> None:
-        members = {"members": [roles.app, roles.audit], "roles": list(roles)}
+        members = {"members": [roles.app, roles.audit], "roles": list(roles), "powers": list(_POWERS)}
         for member, role in self.connection.query(_MEMBERSHIPS, members):
             advice = f"REVOKE {quoted_name(role)} FROM {quoted_name(member)}, or from whatever role it has that by."
             diagnosis.find("role", member, f"it may do what {role} may", advice)
+
+    def _judge_logins(self, roles: Roles, diagnosis: Diagnosis) -> None:
+        """Whoever serves must not be who may take guards away; whoever only migrates is known, or is pointed out."""
+        asked = roles._asdict() | {"roles": list(roles), "powers": list(_POWERS)}
+        for login, role, serves in self.connection.query(_LOGINS, asked):
+            advice = f"REVOKE {quoted_name(role)} FROM {quoted_name(login)}, or from whatever role it has that by."
+            if serves:
+                problem = f"it logs in to use the ledger, and may do what {role} may"
+                diagnosis.find("role", login, problem, advice)
+            elif role == roles.owner and login not in self.known:
+                problem = f"it logs in, and may take guards away as a member of {role}"
+                diagnosis.warn("role", login, problem, f"{advice} Or name it as known, if it migrates.")
+
+    def _judge_database(self, roles: Roles, diagnosis: Diagnosis) -> None:
+        for database, owner in self.connection.query(_DATABASE_OWNER, roles._asdict()):
+            if owner not in self.known:
+                diagnosis.warn(
+                    "owner",
+                    "the database",
+                    f"it belongs to {owner}, who uses the ledger and may drop it",
+                    f"ALTER DATABASE {quoted_name(database)} OWNER TO whoever migrates.",
+                )
 
     def _belonging_to_others(self, roles: Roles | None) -> set[str]:
         """What has another owner, of which that was said; what is granted on it is the other's."""

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Final
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from ledger.application import Ledger
 from ledger.cli.options import AsOf, Target, command, opened, pairs
-from ledger.cli.output import answer, console, fitting, moment, print_json, row, table
+from ledger.cli.output import answer, console, escape, fitting, moment, print_json, row, table
 from ledger.core.book import Balance, Terms
 from ledger.core.commands import Direction
 from ledger.core.errors import InvalidCommand

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from ledger.audit.bundle import Verified, verify_bundle
 from ledger.cli.options import Answering, Target, command, opened
-from ledger.cli.output import answer, progress
+from ledger.cli.output import answer, escape, progress
 from ledger.cli.proving import Trusted, files
 from ledger.cli.sealing import NoteOption
 from ledger.core.canonical import utc_text
@@ -78,5 +77,5 @@ def _said(found: Verified) -> list[str]:
     lines = [f"[green]sound[/]: {counted}, as signed by {escape(found.checkpoint.origin)}"]
     lines += [f"anchored up to {each.size:,} events" for each in found.anchored]
     lines += [f"[green]there at {utc_text(at)}[/]" for at in found.timestamps]
-    lines += [f"[yellow]not checked[/], for want of --roots: {name}" for name in found.unchecked]
+    lines += [f"[yellow]not checked[/], for want of --roots: {escape(name)}" for name in found.unchecked]
     return lines

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rich.console import Console
-from rich.markup import escape
 from rich.rule import Rule
 from rich.table import Table
 
 from ledger.audit.report import Report
 from ledger.cli.incident import ARRIVED, DELIVERED, REPLAYED, RIGHT, SENT, Incident, Refusal, Repair, Step
 from ledger.cli.options import Target, command, opened
-from ledger.cli.output import console, print_json, row, table
+from ledger.cli.output import console, escape, print_json, row, table
 from ledger.core.money import Money
 from ledger.wire import Json, balance_json, report_json
 

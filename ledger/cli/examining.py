@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Annotated, Final
 
 import typer
-from rich.markup import escape
 
 from ledger.audit.diagnosis import Diagnosis, Symptom
 from ledger.cli.consuming import doctor_kafka
 from ledger.cli.options import Target, command, opened, unless_followed
-from ledger.cli.output import answer
+from ledger.cli.output import answer, escape
 from ledger.wire import diagnosis_json
 
 doctor_app = typer.Typer(

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.markup import escape
 
 from ledger.audit.export import Exported, Format
 from ledger.cli.options import Target, command, opened
-from ledger.cli.output import answer, progress
+from ledger.cli.output import answer, escape, progress
 from ledger.cli.proving import files
 from ledger.core.errors import InvalidCommand
 from ledger.wire import Json

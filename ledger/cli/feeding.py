@@ -10,12 +10,11 @@ from importlib import import_module
 from typing import Annotated, Any, Final
 
 import typer
-from rich.markup import escape
 
 from ledger.application import Ledger
 from ledger.cli.consuming import until_signalled
 from ledger.cli.options import Target, command, opened, unless_followed
-from ledger.cli.output import answer, complain, moment, print_json, quiet, row, table
+from ledger.cli.output import answer, complain, escape, moment, print_json, quiet, row, seen, table
 from ledger.connect.kafka_settings import read_config
 from ledger.core.events import FeedEntry
 from ledger.core.money import Money
@@ -175,7 +174,7 @@ def _shown_by(ledger: Ledger, *, as_json: bool) -> Callable[[FeedEntry], None]:
         line = f"{entry.position:>8}  {moment(event.recorded_at)}  {event.stream} {event.version}  {event.type}"
         if event.amount is not None and event.asset is not None and places is not None:
             line += f"  {event.direction} {Money(event.amount, event.asset, places)}"
-        sys.stdout.write(f"{line}  {entry.transaction.kind}\n")
+        sys.stdout.write(f"{seen(line)}  {entry.transaction.kind}\n")
 
     return show
 

@@ -6,10 +6,9 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from ledger.cli.options import Target, command, opened
-from ledger.cli.output import answer, moment
+from ledger.cli.output import answer, escape, moment
 from ledger.core.errors import InvalidCommand
 from ledger.wire import forgotten_json
 

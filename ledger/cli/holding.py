@@ -7,13 +7,12 @@ from datetime import datetime, timedelta
 from typing import Annotated, Final
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import text
 
 from ledger.application import Ledger
 from ledger.cli.options import CommandContext, Target, command, opened
-from ledger.cli.output import answer, fitting, moment, progress
+from ledger.cli.output import answer, escape, fitting, moment, progress
 from ledger.cli.writing import Amount, Part, carry_out, carry_out_on
 from ledger.core.commands import Capture, Hold, Release, build
 from ledger.core.errors import InvalidCommand

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.markup import escape
 
 from ledger.cli.options import CommandContext, MachineFiles, Target, command, opened, read_machine, read_machines
-from ledger.cli.output import answer, console, print_error, print_json, row, table
+from ledger.cli.output import answer, console, escape, print_error, print_json, row, table
 from ledger.cli.writing import carry_out_on
 from ledger.core.commands import Advance, Begin, build
 from ledger.core.errors import InvalidCommand, InvalidStateMachine

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from pydantic_core import to_json
 from rich import box
 from rich.console import Console, RenderableType
-from rich.markup import escape
+from rich.markup import escape as escaped_markup
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 
 _ENDLESS: Final = 10_000
 """Wider than any table."""
+
+
+_UNSEEN: Final = (
+    {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
+    | {code: f"\\u{code:04x}" for code in (0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))}
+)  # fmt: skip
+"""What a terminal obeys and nobody sees, and how it is shown: C0 and C1 controls, line separators, and what turns the
+direction of writing (Unicode Standard Annex #9)."""
 
 
 class _Console(Console):
@@ -64,7 +72,7 @@ def print_error(error: LedgerError, *, as_json: bool) -> None:
 
 def complain(problem: str) -> None:
     """One line on standard error."""
-    sys.stderr.write(f"ledger: {' '.join(problem.split())}\n")
+    sys.stderr.write(f"ledger: {seen(' '.join(problem.split()))}\n")
 
 
 def quiet(*loggers: str) -> None:
@@ -84,8 +92,18 @@ def table(*headings: str, right: Sequence[str] = (), whole: Sequence[str] = ()) 
     return made
 
 
+def seen(text: str) -> str:
+    """A text with its control characters shown by their numbers: it tells the reader's terminal nothing."""
+    return text.translate(_UNSEEN)
+
+
+def escape(text: str) -> str:
+    """A user's text as it may be printed: neither markup nor anything that a terminal obeys."""
+    return escaped_markup(seen(text))
+
+
 def row(made: Table, *cells: object) -> None:
-    """Add a row; texts of users are not markup."""
+    """Add a row; texts of users are neither markup nor control."""
     made.add_row(*(escape(str(cell)) for cell in cells))
 
 

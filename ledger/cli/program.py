@@ -193,7 +193,8 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except OSError as error:
-        complain(f"{error.strerror or error}")
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        complain(f"{where}{error.strerror or error}")
         return COULD_NOT
 
 

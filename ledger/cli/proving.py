@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
-from rich.markup import escape
 
 from ledger.audit.anchors import FileAnchor, timestamp_request, verify_timestamp
 from ledger.audit.checkpoint import Checkpoint, Note, SigningKey, VerifierKey, open_checkpoint, signers
 from ledger.audit.inclusion import InclusionProof
 from ledger.audit.tiles import LogFolder
 from ledger.cli.options import Answering, Target, command, opened
-from ledger.cli.output import answer, progress
+from ledger.cli.output import answer, escape, progress
 from ledger.core.canonical import utc_text
 from ledger.core.errors import InvalidCommand
 from ledger.core.merkle import consistency_proof

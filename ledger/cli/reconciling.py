@@ -11,12 +11,11 @@ from typing import Annotated, Final
 
 import typer
 from rich.console import RenderableType
-from rich.markup import escape
 
 from ledger.audit.csv_statement import CsvProfile, parse_columns, read_profile
 from ledger.audit.reconciled import Reconciliation, body
 from ledger.cli.options import Target, command, opened, unless_followed
-from ledger.cli.output import answer, fitting, moment, progress, row, table
+from ledger.cli.output import answer, escape, fitting, moment, progress, row, table
 from ledger.core.canonical import utc_text
 from ledger.core.errors import InvalidCommand
 from ledger.core.money import Money
@@ -145,12 +144,15 @@ def reconcile(
                                        " idempotency_key, transaction_id, metadata:KEY; repeatable.", metavar="NAME",
                                        rich_help_panel=_HOW)
     ] = None,
-    days: Annotated[int, typer.Option(help="Days between an entry of ours and theirs.", rich_help_panel=_HOW)] = 3,
+    days: Annotated[
+        int | None, typer.Option(help="Days between an entry of ours and theirs. Default: 3.", rich_help_panel=_HOW)
+    ] = None,
     several: Annotated[
-        int, typer.Option(help="Entries that may come to one of the other side.", rich_help_panel=_HOW)
-    ] = 5,
+        int | None, typer.Option(help="Entries that may come to one of the other side. Default: 5.",
+                                 rich_help_panel=_HOW)
+    ] = None,
     pin: Annotated[
-        str | None, typer.Option(help="The report as it was, by its pin.", rich_help_panel=_HOW)
+        str | None, typer.Option(help="The report as it was, by its pin and its rules.", rich_help_panel=_HOW)
     ] = None,
     actor: Annotated[str | None, typer.Option(help="Who asks; you, unless it is said.", show_default=False)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be matched; write nothing.")] = False,
@@ -177,7 +179,7 @@ def reconcile(
             account_number=iban,
             sides=sides,
             since=_day("since", since),
-            names=by or ("reference",),
+            names=by or None,
             days=days,
             several=several,
             pin=pin,

@@ -10,12 +10,11 @@ from typing import Annotated, BinaryIO, Final
 
 import typer
 from pydantic_core import to_json
-from rich.markup import escape
 
 from ledger.audit.reports.catalogue import REPORTS, definition
 from ledger.audit.reports.form import FORMATS, Definition, Header, PinnedReport
 from ledger.cli.options import Known, Target, command, opened
-from ledger.cli.output import answer, console, progress, row, table
+from ledger.cli.output import answer, console, escape, progress, row, table
 from ledger.core.errors import InvalidCommand
 from ledger.wire import definition_json
 

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
-from rich.markup import escape
 
 from ledger.application import Ledger
 from ledger.audit.checkpoint import SigningKey
 from ledger.cli.consuming import until_signalled
 from ledger.cli.options import Target, command, opened
-from ledger.cli.output import answer, complain, progress
+from ledger.cli.output import answer, complain, escape, progress
 from ledger.cli.proving import files, read_keys
 from ledger.core.canonical import utc_text
 from ledger.core.errors import InvalidCommand

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from ledger.access import EXPIRES_DAYS, EXPIRES_DAYS_MAX, Scope
 from ledger.cli.consuming import until_signalled
 from ledger.cli.options import Target, command, opened
 from ledger.cli.ordering import Policy
-from ledger.cli.output import answer, moment, row, table
+from ledger.cli.output import answer, escape, moment, row, table
 from ledger.core.errors import InvalidCommand
 from ledger.health import Check
 from ledger.settings import ServiceSettings

@@ -8,11 +8,10 @@ from typing import Annotated, Final
 
 import typer
 from pydantic_core import to_json
-from rich.markup import escape
 
 from ledger.cli.asking import pinned
 from ledger.cli.options import Known, Target, command, opened
-from ledger.cli.output import console, moment
+from ledger.cli.output import console, escape, moment
 from ledger.core.fields import MOMENT, checked
 from ledger.core.money import Money
 from ledger.storage.statement import Statement

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated, Final, TypeAlias
 
 import typer
-from rich.markup import escape
 
 from ledger.application import Ledger
 from ledger.audit.report import Report
 from ledger.cli.options import POOL_SIZE, Target, command, opened
-from ledger.cli.output import answer, print_error, progress
+from ledger.cli.output import answer, escape, print_error, progress
 from ledger.cli.proving import files, read_keys
 from ledger.core.errors import InvalidCommand, UnknownAccount
 from ledger.wire import migrated_json, report_json

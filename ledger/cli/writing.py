@@ -6,13 +6,12 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from ledger.application import Ledger
 from ledger.batch import Done
 from ledger.cli.lines import post_lines
 from ledger.cli.options import CommandContext, MachineFiles, Target, command, opened, read_machines
-from ledger.cli.output import answer, console, print_error, row, table
+from ledger.cli.output import answer, console, escape, print_error, row, table
 from ledger.core.commands import (
     AccountType,
     Command,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from hashlib import sha256
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from uuid import uuid4
 
 from psycopg.errors import UniqueViolation
@@ -185,6 +185,12 @@ INSERT INTO {schema}.reconciliations (
 VALUES (
     %(account)s, %(reconciliation_id)s, %(statement_id)s, %(pin)s, %(rules)s::json, %(reconciled)s, %(report_sha256)s,
     %(actor)s, now())
+"""
+
+RULES: Final = """
+SELECT r.rules::text FROM {schema}.reconciliations AS r
+WHERE r.account = %(account)s AND r.statement_id = %(statement_id)s AND r.pin = %(pin)s
+GROUP BY 1 ORDER BY min(r.recorded_at), 1
 """
 
 OUR_ENTRIES: Final = """
@@ -525,6 +531,12 @@ def record(
 def _together(rows: Sequence[Each]) -> Iterator[Sequence[Each]]:
     for first in range(0, len(rows), _ROWS_TOGETHER):
         yield rows[first : first + _ROWS_TOGETHER]
+
+
+def rules(connection: Connection, account: str, statement_id: str, pin: str) -> list[dict[str, Any]]:
+    """The rules by which reports with this pin were made, each once, the first ones first."""
+    asked = {"account": account, "statement_id": statement_id, "pin": pin}
+    return [json.loads(row[0]) for row in connection.query(RULES, asked)]
 
 
 def _insert(connection: Connection, sql: str, parameters: Mapping[str, object]) -> None:

@@ -155,6 +155,29 @@ def funded(ledger: Ledger) -> Ledger:
     return ledger
 
 
+def test_a_text_tells_the_terminal_nothing(
+    program: Program, answer: Answer, complaint: Complaint, funded: Ledger
+) -> None:
+    """Escapes, line ends and turned directions in a user's text are shown by their numbers; JSON has them as it is."""
+    text, unseen = "\x1b[31mred\x9b2J\n\u202elive", {"\x1b", "\x9b", "\u202e"}
+    done = funded.withdraw("alice", "1 USD", against="world", reference=text, metadata={"note": text}, actor=text)
+    transaction = str(done.transaction_id)
+    funded.stamp()
+    # Reference, metadata and actor; a table folds them wherever it must.
+    for command, times in (
+        (("transaction", transaction), 3),
+        (("statement", "alice", "--since", "2020-01-01T00:00:00Z", "--until", "2999-01-01T00:00:00Z"), 1),
+        (("report", "general-journal"), 0),
+        (("transaction", "--reference", text), 0),
+    ):
+        said = program(*command)
+        assert (said.returncode, said.stderr) == (0, "")
+        assert said.stdout.count("\\x1b[31mred\\x9b2J\\x0a\\u202elive") >= times, command
+        assert not unseen & set(said.stdout), command
+    assert answer("transaction", transaction)[1]["transaction"]["reference"] == text
+    assert not unseen & set(complaint("balance", text)[1])
+
+
 # What it is told
 
 

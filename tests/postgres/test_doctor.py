@@ -41,7 +41,7 @@ def prefix(psql: Psql) -> Iterator[str]:
     """A prefix for this test's own roles; they are dropped later than the databases that are asked for behind it."""
     prefix = next(_prefixes)
     yield prefix
-    for role in ("owner", "app", "audit", "other"):
+    for role in ("owner", "app", "audit", "other", "login"):
         if psql.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (f"{prefix}_{role}",)).fetchone():
             psql.execute(f"REASSIGN OWNED BY {prefix}_{role} TO CURRENT_USER".encode())
             psql.execute(f"DROP OWNED BY {prefix}_{role}".encode())
@@ -445,6 +445,27 @@ RIGHTS_DAMAGE: dict[str, tuple[str, str, str]] = {
     "application as owner": ("GRANT {owner} TO {app}", "role", "{app}"),
     "auditor as application": ("GRANT {app} TO {audit}", "role", "{audit}"),
     "application that writes everything": ("GRANT pg_write_all_data TO {app}", "role", "{app}"),
+    "login of the application that owns": ("GRANT {app}, {owner} TO {login}", "role", "{login}"),
+    "login of the auditor that owns by way of another": (
+        "GRANT {owner} TO {other}; GRANT {audit}, {other} TO {login}",
+        "role",
+        "{login}",
+    ),
+    "login of the application that writes everything": (
+        "GRANT {app} TO {other}; GRANT {other}, pg_write_all_data TO {login}",
+        "role",
+        "{login}",
+    ),
+    "application that puts guards to rest": (
+        "GRANT SET ON PARAMETER session_replication_role TO {app}",
+        "grant",
+        "parameter session_replication_role to {app}",
+    ),
+    "login that puts guards to rest by way of another": (
+        "GRANT SET ON PARAMETER session_replication_role TO {other}; GRANT {app}, {other} TO {login}",
+        "grant",
+        "parameter session_replication_role to {other}",
+    ),
     "tables to come": (
         "ALTER DEFAULT PRIVILEGES IN SCHEMA ledger GRANT UPDATE ON TABLES TO {app}",
         "default privileges",
@@ -457,12 +478,60 @@ RIGHTS_DAMAGE: dict[str, tuple[str, str, str]] = {
 def test_rights_that_must_not_be_are_named(funded: Ledger, psql: Psql, prefix: str, damage: str) -> None:
     """What was granted, given away or made of a role is the one finding, in its place."""
     owner, app, audit = funded.create_roles(prefix)
-    names = {"owner": owner, "app": app, "audit": audit, "other": f"{prefix}_other", "user": psql.info.user}
-    psql.execute(f"CREATE ROLE {names['other']}".encode())
+    names = {"owner": owner, "app": app, "audit": audit, "user": psql.info.user}
+    names |= {"other": f"{prefix}_other", "login": f"{prefix}_login"}
+    psql.execute(f"CREATE ROLE {names['other']}; CREATE ROLE {names['login']} LOGIN".encode())
     assert found(funded.doctor()) == []
     statement, kind, place = RIGHTS_DAMAGE[damage]
     psql.execute(statement.format(**names).encode())
     assert found(funded.doctor()) == [(kind, place.format(**names))]
+
+
+RIGHTS_CHOSEN: dict[str, tuple[str, str, str]] = {
+    "login that migrates": ("GRANT {owner} TO {login}", "role", "{login}"),
+    "login that migrates by way of another": ("GRANT {owner} TO {other}; GRANT {other} TO {login}", "role", "{login}"),
+    "database of the application": (
+        "GRANT {app} TO {login}; ALTER DATABASE {database} OWNER TO {login}",
+        "owner",
+        "the database",
+    ),
+    "event trigger": (
+        (
+            "CREATE FUNCTION public.odd() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';"
+            " CREATE EVENT TRIGGER odd ON ddl_command_end EXECUTE FUNCTION public.odd()"
+        ),
+        "event trigger",
+        "event trigger odd",
+    ),
+}
+
+
+@pytest.mark.parametrize("choice", RIGHTS_CHOSEN)
+def test_rights_that_are_a_choice_are_pointed_out(funded: Ledger, psql: Psql, prefix: str, choice: str) -> None:
+    """Each is the one warning more, and no finding; a login that is known is none."""
+    owner, app, _ = funded.create_roles(prefix)
+    login = f"{prefix}_login"
+    names = {"owner": owner, "app": app, "other": f"{prefix}_other", "login": login, "database": psql.info.dbname}
+    psql.execute(f"CREATE ROLE {names['other']}; CREATE ROLE {login} LOGIN".encode())
+    before = funded.doctor().warnings
+    statement, kind, place = RIGHTS_CHOSEN[choice]
+    psql.execute(statement.format(**names | {"database": _quoted(psql.info.dbname)}).encode())
+    diagnosis = funded.doctor()
+    assert found(diagnosis) == []
+    more = [(symptom.kind, symptom.place) for symptom in diagnosis.warnings if symptom not in before]
+    assert more == [(kind, place.format(**names))]
+    assert choice == "event trigger" or funded.doctor(known_roles=[login]).warnings == before
+
+
+def test_what_is_no_business_of_the_ledgers_roles(funded: Ledger, psql: Psql, prefix: str) -> None:
+    """A login that only uses the ledger, and a role that does not get at it, are nothing to speak of."""
+    _, app, _ = funded.create_roles(prefix)
+    psql.execute(f"CREATE ROLE {prefix}_other; CREATE ROLE {prefix}_login LOGIN".encode())
+    before = funded.doctor()
+    psql.execute(f"GRANT {app} TO {prefix}_login".encode())
+    psql.execute(f"GRANT SET ON PARAMETER session_replication_role TO {prefix}_other".encode())
+    after = funded.doctor()
+    assert (after.findings, after.warnings) == (before.findings, before.warnings)
 
 
 def test_grants_without_roles(ledger: Ledger, psql: Psql, prefix: str) -> None:

@@ -191,6 +191,43 @@ def test_the_same_report_whatever_is_appended(bank: Ledger, psql: Psql) -> None:
     ]
 
 
+def test_a_pin_leads_to_the_rules_of_its_report(bank: Ledger) -> None:
+    """Whatever may be matched today, a report is made again by its own rules, and by no others."""
+    strict = bank.reconcile("bank", MARCH, actor="ann", days=0, several=0, names=["reference", "idempotency_key"])
+    rules = {"days": 0, "several": 0, "names": ["reference", "idempotency_key"]}
+    assert body(strict)["rules"] == rules
+    loose = bank.reconcile("bank", MARCH, actor="ann")
+    assert loose.found > 0
+
+    for again in ({}, {"several": 0}, rules):
+        assert bank.reconcile("bank", MARCH, actor="bob", pin=strict.pin, **again).sha256 == strict.sha256
+    for other in ({"days": 3}, {"names": ["reference"]}):
+        with pytest.raises(InvalidCommand, match="is of a report by other rules: 0 days, 0 several, by reference, id"):
+            bank.reconcile("bank", MARCH, actor="bob", pin=strict.pin, **other)
+
+    # Nothing more is found by these, so that the pin is the same.
+    wider = bank.reconcile("bank", MARCH, actor="ann", several=6)
+    assert (wider.pin, wider.found) == (loose.pin, 0)
+    assert wider.sha256 != loose.sha256
+    with pytest.raises(InvalidCommand, match="reports by several rules; say by which: 3 days, 5 several, by reference"):
+        bank.reconcile("bank", MARCH, actor="bob", pin=loose.pin)
+    assert bank.reconcile("bank", MARCH, actor="bob", pin=loose.pin, several=5).sha256 == loose.sha256
+
+
+def test_a_pin_is_of_what_exists(bank: Ledger) -> None:
+    """What is yet to come would make another report of the same pin: it is refused."""
+    report = bank.reconcile("bank", MARCH, actor="ann")
+    versions, _, decision = report.pin.partition("@")
+    for pin, problem in (
+        ("999@0", f"it is of version 999 of bank, which is at {versions}"),
+        (f"{int(versions) + 1}@{decision}", f"it is of version {int(versions) + 1} of bank"),
+        (f"{versions}@{int(decision) + 1}", f"it is of decision {int(decision) + 1} about bank, and the last one is"),
+        ("999@999", "it is of version 999"),
+    ):
+        with pytest.raises(InvalidCommand, match=problem):
+            bank.reconcile("bank", MARCH, actor="bob", pin=pin)
+
+
 def test_a_dry_run_writes_nothing(bank: Ledger, psql: Psql) -> None:
     """It answers what would be matched, as the run after it does, and no table has a row more."""
     tables = ("bank_statements", "bank_entries", "reconciliation_decisions", "reconciliation_claims", "reconciliations")
@@ -439,6 +476,8 @@ def test_stripes_are_one_account(ledger: Ledger, write: Write) -> None:
     assert report.pin.count(".") == 3
     names = {name.rpartition("#")[0] for each in report.matched for name in each.ours}
     assert len(names) > 1
+    assert ledger.reconcile("hot", path, pin=report.pin, **declared).sha256 == report.sha256
+    ledger.change_account("hot", stripes=8)
     assert ledger.reconcile("hot", path, pin=report.pin, **declared).sha256 == report.sha256
 
 

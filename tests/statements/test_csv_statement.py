@@ -91,6 +91,30 @@ def test_wrong_encoding_is_refused(tmp_path: Path) -> None:
         read_csv(path, EUR, PROFILE, statement_id=None, opening="0", closing="0")
 
 
+@pytest.mark.parametrize(
+    ("days", "where", "problem"),
+    [
+        (
+            {"closes_on": date(2026, 3, 4)},
+            "line 4",
+            "it is of 2026-03-05, and the statement is of 2026-03-03 to 2026-03-04",
+        ),
+        (
+            {"opens_on": date(2026, 3, 4)},
+            "line 3",
+            "it is of 2026-03-03, and the statement is of 2026-03-04 to 2026-03-05",
+        ),
+    ],
+)
+def test_an_entry_of_another_day_is_refused(tmp_path: Path, days: dict[str, Any], where: str, problem: str) -> None:
+    """What is not of the days that were declared is no part of the statement; the first and the last day are."""
+    with pytest.raises(BrokenStatement) as error:
+        read(tmp_path, GERMAN, **days)
+    assert (error.value.where, error.value.problem) == (where, problem)
+    bounds: dict[str, Any] = {"opens_on": date(2026, 3, 3), "closes_on": date(2026, 3, 5)}
+    assert len(read(tmp_path, GERMAN, **bounds).entries) == 2
+
+
 def test_a_statement_without_entries_needs_its_days(tmp_path: Path) -> None:
     """An empty statement is one, if it is said of which days, and if it closes as it opens."""
     empty = "\n".join(GERMAN.splitlines()[:2])
@@ -113,6 +137,8 @@ def test_a_statement_without_entries_needs_its_days(tmp_path: Path) -> None:
         ({"decimal": "comma", "grouping": ","}, "cannot stand between thousands"),
         ({"delimiter": ";;"}, "not one character"),
         ({"encoding": "utf-99"}, "'utf-99' is not known"),
+        ({"encoding": "undefined"}, "'undefined' is not known"),
+        ({"encoding": "utf\0"}, "is not known"),
         ({"skip_lines": -1}, "not a number of lines"),
     ],
 )

@@ -96,6 +96,14 @@ def test_amounts_that_differ_are_set_aside() -> None:
     assert [(each.reference, each.difference) for each in matched.differing] == [("r", 1)]
 
 
+def test_several_of_both_sides_are_not_the_same() -> None:
+    """One name, other amounts and one sum: each differs from what it would be matched with."""
+    matched = match(ours((100, 0, "r"), (200, 0, "r")), theirs((150, 0, "r"), (150, 1, "r")), Rules())
+
+    assert found(matched) == []
+    assert [(each.reference, len(each.ours), len(each.theirs)) for each in matched.differing] == [("r", 2, 2)]
+
+
 def test_ambiguous_entries_are_listed() -> None:
     """With the entries that they may belong to."""
     matched = match(ours((5, 0), (5, 2)), theirs((5, 1)), Rules())
