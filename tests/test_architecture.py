@@ -68,7 +68,7 @@ FLOW: Final = """
     connect.kafka_doctor connect.kafka_naive connect.kafka_simulation connect.rabbitmq_consumer
     connect kafka rabbitmq
     service.occasion service.logs service.problem_details service.metrics   | the API
-    service.tokens service.gate service.group_commit service.tracing service.desk
+    service.tokens service.gate service.group_commit service.tracing service.desk service.deadlines
     service.scoped service.bodies service.probe service.shortcut service.bounds service.shapes
     service.command_routes service.question_routes service.bulk_routes service.feed_routes service.message_routes
     service.upkeep_routes service.report_routes service.health_routes service.document_routes
