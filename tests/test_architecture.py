@@ -75,7 +75,7 @@ FLOW: Final = """
     service.pages.charts service.pages.rendering service.pages.visiting service.pages.watching   | the audit page
     service.pages.site service.pages.entrance service.pages.overview_pages service.pages.account_pages
     service.pages.transaction_pages service.pages.order_pages service.page_routes
-    service.observed service.app service.server
+    service.observed service.app service.connections service.server
     client                                      | … and whoever speaks with it
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.stating cli.writing cli.holding

@@ -149,6 +149,11 @@ async def _of_http(_request: Request, error: Exception) -> Response:
     return _response(plain, error.headers or {})
 
 
+def bad_request_json(detail: str) -> Json:
+    """The problem of what is no HTTP at all."""
+    return _plain("http_error", HTTPStatus.BAD_REQUEST, detail, retryable=False, fields={})
+
+
 async def _of_ours(_request: Request, _error: Exception) -> Response:
     """A fault of ours, of which nothing is told outside; the server's log has it."""
     plain = _plain("internal_error", 500, "Something went wrong here; its log tells what.", retryable=False, fields={})
