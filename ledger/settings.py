@@ -69,7 +69,9 @@ class Limits:
     How much the service takes at once; beyond it a request is refused, and nothing is done.
 
     Bytes are those of a body, seconds those until an answer.  `rate` is requests a second of one credential in this
-    process, which may be exceeded for a second's worth; `requests` are all that are on their way at once.
+    process, which may be exceeded for a second's worth; `requests` are all that are on their way at once.  A connection
+    is closed that says no whole request head for `head_seconds`, or more than `head_bytes` (and what one read brings) of
+    one, and where nobody reads an answer for `unread_seconds`.
     """
 
     body_bytes: int = 256 * 1024
@@ -89,6 +91,9 @@ class Limits:
     follow_seconds: float = 300.0
     several_seconds: float = 60.0
     shutdown_seconds: float = 30.0
+    head_bytes: int = 64 * 1024
+    head_seconds: float = 10.0
+    unread_seconds: float = 30.0
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> Self:

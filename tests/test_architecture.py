@@ -68,14 +68,14 @@ FLOW: Final = """
     connect.kafka_doctor connect.kafka_naive connect.kafka_simulation connect.rabbitmq_consumer
     connect kafka rabbitmq
     service.occasion service.logs service.problem_details service.metrics   | the API
-    service.tokens service.gate service.group_commit service.tracing service.desk
+    service.tokens service.gate service.group_commit service.tracing service.desk service.deadlines
     service.scoped service.bodies service.probe service.shortcut service.bounds service.shapes
     service.command_routes service.question_routes service.bulk_routes service.feed_routes service.message_routes
     service.upkeep_routes service.report_routes service.export_routes service.health_routes service.document_routes
     service.pages.charts service.pages.rendering service.pages.visiting service.pages.watching   | the audit page
     service.pages.site service.pages.entrance service.pages.overview_pages service.pages.account_pages
     service.pages.transaction_pages service.pages.order_pages service.page_routes
-    service.observed service.app service.server
+    service.observed service.app service.connections service.server
     client                                      | … and whoever speaks with it
     cli.output cli.options cli.lines            | the command line
     cli.asking cli.stating cli.writing cli.holding

@@ -19,7 +19,7 @@ from ledger.cli.ordering import Policy
 from ledger.cli.output import answer, escape, moment, row, table
 from ledger.core.errors import InvalidCommand
 from ledger.health import Check
-from ledger.settings import ServiceSettings
+from ledger.settings import Limits, ServiceSettings
 from ledger.storage.database import Timeouts
 from ledger.wire import api_key_json
 
@@ -69,11 +69,9 @@ def serve(
     )
     _module("ledger.service.logs").to_standard_error(settings.log_level)
     limits = settings.limits
-    # What nobody waits for any more ends by then; an answer is given up sooner, each kind after its own time.
-    timeouts = Timeouts(statement_seconds=limits.several_seconds)
-    # Of each thread that asks or writes one, of the batcher two, of the stamper one, of who watches three.
-    size = limits.readers + limits.auditors + limits.bulks + 6
-    with opened(target.settings, timeouts=timeouts, pool_size=size) as ledger:
+    # Of each thread that asks or writes one, of the batcher two, of stamper and deadlines one, of watchers three.
+    size = limits.readers + limits.auditors + limits.bulks + 7
+    with opened(target.settings, timeouts=timeouts_of(limits), pool_size=size) as ledger:
         ledger.check_schema()
         inboxes = [policy.inbox(ledger, name) for name in dict.fromkeys(source or ())]
         serving = server.Server(app.create_app(ledger, settings, inboxes), settings)
@@ -87,6 +85,11 @@ def serve(
             else:
                 serving.listen()
     return 0
+
+
+def timeouts_of(limits: Limits) -> Timeouts:
+    """What nobody waits for any more ends by then; an answer is given up sooner, each kind after its own time."""
+    return Timeouts(statement_seconds=max(limits.several_seconds, limits.audit_seconds))
 
 
 def _chosen(

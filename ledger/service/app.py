@@ -24,6 +24,7 @@ from ledger.service import (
     upkeep_routes,
 )
 from ledger.service.bounds import Bounds
+from ledger.service.deadlines import acting_on_deadlines
 from ledger.service.desk import Desk
 from ledger.service.observed import ObservedApp
 from ledger.service.problem_details import add_problems
@@ -59,7 +60,8 @@ def create_app(ledger: Ledger, settings: ServiceSettings | None = None, inboxes:
     @asynccontextmanager
     async def lifespan(_app: ObservedApp) -> AsyncIterator[None]:
         try:
-            yield
+            async with acting_on_deadlines(desk):
+                yield
         finally:
             await desk.close()
 

@@ -158,6 +158,11 @@ def _allowed(request: Request) -> str:
     return ", ".join(sorted({method for route in at_path for method in route.methods}))
 
 
+def bad_request_json(detail: str) -> Json:
+    """The problem of what is no HTTP at all."""
+    return _plain("http_error", HTTPStatus.BAD_REQUEST, detail, retryable=False, fields={})
+
+
 async def _of_ours(_request: Request, _error: Exception) -> Response:
     """A fault of ours, of which nothing is told outside; the server's log has it."""
     plain = _plain("internal_error", 500, "Something went wrong here; its log tells what.", retryable=False, fields={})

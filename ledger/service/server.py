@@ -7,12 +7,13 @@ import ipaddress
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from fastapi import FastAPI
 
 from ledger.core.errors import InvalidCommand
+from ledger.service.connections import BoundedHttp
 from ledger.service.desk import Desk
 from ledger.settings import ServiceSettings
 
@@ -32,8 +33,14 @@ class Server(uvicorn.Server):
         check_exposure(settings)
         self._desk: Desk = app.state.desk
         secure = settings.certificate is not None
+
+        def connection(**made: Any) -> BoundedHttp:
+            return BoundedHttp(settings.limits, **made)
+
         config = uvicorn.Config(
             app,
+            http=connection,  # type: ignore[arg-type]  # It is called, as a class would be.
+            timeout_keep_alive=max(1, round(settings.limits.head_seconds)),
             log_level="warning",
             # Its lines go where those of the process do, and each request has one of ours.
             log_config=None,

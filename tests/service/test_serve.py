@@ -26,7 +26,9 @@ from serving import WAIT_SECONDS
 
 from ledger import Ledger
 from ledger.access import Scope
+from ledger.cli.serving import timeouts_of
 from ledger.client import Client
+from ledger.settings import Limits
 
 CLIENTS = 8
 COMMANDS_EACH = 60
@@ -104,6 +106,12 @@ def test_what_would_be_open_to_others_is_refused(ledger_url: str, arguments: lis
 
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert said in done.stderr
+
+
+def test_no_statement_is_given_up_before_its_audit() -> None:
+    """The database stops what nobody waits for any more, and nothing sooner."""
+    assert timeouts_of(Limits()).statement_seconds == Limits().audit_seconds == 300
+    assert timeouts_of(Limits(several_seconds=400.0)).statement_seconds == 400
 
 
 def test_schema_that_is_not_at_head_is_refused(ledger: Ledger, ledger_url: str) -> None:

@@ -6,7 +6,8 @@ import base64
 import json
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -393,6 +394,13 @@ def _as_they_come(sent: list[Any]) -> Iterator[httpx.Response]:
         yield each.result()
 
 
+def until(reached: Callable[[], bool]) -> None:
+    """Return once it is so."""
+    end = time.monotonic() + WAIT_SECONDS
+    while not reached():
+        assert time.monotonic() < end, "it never was so"
+
+
 # The feed
 
 
@@ -504,6 +512,18 @@ def test_dead_letters_are_decided_about(bank: httpx.Client, funded: Ledger) -> N
     assert bank.post("/v1/dead-letters/requeue", json=verdict).status_code == 422
     (decision,) = funded.inbox("bank", Strict(timedelta(hours=1))).decisions(letter["dead_letter_id"])
     assert (decision.decision, decision.actor, decision.note) == ("discarded", "teller", "sent twice")
+
+
+def test_deadlines_are_acted_on_while_it_serves(funded: Ledger, serve: Serve) -> None:
+    """A gap that outlasts its wait parks its stream, although no further message comes."""
+    inbox = funded.inbox("bank", Strict(timedelta(milliseconds=1)))
+    with serve(funded, [inbox], authentication=False) as server:
+        for sequence in (1, 3):
+            assert httpx.post(f"{server.address}/v1/messages", json=event(sequence)).status_code == 200
+        until(lambda: inbox.stats().counters.get("gaps_timed_out") == 1)
+        ordering = httpx.get(f"{server.address}/metrics/ordering").json()
+
+    assert (ordering["gapsTimedOut"], ordering["parked"], ordering["waiting"]) == (1, 1, 0)
 
 
 # Upkeep
