@@ -8,8 +8,10 @@ What it asks for is done in the name of the credential that it was sent with, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -28,8 +30,9 @@ from ledger.service import shapes
 from ledger.service.bodies import JSON, body_of, check_content, model_of
 from ledger.service.command_routes import Appending
 from ledger.service.desk import Desk
-from ledger.service.question_routes import Limit, json_response, next_of
+from ledger.service.question_routes import ID, Limit, json_response, next_of
 from ledger.service.scoped import require
+from ledger.storage.dead_letters import DeadLetter
 from ledger.wire import Json, letter_json
 
 Administering = Annotated[Credential, Depends(require(Scope.ADMIN))]
@@ -37,6 +40,11 @@ Watching = Annotated[Credential, Depends(require(Scope.READ, Scope.AUDIT, Scope.
 Source = Annotated[str, Query(min_length=1, max_length=256, description="Whose messages.", examples=["bank"])]
 
 STRUCTURED: Final = "application/cloudevents+json"
+_ACCOUNTS: Final = ("account", "debit", "credit", "against")
+"""What commands call an account."""
+
+_ID: Final = re.compile(ID)
+
 BATCHED: Final = "application/cloudevents-batch+json"
 
 
@@ -78,7 +86,7 @@ def router(desk: Desk) -> APIRouter:
         responses={200: {"model": shapes.LettersShape}},
     )
     async def dead_letters(
-        _credential: Watching,
+        credential: Watching,
         source: Source,
         state: Literal["open", "requeued", "discarded"] = "open",
         after: UUID | None = None,
@@ -86,7 +94,8 @@ def router(desk: Desk) -> APIRouter:
     ) -> Response:
         """The messages of a source that a person decides about."""
         inbox = _inbox(desk, source)
-        found = await desk.ask(inbox.dead_letters, state=state, after=after, limit=limit)
+        asked = partial(inbox.dead_letters, state=state, after=after, limit=limit)
+        found = await desk.read(credential, "dead_letters", asked, accounts_in)
         plain = [letter_json(each) for each in found]
         return json_response({"dead_letters": plain, "next": next_of(plain, limit, "dead_letter_id")})
 
@@ -192,6 +201,24 @@ def _in_the_name_of(actor: str, decoded: Decoded) -> Message:
     if "actor" in decoded.data:
         raise UndecodableMessage("data.actor", "a message does not say it", "The credential says who asks.")
     return replace(decoded, data={**decoded.data, "actor": actor})
+
+
+def accounts_in(letters: Iterable[DeadLetter]) -> list[str]:
+    """The accounts that messages name, wherever in their data, and those whose streams they are of."""
+    found: set[str] = set()
+    left: list[Any] = []
+    for letter in letters:
+        found.add(letter.stream)
+        left.append(letter.message.data)
+    while left:
+        each = left.pop()
+        if isinstance(each, Mapping):
+            found |= {name for name in map(each.get, _ACCOUNTS) if isinstance(name, str)}
+            found |= each["expected_versions"].keys() if isinstance(each.get("expected_versions"), Mapping) else set()
+            left.extend(each.values())
+        elif isinstance(each, list | tuple):
+            left.extend(each)
+    return sorted(name for name in found if _ID.fullmatch(name))
 
 
 def _counted(received: Iterable[Received]) -> Json:

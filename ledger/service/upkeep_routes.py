@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
 from ledger.access import ACTOR_CHARACTERS_MAX, EXPIRES_DAYS, EXPIRES_DAYS_MAX, Credential, Scope
+from ledger.audit.report import Report
 from ledger.core.canonical import utc_text
+from ledger.core.events import account_of
 from ledger.core.fields import MOMENT, checked
 from ledger.service import shapes
 from ledger.service.bodies import JSON, body_of, check_content, model_of
@@ -72,7 +74,7 @@ def _add_audits(routes: APIRouter, desk: Desk) -> None:
 
         def verified() -> Any:
             report = ledger.verify(*asked.accounts)
-            desk.keys.record_reads(credential, "verify", asked.accounts)
+            desk.keys.record_reads(credential, "verify", {*asked.accounts, *found_in(report)})
             return report
 
         return json_response(report_json(await desk.audit(verified)))
@@ -132,6 +134,11 @@ def _add_keys(routes: APIRouter, desk: Desk) -> None:
         check_content(request.headers, JSON)
         asked = model_of(Revoked, await body_of(request, limits.body_bytes, limits.read_seconds))
         return json_response(api_key_json(await desk.append(lambda: keys.revoke(asked.key, actor=credential.actor))))
+
+
+def found_in(report: Report) -> set[str]:
+    """The accounts, and other streams, that the findings of a verification are about."""
+    return {account_of(finding.stream) for finding in report.findings if finding.stream}
 
 
 def answered(shape: type[BaseModel], asked: type[BaseModel] | None = None, status: int = 200) -> dict[str, Any]:

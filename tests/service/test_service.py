@@ -519,6 +519,26 @@ def test_auditors_verify_and_administrators_mend(http: Http, funded: Ledger, led
     assert funded.verify().ok
 
 
+def test_accounts_in_findings_and_in_dead_letters_are_on_record(
+    http: Http, bank: httpx.Client, funded: Ledger, ledger_url: str
+) -> None:
+    """An auditor who asks about everything has read what the answer names; and a message names accounts in its data."""
+    with psycopg.connect(ledger_url, autocommit=True) as connection:
+        connection.execute("UPDATE ledger.balances SET posted_credits = 1 WHERE stream = 'bob'")
+    assert http(Scope.AUDIT).post("/v1/verify", json={}).json()["findings"][0]["stream"] == "bob"
+    entries = [{"account": "world", "amount": "1 USD"}, {"account": "x" * 200}, "alice"]
+    bank.post("/v1/messages", json=event(1))
+    bank.post("/v1/messages", json=event(1, id="other", data={**event(1)["data"], "entries": entries}))
+    secret = funded.api_keys().create("letters", [Scope.AUDIT], created_by="test").secret
+    headers = {"Authorization": f"Bearer {secret}"}
+    assert len(bank.get("/v1/dead-letters", params={"source": "bank"}, headers=headers).json()["dead_letters"]) == 1
+
+    keys = funded.api_keys()
+    assert [read.question for read in keys.reads("bob")] == ["verify"]
+    assert [(read.actor, read.question) for read in keys.reads("alice")] == [("letters", "dead_letters")]
+    assert [read.question for read in keys.reads("world")] == ["dead_letters"]
+
+
 def test_auditors_ask_for_reports(http: Http, funded: Ledger) -> None:
     """Which there are; one of them as the ledger writes it, with the accounts in it on record; and none too long."""
     funded.stamp()
