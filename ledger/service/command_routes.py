@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from ledger.access import Credential, Scope
 from ledger.batch import Done
 from ledger.core.commands import Command
-from ledger.service.bodies import JSON, IdempotencyKey, body_of, check_content, command_of, key_of
+from ledger.service.bodies import JSON, IdempotencyKey, body_of, check_content, command_of, if_match_of, key_of
 from ledger.service.desk import Desk
 from ledger.service.scoped import admitted, require
 from ledger.service.shortcut import CommandRoute
@@ -58,7 +58,7 @@ async def _carried_out(desk: Desk, model: type[Command], request: Request) -> Re
     key = key_of(headers)
     check_content(headers, JSON)
     body = await body_of(request, limits.body_bytes, limits.append_seconds)
-    command = command_of(model, body, key=key, credential=credential, if_match=headers.get("if-match"))
+    command = command_of(model, body, key=key, credential=credential, if_match=if_match_of(headers))
     done = await desk.commands.submit(command, credential.owner)
     return done_response(done)
 
