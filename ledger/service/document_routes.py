@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from ledger.access import Scope
 from ledger.core.commands import Command
-from ledger.service import shapes
+from ledger.service import problem_details, shapes
 from ledger.service.bodies import JSON, OURS
 from ledger.service.command_routes import COMMANDS, kind_of
 from ledger.service.problem_details import PROBLEM_JSON, STATUS
@@ -66,11 +66,13 @@ def router(_desk: object) -> APIRouter:
     @routes.get("/problems/{code}", include_in_schema=False)
     async def problem(code: Annotated[str, Path(max_length=80)]) -> Response:
         """What the `type` of a problem leads to: what its code means."""
-        found = ERRORS.get(code)
-        if found is None:
+        if code in problem_details.OURS:
+            status, said, retryable = problem_details.OURS[code]
+        elif (found := ERRORS.get(code)) is not None:
+            status, said, retryable = STATUS[code], " ".join((found.__doc__ or "").split()), found.retryable
+        else:
             raise HTTPException(404)
-        said = " ".join((found.__doc__ or "").split())
-        plain = {"code": code, "status": STATUS[code], "detail": said, "retryable": found.retryable}
+        plain = {"code": code, "status": status, "detail": said, "retryable": retryable}
         return Response(to_json(plain), media_type=JSON)
 
     return routes

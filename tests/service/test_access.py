@@ -22,6 +22,7 @@ from serving import Http, Serve
 
 from ledger import InvalidCommand, Ledger
 from ledger.access import PREFIX, Scope
+from ledger.core.errors import ServiceUnavailable, Unauthenticated
 from ledger.service import tokens
 from ledger.service.app import create_app
 from ledger.service.document_routes import EXAMPLES
@@ -282,6 +283,9 @@ def test_tokens_that_do_not_hold_are_refused(funded: Ledger, serve: Serve, tmp_p
         "for ever": issuer.token(exp=None),
         "nobody": issuer.token(sub=None),
         "an unknown key": issuer.token(header={"kid": "two"}),
+        "a time of 400 digits": issuer.token(exp=10**400),
+        "no end": _signed(issuer, b'{"iss": "%s", "aud": "%s", "sub": "somebody", "scope": "read", "exp": 1e999}'),
+        "a list for a time": issuer.token(nbf=[1]),
         "a key of its own": issuer.token(header={"kid": "mine", "jku": "https://else.example/keys"}),
     }
     with serve(funded, tokens=issuer.settings) as server:
@@ -290,6 +294,12 @@ def test_tokens_that_do_not_hold_are_refused(funded: Ledger, serve: Serve, tmp_p
 
     assert found == dict.fromkeys(sent, 401)
     assert within_leeway == 200
+
+
+def _signed(issuer: Issuer, claims: bytes) -> str:
+    """What the issuer would never write, with its own signature."""
+    said = claims % (ISSUER.encode(), AUDIENCE.encode())
+    return jwt.PyJWS().encode(said, issuer.key, "ES256", headers={"kid": "one"})
 
 
 def _signed_with(public: bytes, claims: dict[str, Any]) -> str:
@@ -315,6 +325,42 @@ def test_new_key_of_the_issuer_is_found(funded: Ledger, tmp_path: Path, monkeypa
 
     assert credential.actor == "somebody"
     assert funded.ledger_id
+
+
+def test_keys_that_are_not_understood_spoil_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of a set is good beside them, so that a key that was withdrawn is refused from then on."""
+    monkeypatch.setattr(tokens, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(tokens, "AGAIN_SECONDS", 0.0)
+    issuer = Issuer(tmp_path)
+    reader, withdrawn = tokens.TokenReader(issuer.settings), issuer.token()
+    assert reader.credential(withdrawn)[0].actor == "somebody"
+    issuer.publish(two=issuer.key)
+    good = json.loads(issuer.file.read_text())["keys"]
+    strange: list[Any] = ["x", None, {}, {"kty": "AKP", "kid": "pq", "alg": "ML-DSA-44", "use": "sig", "pub": "AAAA"}]
+    strange += [{"kty": "EC", "crv": "P-256", "x": 1, "y": 2}, {"kty": "RSA", "n": "*", "e": "AQAB"}]
+    strange += [{**good[0], "kid": ["two"]}, {**good[0], "x": "AAAA"}]
+    issuer.file.write_text(json.dumps({"keys": [*strange, *good]}))
+
+    assert reader.credential(issuer.token(header={"kid": "two"}))[0].actor == "somebody"
+    with pytest.raises(Unauthenticated):
+        reader.credential(withdrawn)
+
+
+def test_keys_that_cannot_be_read_again_are_good_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is in the log each time; when that has gone on too long, nobody is let in by them."""
+    monkeypatch.setattr(tokens, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(tokens, "AGAIN_SECONDS", 0.0)
+    issuer = Issuer(tmp_path)
+    reader, token = tokens.TokenReader(issuer.settings), issuer.token()
+    issuer.file.write_text('{"keys": []}')
+
+    assert reader.credential(token)[0].actor == "somebody"
+    assert "the issuer's keys cannot be read" in caplog.text
+    monkeypatch.setattr(tokens, "STALE_SECONDS", 0.0)
+    with pytest.raises(ServiceUnavailable, match="cannot be read"):
+        reader.credential(token)
 
 
 @pytest.mark.parametrize(
