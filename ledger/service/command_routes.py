@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from http import HTTPStatus
+from inspect import cleandoc
 from typing import Annotated, Final, get_args
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -35,7 +36,8 @@ def router(desk: Desk) -> APIRouter:
             methods=["POST"],
             status_code=HTTPStatus.CREATED,
             operation_id=name,
-            summary=(model.__doc__ or "").strip().partition("\n")[0],
+            summary=cleandoc(model.__doc__ or "").partition("\n")[0],
+            description=cleandoc(model.__doc__ or ""),
         )
         made = routes.routes[-1]
         assert isinstance(made, CommandRoute)

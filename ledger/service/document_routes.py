@@ -105,8 +105,9 @@ def document_of(app: FastAPI) -> Json:
 
 
 _DESCRIPTION: Final = (
-    "Amounts are texts such as `12.50 USD`. A write has an `Idempotency-Key`: the same key with the same body"
-    " does nothing again, and answers as it did. What goes wrong is a problem (RFC 9457) with a stable code."
+    "Amounts are texts such as `12.50 USD`. A command has an `Idempotency-Key`: the same key with the same body"
+    " does nothing again, and answers as it did. Messages are known by their ids; what else writes has one"
+    " where to repeat it would do it twice. What goes wrong is a problem (RFC 9457) with a stable code."
 )
 
 

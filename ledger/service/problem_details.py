@@ -52,6 +52,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = {
     "proof_failed": HTTPStatus.CONFLICT,
     "not_yet_known": HTTPStatus.CONFLICT,
     "decided_already": HTTPStatus.CONFLICT,
+    "key_made_already": HTTPStatus.CONFLICT,
     # The request itself is wrong, and stays so.
     "idempotency_conflict": HTTPStatus.UNPROCESSABLE_ENTITY,
     "invalid_amount": HTTPStatus.UNPROCESSABLE_ENTITY,

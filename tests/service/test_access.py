@@ -174,13 +174,30 @@ def test_key_is_rotated_without_a_gap(http: Http, funded: Ledger) -> None:
     """What one key of an actor has sent, the next one may send again: nothing is done twice."""
     admin, body = http(Scope.ADMIN), {"amount": "1 USD", "debit": "alice", "credit": "bob"}
     sent = []
-    for _ in range(2):
-        made = admin.post("/v1/keys/create", json={"actor": "app", "scopes": ["append"]})
+    for number in range(2):
+        once = {"Idempotency-Key": f"key {number}"}
+        made = admin.post("/v1/keys/create", json={"actor": "app", "scopes": ["append"]}, headers=once)
         headers = {"Authorization": f"Bearer {made.json()['secret']}", "Idempotency-Key": "same"}
         sent.append(http().post("/v1/transfer", json=body, headers=headers))
 
     assert [answer.status_code for answer in sent] == [201, 200]
     assert str(funded.balance("alice").posted) == "69.00 USD"
+
+
+def test_key_is_made_once(http: Http, funded: Ledger) -> None:
+    """A request for a key that is repeated is told which it has made, and makes no other."""
+    admin, wanted = http(Scope.ADMIN), {"actor": "app", "scopes": ["append"]}
+    once = {"Idempotency-Key": "first"}
+    made, again, more = (admin.post("/v1/keys/create", json=wanted, headers=once) for _ in range(3))
+    without = admin.post("/v1/keys/create", json=wanted)
+    funded.api_keys().create("app", ["read"], created_by="other", idempotency_key="first")
+    full = admin.post("/v1/keys/create", json=wanted, headers=once)
+
+    assert (made.status_code, without.status_code) == (201, 422)
+    for answer in (again, more, full):
+        assert (answer.status_code, answer.json()["code"]) == (409, "key_made_already")
+        assert answer.json()["fields"] == {"key": made.json()["key"]}
+    assert len([key for key in funded.api_keys().page() if key.actor == "app"]) == 2
 
 
 def test_keys_of_two_actors_do_not_meet(http: Http, funded: Ledger) -> None:

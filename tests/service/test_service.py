@@ -617,7 +617,8 @@ def test_auditors_ask_for_reports(http: Http, funded: Ledger) -> None:
 def test_keys_are_made_listed_and_revoked(http: Http) -> None:
     """Over the service as on the command line; the secret is in one answer only."""
     admin = http(Scope.ADMIN)
-    made = admin.post("/v1/keys/create", json={"actor": "app", "scopes": ["append", "read"], "days": 7}).json()
+    wanted = {"actor": "app", "scopes": ["append", "read"], "days": 7}
+    made = admin.post("/v1/keys/create", json=wanted, headers={"Idempotency-Key": "k"}).json()
     listed = [key for key in admin.get("/v1/keys").json()["keys"] if key["actor"] == "app"]
     revoked = admin.post("/v1/keys/revoke", json={"key": made["key"]}).json()
 
