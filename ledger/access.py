@@ -13,7 +13,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Final, NamedTuple
 
-from ledger.core.errors import InvalidCommand, Unauthenticated
+from ledger.core.errors import InvalidCommand, KeyMadeAlready, Unauthenticated
 from ledger.core.fields import MOMENT, TEXT, checked
 from ledger.storage import api_keys, migrations, queries
 from ledger.storage.api_keys import AccountRead, ApiKey
@@ -83,13 +83,16 @@ class ApiKeys:
         *,
         created_by: str,
         expires_in: timedelta | None = timedelta(days=EXPIRES_DAYS),
+        idempotency_key: str | None = None,
     ) -> NewKey:
         """
         Make a key for an actor, good for a year unless it is said; None is for ever.
 
-        An actor has two at most that were not revoked: the one that is in use, and the next.
+        An actor has two at most that were not revoked: the one that is in use, and the next.  With the same
+        `idempotency_key` of the same `created_by` one is made once.
 
         Raises:
+            KeyMadeAlready: It was; its secret is known to nobody any more.
             InvalidCommand: There are two already; there is no such scope; or the time is not from 0 to ten years.
         """
         named = _actor(actor)
@@ -102,8 +105,10 @@ class ApiKeys:
         seconds = None if expires_in is None else expires_in.total_seconds()
         texts, digest = sorted(asked), sha256(secret.encode()).digest()
         with self._database.connection() as connection, connection.transaction():
-            key = api_keys.create(connection, key_id, named, texts, digest, owner, seconds)
+            key = api_keys.create(connection, key_id, named, texts, digest, owner, seconds, idempotency_key)
             if key is None:
+                if idempotency_key and (before := api_keys.made_before(connection, owner, idempotency_key)):
+                    raise KeyMadeAlready(before)
                 raise InvalidCommand("actor", f"{named!r} has two keys already: revoke one of them first")
         return NewKey(key, f"{PREFIX}_{key_id}_{secret}")
 

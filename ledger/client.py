@@ -189,15 +189,16 @@ class Client(Commands[Done]):
         self,
         stream: str,
         *,
-        after: str = "0",
-        before: str | None = None,
+        after_version: int | str = 0,
+        before_version: int | str | None = None,
         limit: int = 100,
         effective_as_of: datetime | None = None,
         known_as_of: KnownAsOf = None,
     ) -> HistoryShape:
-        """As `Ledger.history`: a page, whose `next` is `after` of the next one."""
+        """As `Ledger.history`: a page, whose `next` is `after_version` of the next one."""
+        asked = {"after": after_version, "before": before_version, "limit": limit}
         times = {"effective_as_of": _time(effective_as_of), "known_as_of": _time(known_as_of)}
-        return self._found(HistoryShape, "history", stream=stream, after=after, before=before, limit=limit, **times)
+        return self._found(HistoryShape, "history", stream=stream, **asked, **times)
 
     def transaction(self, transaction_id: UUID | str) -> DetailShape:
         """As `Ledger.transaction`."""

@@ -39,9 +39,14 @@ from ledger.stripes import Draw, Stripes
 from ledger.writer import handle_as_guest
 
 COMMAND_PREFIX: Final = "ledger."
+
+CORRELATION: Final = "correlationid"
+"""The attribute of a message that names its conversation (CloudEvents, the extension Correlation)."""
+
 _BY_KEY: Final = {"hold": "hold_key", "transaction_id": "transaction_key"}
 """Who sends a message knows the key of an earlier one, not the id that its transaction got."""
 
+_LABEL_MAX: Final = 255
 _NAME_MAX: Final = 200
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 _ERROR_MAX: Final = 1_000
@@ -402,7 +407,8 @@ def command_of(message: Message, id_of: Callable[[str], str], *, ordered: bool =
     The command that a message asks for: type `ledger.deposit`, and its fields as data.
 
     Unless it brings a key of its own, its place in its stream, `alice#7`, is its idempotency key, or for a message
-    without a place its stream and id, `["alice","b7"]`.  By that key another message can take it up again: `id_of`
+    without a place its stream and id, `["alice","b7"]`.  Unless its data says another one, its attribute
+    `correlationid` is the correlation of the transaction.  By that key another message can take it up again: `id_of`
     gives the id of its transaction.
 
     Raises:
@@ -421,6 +427,9 @@ def command_of(message: Message, id_of: Callable[[str], str], *, ordered: bool =
         **message.data,
         "type": message.type[len(COMMAND_PREFIX) :],
     }
+    conversation = message.extensions.get(CORRELATION)
+    if isinstance(conversation, str) and 1 <= len(conversation) <= _LABEL_MAX:
+        request.setdefault("correlation_id", conversation)
     for name, by_key in _BY_KEY.items():
         if isinstance(key := request.get(by_key), str) and name not in request:
             request[name] = id_of(key)

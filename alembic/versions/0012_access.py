@@ -28,6 +28,7 @@ CREATE TABLE {schema}.api_keys (
     expires_at timestamptz(6),
     revoked_at timestamptz(6),
     revoked_by text COLLATE "C",
+    idempotency_key text COLLATE "C",
     CONSTRAINT api_keys_pkey PRIMARY KEY (key_id),
     CONSTRAINT api_keys_slot CHECK (slot IN (1, 2)),
     CONSTRAINT api_keys_hash_size CHECK (octet_length(secret_hash) = 32),
@@ -35,6 +36,8 @@ CREATE TABLE {schema}.api_keys (
     CONSTRAINT api_keys_revoked CHECK (num_nulls(revoked_at, revoked_by) IN (0, 2))
 );
 CREATE UNIQUE INDEX api_keys_two_at_once ON {schema}.api_keys (actor, slot) WHERE revoked_at IS NULL;
+CREATE UNIQUE INDEX api_keys_made_once ON {schema}.api_keys (created_by, idempotency_key)
+    WHERE idempotency_key IS NOT NULL;
 COMMENT ON TABLE {schema}.api_keys IS
     'Who may do what: the hash of each key, two at most for an actor at once.  A key is made once and revoked once.';
 
@@ -58,8 +61,8 @@ BEGIN
     ELSIF NEW.revoked_at IS NULL
         OR (NEW.key_id, NEW.actor, NEW.slot, NEW.scopes, NEW.secret_hash)
            IS DISTINCT FROM (OLD.key_id, OLD.actor, OLD.slot, OLD.scopes, OLD.secret_hash)
-        OR (NEW.created_at, NEW.created_by, NEW.expires_at)
-           IS DISTINCT FROM (OLD.created_at, OLD.created_by, OLD.expires_at)
+        OR (NEW.created_at, NEW.created_by, NEW.expires_at, NEW.idempotency_key)
+           IS DISTINCT FROM (OLD.created_at, OLD.created_by, OLD.expires_at, OLD.idempotency_key)
     THEN
         RAISE EXCEPTION USING ERRCODE = 'LD030', MESSAGE = 'a key is revoked, and never changed';
     END IF;

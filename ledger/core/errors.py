@@ -16,6 +16,7 @@ Every error the ledger raises, as one tree, and the reasons for a rejection.
     ├── CorruptLog            the event log contradicts itself: stop and verify
     ├── BrokenStatement       what a bank sent cannot be read, or contradicts itself: the message says where
     ├── DecidedAlready        somebody else has decided about an entry of a statement: look at it again
+    ├── KeyMadeAlready        an API key was made by the same request before, and its secret shown then
     ├── ProofFailed           a checkpoint, a proof or an anchor does not hold: find out what was changed
     ├── UnknownSubject        nothing was ever encrypted for this subject
     ├── SubjectForgotten      … or its key was destroyed: nothing is encrypted for it any more
@@ -431,6 +432,15 @@ class DecidedAlready(LedgerError):
 
     entry: str
     state: str
+
+
+@dataclass(eq=False)
+class KeyMadeAlready(LedgerError):
+    """API key {key} was made by this request before, and its secret shown then. If it is lost, revoke the key."""
+
+    code: ClassVar[str] = "key_made_already"
+
+    key: str
 
 
 @dataclass(eq=False)

@@ -160,16 +160,38 @@ def with_ours(command: Sent, *, key: str, credential: Credential, if_match: str 
         # The request's own conversation, where the command is not said to be part of another.
         ours["correlation_id"] = correlation_id()
     if if_match is not None:
-        ours["expected_versions"] = {**command.expected_versions, **_expected(command, if_match)}
+        account, version = _expected(command, if_match)
+        if command.expected_versions.get(account, version) != version:
+            said = f"it says version {version}, and expected_versions {command.expected_versions[account]}: send one"
+            raise InvalidCommand("If-Match", said)
+        ours["expected_versions"] = {**command.expected_versions, account: version}
     copied: Sent = command.model_copy(update=ours)  # type: ignore[assignment]  # A copy is of the same kind.
     return copied
 
 
-def _expected(command: Command, tag: str) -> dict[str, int]:
-    """What `If-Match` expects: the version, as an entity tag, of the account that the command is about."""
+def if_match_of(headers: Headers) -> str | None:
+    """What a request expects of the account that it is about; of several headers all."""
+    found = headers.getlist("if-match")
+    return ", ".join(found) if found else None
+
+
+def refuse_if_match(headers: Headers) -> None:
+    """
+    Refuse a condition on one account, where a request is not about one.
+
+    Raises:
+        InvalidCommand: There is one.
+    """
+    if "if-match" in headers:
+        raise InvalidCommand("If-Match", "several commands have no one account: send expected_versions with each")
+
+
+def _expected(command: Command, tag: str) -> tuple[str, int]:
+    """What `If-Match` expects: the account that the command is about, and its version, as an entity tag."""
     account = getattr(command, "account", None)
     if account is None:
         raise InvalidCommand("If-Match", f"{command.type} is not about one account: send expected_versions")
     if not re.fullmatch(ETAG_PATTERN, tag) or int(tag.strip('"')) > INTEGER_MAX:
-        raise InvalidCommand("If-Match", f'{tag!r:.80} is not a version, as an entity tag: "3"')
-    return {account: int(tag.strip('"'))}
+        said = f'{tag!r:.80} is not one version, as an entity tag: "3"; no list, weak tag or * is taken'
+        raise InvalidCommand("If-Match", said)
+    return account, int(tag.strip('"'))

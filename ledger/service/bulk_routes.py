@@ -25,9 +25,19 @@ from ledger.batch import Done, Outcome
 from ledger.core.commands import BATCH_MAX, Command, parse_command
 from ledger.core.errors import InvalidCommand, LedgerError, RequestTooLarge
 from ledger.service import shapes
-from ledger.service.bodies import JSON, JSON_LINES, IdempotencyKey, body_of, check_content, key_of, model_of
+from ledger.service.bodies import (
+    JSON,
+    JSON_LINES,
+    IdempotencyKey,
+    body_of,
+    check_content,
+    key_of,
+    model_of,
+    refuse_if_match,
+)
 from ledger.service.command_routes import Appending
 from ledger.service.desk import Desk
+from ledger.service.occasion import correlation_id
 from ledger.service.problem_details import problem_json
 from ledger.service.question_routes import json_response
 from ledger.wire import Json, done_json
@@ -198,11 +208,17 @@ def _command(line: bytes, key: str, credential: Credential, where: str) -> Comma
     command = parse_command(line)
     if "actor" in command.model_fields_set:
         raise InvalidCommand(f"{where}.actor", "a body does not say it: the credential says who asks")
-    return command.model_copy(update={"actor": credential.actor, "idempotency_key": command.idempotency_key or key})
+    ours = {
+        "actor": credential.actor,
+        "idempotency_key": command.idempotency_key or key,
+        "correlation_id": command.correlation_id or correlation_id(),
+    }
+    return command.model_copy(update=ours)
 
 
 def _short_key(request: Request) -> str:
     key = key_of(request.headers)
+    refuse_if_match(request.headers)
     if len(key) > KEY_CHARACTERS_MAX:
         raise InvalidCommand("Idempotency-Key", f"for several commands it has at most {KEY_CHARACTERS_MAX} characters")
     return key

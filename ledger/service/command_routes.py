@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from http import HTTPStatus
+from inspect import cleandoc
 from typing import Annotated, Final, get_args
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -12,7 +13,7 @@ from pydantic_core import to_json
 from ledger.access import Credential, Scope
 from ledger.batch import Done
 from ledger.core.commands import Command
-from ledger.service.bodies import JSON, IdempotencyKey, body_of, check_content, command_of, key_of
+from ledger.service.bodies import JSON, IdempotencyKey, body_of, check_content, command_of, if_match_of, key_of
 from ledger.service.desk import Desk
 from ledger.service.scoped import admitted, require
 from ledger.service.shortcut import CommandRoute
@@ -35,7 +36,8 @@ def router(desk: Desk) -> APIRouter:
             methods=["POST"],
             status_code=HTTPStatus.CREATED,
             operation_id=name,
-            summary=(model.__doc__ or "").strip().partition("\n")[0],
+            summary=cleandoc(model.__doc__ or "").partition("\n")[0],
+            description=cleandoc(model.__doc__ or ""),
         )
         made = routes.routes[-1]
         assert isinstance(made, CommandRoute)
@@ -58,7 +60,7 @@ async def _carried_out(desk: Desk, model: type[Command], request: Request) -> Re
     key = key_of(headers)
     check_content(headers, JSON)
     body = await body_of(request, limits.body_bytes, limits.append_seconds)
-    command = command_of(model, body, key=key, credential=credential, if_match=headers.get("if-match"))
+    command = command_of(model, body, key=key, credential=credential, if_match=if_match_of(headers))
     done = await desk.commands.submit(command, credential.owner)
     return done_response(done)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -85,7 +85,11 @@ class Desk:
             raise ServiceUnavailable(f"no answer in {seconds:g} s") from None
 
     async def read(
-        self, credential: Credential, name: str, question: Callable[[], Answer], accounts: Callable[[Answer], list[str]]
+        self,
+        credential: Credential,
+        name: str,
+        question: Callable[[], Answer],
+        accounts: Callable[[Answer], Collection[str]],
     ) -> Answer:
         """
         Ask something about accounts.

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from ledger.access import Scope
 from ledger.core.commands import Command
-from ledger.service import shapes
+from ledger.service import problem_details, shapes
 from ledger.service.bodies import JSON, OURS
 from ledger.service.command_routes import COMMANDS, kind_of
 from ledger.service.problem_details import PROBLEM_JSON, STATUS
@@ -66,11 +66,13 @@ def router(_desk: object) -> APIRouter:
     @routes.get("/problems/{code}", include_in_schema=False)
     async def problem(code: Annotated[str, Path(max_length=80)]) -> Response:
         """What the `type` of a problem leads to: what its code means."""
-        found = ERRORS.get(code)
-        if found is None:
+        if code in problem_details.OURS:
+            status, said, retryable = problem_details.OURS[code]
+        elif (found := ERRORS.get(code)) is not None:
+            status, said, retryable = STATUS[code], " ".join((found.__doc__ or "").split()), found.retryable
+        else:
             raise HTTPException(404)
-        said = " ".join((found.__doc__ or "").split())
-        plain = {"code": code, "status": STATUS[code], "detail": said, "retryable": found.retryable}
+        plain = {"code": code, "status": status, "detail": said, "retryable": retryable}
         return Response(to_json(plain), media_type=JSON)
 
     return routes
@@ -103,8 +105,9 @@ def document_of(app: FastAPI) -> Json:
 
 
 _DESCRIPTION: Final = (
-    "Amounts are texts such as `12.50 USD`. A write has an `Idempotency-Key`: the same key with the same body"
-    " does nothing again, and answers as it did. What goes wrong is a problem (RFC 9457) with a stable code."
+    "Amounts are texts such as `12.50 USD`. A command has an `Idempotency-Key`: the same key with the same body"
+    " does nothing again, and answers as it did. Messages are known by their ids; what else writes has one"
+    " where to repeat it would do it twice. What goes wrong is a problem (RFC 9457) with a stable code."
 )
 
 

@@ -8,8 +8,10 @@ What it asks for is done in the name of the credential that it was sent with, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -22,14 +24,16 @@ from ledger.inbox import Inbox
 from ledger.intake import Delivery, Intake, totals
 from ledger.order.cursor import Tally
 from ledger.order.decoders import Decoded, cloudevents
-from ledger.order.message import SEQUENCE_MAX, Message
-from ledger.receiving import COMMAND_PREFIX, Received
+from ledger.order.message import EXTENSIONS_MAX, SEQUENCE_MAX, Message
+from ledger.receiving import COMMAND_PREFIX, CORRELATION, Received
 from ledger.service import shapes
-from ledger.service.bodies import JSON, body_of, check_content, model_of
+from ledger.service.bodies import JSON, body_of, check_content, model_of, refuse_if_match
 from ledger.service.command_routes import Appending
 from ledger.service.desk import Desk
-from ledger.service.question_routes import Limit, json_response, next_of
+from ledger.service.occasion import correlation_id
+from ledger.service.question_routes import ID, Limit, json_response, next_of
 from ledger.service.scoped import require
+from ledger.storage.dead_letters import DeadLetter
 from ledger.wire import Json, letter_json
 
 Administering = Annotated[Credential, Depends(require(Scope.ADMIN))]
@@ -37,6 +41,11 @@ Watching = Annotated[Credential, Depends(require(Scope.READ, Scope.AUDIT, Scope.
 Source = Annotated[str, Query(min_length=1, max_length=256, description="Whose messages.", examples=["bank"])]
 
 STRUCTURED: Final = "application/cloudevents+json"
+_ACCOUNTS: Final = ("account", "debit", "credit", "against")
+"""What commands call an account."""
+
+_ID: Final = re.compile(ID)
+
 BATCHED: Final = "application/cloudevents-batch+json"
 
 
@@ -65,11 +74,13 @@ def router(desk: Desk) -> APIRouter:
     async def messages(request: Request, credential: Appending) -> Response:
         """Take CloudEvents in: what is due takes effect, in order; what is early waits; what was seen is dropped."""
         check_content(request.headers, JSON, STRUCTURED, BATCHED)
+        refuse_if_match(request.headers)
         if not desk.inboxes:
             raise InvalidCommand("source", "messages of no source are taken here: `ledger serve --source NAME`")
         body = await body_of(request, limits.body_bytes, limits.append_seconds)
-        headers = request.headers.items()
-        return json_response(await desk.append(lambda: _taken_in(desk, body, headers, credential.actor)))
+        headers, conversation = request.headers.items(), correlation_id()
+        taken = await desk.append(lambda: _taken_in(desk, body, headers, credential.actor, conversation))
+        return json_response(taken)
 
     @routes.get(
         "/dead-letters",
@@ -78,7 +89,7 @@ def router(desk: Desk) -> APIRouter:
         responses={200: {"model": shapes.LettersShape}},
     )
     async def dead_letters(
-        _credential: Watching,
+        credential: Watching,
         source: Source,
         state: Literal["open", "requeued", "discarded"] = "open",
         after: UUID | None = None,
@@ -86,7 +97,8 @@ def router(desk: Desk) -> APIRouter:
     ) -> Response:
         """The messages of a source that a person decides about."""
         inbox = _inbox(desk, source)
-        found = await desk.ask(inbox.dead_letters, state=state, after=after, limit=limit)
+        asked = partial(inbox.dead_letters, state=state, after=after, limit=limit)
+        found = await desk.read(credential, "dead_letters", asked, accounts_in)
         plain = [letter_json(each) for each in found]
         return json_response({"dead_letters": plain, "next": next_of(plain, limit, "dead_letter_id")})
 
@@ -171,27 +183,54 @@ def _inbox(desk: Desk, source: str) -> Inbox:
     return desk.inboxes[source]
 
 
-def _taken_in(desk: Desk, body: bytes, headers: Iterable[tuple[str, str]], actor: str) -> Json:
+def _taken_in(
+    desk: Desk, body: bytes, headers: Iterable[tuple[str, str]], actor: str, conversation: str | None
+) -> Json:
     """
     Take in what one body holds: all of it, or nothing.
 
     Elsewhere what cannot be read is kept for a person to see; here whoever sent it is told.
     """
-    messages = [_in_the_name_of(actor, each) for each in cloudevents(body, headers)]
+    messages = [_in_the_name_of(actor, conversation, each) for each in cloudevents(body, headers)]
     for message in messages:
         _inbox(desk, message.source)
     return _counted(Intake(desk.inboxes.values(), cloudevents).take([Delivery(messages, [])]))
 
 
-def _in_the_name_of(actor: str, decoded: Decoded) -> Message:
-    """A command for the ledger, with who asks for it; other messages say what they say."""
+def _in_the_name_of(actor: str, conversation: str | None, decoded: Decoded) -> Message:
+    """
+    A command for the ledger, with who asks for it and in which conversation; other messages say what they say.
+
+    The conversation is an attribute, and no part of what a message says: sent again in another one it is the same.
+    """
     if isinstance(decoded, UndecodableMessage):
         raise decoded
     if not decoded.type.startswith(COMMAND_PREFIX) or not isinstance(decoded.data, dict):
         return decoded
     if "actor" in decoded.data:
         raise UndecodableMessage("data.actor", "a message does not say it", "The credential says who asks.")
-    return replace(decoded, data={**decoded.data, "actor": actor})
+    attributes = dict(decoded.extensions)
+    if conversation is not None and len(attributes) < EXTENSIONS_MAX:
+        attributes.setdefault(CORRELATION, conversation)
+    return replace(decoded, data={**decoded.data, "actor": actor}, extensions=attributes)
+
+
+def accounts_in(letters: Iterable[DeadLetter]) -> list[str]:
+    """The accounts that messages name, wherever in their data, and those whose streams they are of."""
+    found: set[str] = set()
+    left: list[Any] = []
+    for letter in letters:
+        found.add(letter.stream)
+        left.append(letter.message.data)
+    while left:
+        each = left.pop()
+        if isinstance(each, Mapping):
+            found |= {name for name in map(each.get, _ACCOUNTS) if isinstance(name, str)}
+            found |= each["expected_versions"].keys() if isinstance(each.get("expected_versions"), Mapping) else set()
+            left.extend(each.values())
+        elif isinstance(each, list | tuple):
+            left.extend(each)
+    return sorted(name for name in found if _ID.fullmatch(name))
 
 
 def _counted(received: Iterable[Received]) -> Json:

@@ -52,6 +52,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = {
     "proof_failed": HTTPStatus.CONFLICT,
     "not_yet_known": HTTPStatus.CONFLICT,
     "decided_already": HTTPStatus.CONFLICT,
+    "key_made_already": HTTPStatus.CONFLICT,
     # The request itself is wrong, and stays so.
     "idempotency_conflict": HTTPStatus.UNPROCESSABLE_ENTITY,
     "invalid_amount": HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -90,7 +91,17 @@ _HTTP_CODES: Final[Mapping[int, tuple[str, str]]] = {
 }
 
 
-CODES: Final = (*STATUS, *(code for code, _ in _HTTP_CODES.values()), "http_error", "internal_error", "not_ready")
+_INTERNAL: Final = "Something went wrong here; its log tells what."
+
+OURS: Final[Mapping[str, tuple[int | None, str, bool]]] = {
+    **{code: (status, said, False) for status, (code, said) in _HTTP_CODES.items()},
+    "http_error": (None, "The request is not as HTTP has it; its status says what is wrong with it.", False),
+    "internal_error": (HTTPStatus.INTERNAL_SERVER_ERROR, _INTERNAL, False),
+    "not_ready": (HTTPStatus.SERVICE_UNAVAILABLE, "The service cannot do its work now; `checks` say why.", True),
+}
+"""Codes of the service itself, each with its status, if it has only one, what it means, and whether to try again."""
+
+CODES: Final = (*STATUS, *OURS)
 """Every code that a problem can have."""
 
 
@@ -165,7 +176,7 @@ def bad_request_json(detail: str) -> Json:
 
 async def _of_ours(_request: Request, _error: Exception) -> Response:
     """A fault of ours, of which nothing is told outside; the server's log has it."""
-    plain = _plain("internal_error", 500, "Something went wrong here; its log tells what.", retryable=False, fields={})
+    plain = _plain("internal_error", 500, _INTERNAL, retryable=False, fields={})
     return _response(plain, {})
 
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 
 from ledger.access import Credential, Scope
-from ledger.core.errors import Forbidden
+from ledger.core.errors import Forbidden, InvalidCommand
 from ledger.service.desk import Desk, desk_of
 
 Dependency: TypeAlias = Callable[[Request], Awaitable[Credential]]
@@ -24,14 +24,16 @@ _SCOPES: Final[dict[object, frozenset[Scope]]] = {}
 
 def require(*scopes: Scope) -> Dependency:
     """
-    Let in whoever has one of these scopes, and give their credential.
+    Let in whoever has one of these scopes and asks what the route knows, and give their credential.
 
     To a route: `credential: Annotated[Credential, Depends(require(Scope.READ))]`.
     """
     wanted = frozenset(scopes)
 
     async def let_in(request: Request) -> Credential:
-        return await admitted(desk_of(request), request.headers.get("authorization"), wanted)
+        credential = await admitted(desk_of(request), request.headers.get("authorization"), wanted)
+        _check_parameters(request)
+        return credential
 
     _SCOPES[let_in] = wanted
     return let_in
@@ -48,6 +50,26 @@ async def admitted(desk: Desk, authorization: str | None, wanted: frozenset[Scop
     if wanted.isdisjoint(credential.scopes):
         raise Forbidden(" or ".join(sorted(wanted)), sorted(credential.scopes))
     return credential
+
+
+def _check_parameters(request: Request) -> None:
+    """
+    Refuse what a question does not know, or is told twice: with a typo in a parameter it would be another question.
+
+    Raises:
+        InvalidCommand: There is such a parameter.
+    """
+    route = request.scope.get("route")
+    if request.method != "GET" or not isinstance(route, APIRoute) or not route.path.startswith("/v1/"):
+        return
+    known = [field.alias for field in route.dependant.query_params]
+    seen: set[str] = set()
+    for name, _ in request.query_params.multi_items():
+        if name not in known:
+            raise InvalidCommand(name[:80], f"there is no such parameter; there are {', '.join(known) or 'none'}")
+        if name in seen:
+            raise InvalidCommand(name, "it is there more than once; say it once")
+        seen.add(name)
 
 
 def marked(dependency: Guard, *scopes: Scope) -> Guard:

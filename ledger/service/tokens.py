@@ -9,6 +9,7 @@ actor is the `sub`, the scopes are those in `scope` (RFC 8693, section 4.2).
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 import urllib.request
@@ -20,7 +21,7 @@ from typing import Any, Final
 import jwt
 
 from ledger.access import ACTOR_CHARACTERS_MAX, Credential, Scope
-from ledger.core.errors import InvalidCommand, Unauthenticated
+from ledger.core.errors import InvalidCommand, ServiceUnavailable, Unauthenticated
 from ledger.settings import Tokens
 
 ALGORITHMS: Final = frozenset(
@@ -32,11 +33,17 @@ FRESH_SECONDS: Final = 300.0
 AGAIN_SECONDS: Final = 30.0
 """How soon keys are fetched again because of a token whose key is not among them."""
 
+STALE_SECONDS: Final = 3_600.0
+"""How long keys are good that could not be fetched again: one of them may have been withdrawn meanwhile."""
+
+log: Final = logging.getLogger("ledger.service")
+
 BYTES_MAX: Final = 256 * 1024
 FETCH_SECONDS: Final = 5.0
 """For an answer, and for the whole of it."""
 
 _KEYS_MAX: Final = 100
+_UNREADABLE: Final = (OSError, HTTPException, ValueError)
 
 
 class TokenReader:
@@ -59,8 +66,11 @@ class TokenReader:
         self._tokens = tokens
         self._lock = threading.Lock()
         self._keys: Mapping[str | None, jwt.PyJWK] = {}
-        self._read_at = -AGAIN_SECONDS
-        self._refresh()
+        self._asked_at = self._read_at = -STALE_SECONDS
+        try:
+            self._refresh()
+        except _UNREADABLE as error:
+            raise InvalidCommand("token keys", f"{self._tokens.keys} cannot be read: {error}") from None
 
     def credential(self, token: str) -> tuple[Credential, float]:
         """
@@ -68,6 +78,7 @@ class TokenReader:
 
         Raises:
             Unauthenticated: It does not hold.
+            ServiceUnavailable: The issuer's keys could not be read for too long.
         """
         try:
             header = jwt.get_unverified_header(token)
@@ -81,32 +92,39 @@ class TokenReader:
                 leeway=self._tokens.leeway_seconds,
                 options={"require": ["exp", "iss", "aud", "sub"], "verify_signature": True},
             )
-        except jwt.PyJWTError as error:
+            until = float(claims["exp"]) + self._tokens.leeway_seconds
+        except (jwt.PyJWTError, OverflowError, TypeError, ValueError) as error:
+            # Also times that are no numbers, or of hundreds of digits.
             raise Unauthenticated(f"the token does not hold ({error})"[:160]) from None
-        return _credential_of(claims), float(claims["exp"]) + self._tokens.leeway_seconds
+        return _credential_of(claims), until
 
     def _key(self, name: str | None, algorithm: object) -> jwt.PyJWK:
         """The issuer's key of this name, if it is of that algorithm, and that is one of those that were chosen."""
         if algorithm not in self._tokens.algorithms:
             raise Unauthenticated(f"the token's algorithm is {algorithm!r:.20}, and not one of those that are accepted")
-        if time.monotonic() - self._read_at > FRESH_SECONDS or name not in self._keys:
-            self._refresh()
+        if time.monotonic() - self._asked_at > FRESH_SECONDS or name not in self._keys:
+            self._refresh_if_possible()
+        if time.monotonic() - self._read_at > STALE_SECONDS:
+            raise ServiceUnavailable("the keys of the tokens' issuer cannot be read; the server's log tells why")
         key = self._keys.get(name)
         if key is None or key.algorithm_name != algorithm:
             raise Unauthenticated("the token's key is none of the issuer's for its algorithm")
         return key
 
-    def _refresh(self) -> None:
-        """Read the keys again, unless that was just done; those that were known stay good while nobody answers."""
+    def _refresh_if_possible(self) -> None:
+        """Read the keys again, unless that was just tried; those that were known stay good for a while."""
         with self._lock:
-            if time.monotonic() - self._read_at < AGAIN_SECONDS:
+            if time.monotonic() - self._asked_at < AGAIN_SECONDS:
                 return
-            self._read_at = time.monotonic()
             try:
-                self._keys = _keys_in(_bytes_at(self._tokens.keys), self._tokens.algorithms)
-            except (OSError, HTTPException, ValueError, jwt.PyJWTError) as error:
-                if not self._keys:
-                    raise InvalidCommand("token keys", f"{self._tokens.keys} cannot be read: {error}") from None
+                self._refresh()
+            except _UNREADABLE as error:
+                log.warning("the issuer's keys cannot be read, those of before are good for a while: %s", error)
+
+    def _refresh(self) -> None:
+        self._asked_at = time.monotonic()
+        self._keys = _keys_in(_bytes_at(self._tokens.keys), self._tokens.algorithms)
+        self._read_at = self._asked_at
 
 
 def _bytes_at(place: str) -> bytes:
@@ -133,18 +151,25 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _keys_in(text: bytes, algorithms: tuple[str, ...]) -> dict[str | None, jwt.PyJWK]:
-    """The keys of a JSON Web Key Set by their ids: those that can sign with one of the algorithms."""
+    """
+    The keys of a JSON Web Key Set by their ids: those that can sign with one of the algorithms.
+
+    What is not understood of a set is ignored, and the rest of it is good (RFC 7517, section 5).
+    """
     found = json.loads(text)
     listed = found.get("keys") if isinstance(found, dict) else None
     if not isinstance(listed, list) or not 1 <= len(listed) <= _KEYS_MAX:
         raise ValueError(f"it is no JSON Web Key Set of 1 to {_KEYS_MAX} keys")
-    keys = {}
+    keys: dict[str | None, jwt.PyJWK] = {}
     for each in listed:
-        if each.get("kty") == "oct" or each.get("use", "sig") != "sig":
+        if not isinstance(each, dict) or each.get("kty") == "oct" or each.get("use", "sig") != "sig":
             # A shared secret has no place among public keys.
             continue
-        key = jwt.PyJWK.from_dict(each)
-        if key.algorithm_name in algorithms:
+        try:
+            key = jwt.PyJWK.from_dict(each)
+        except (jwt.PyJWTError, AttributeError, TypeError, ValueError):
+            continue
+        if key.algorithm_name in algorithms and isinstance(key.key_id, str | None):
             keys[key.key_id] = key
     if not keys:
         raise ValueError(f"none of its keys is for {', '.join(algorithms)}")

@@ -11,10 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
 
 from ledger.access import ACTOR_CHARACTERS_MAX, EXPIRES_DAYS, EXPIRES_DAYS_MAX, Credential, Scope
+from ledger.audit.report import Report
 from ledger.core.canonical import utc_text
+from ledger.core.events import account_of
 from ledger.core.fields import MOMENT, checked
 from ledger.service import shapes
-from ledger.service.bodies import JSON, body_of, check_content, model_of
+from ledger.service.bodies import JSON, IdempotencyKey, body_of, check_content, key_of, model_of
 from ledger.service.desk import Desk
 from ledger.service.message_routes import Administering
 from ledger.service.question_routes import ID, Account, Limit, json_response, next_of
@@ -72,14 +74,18 @@ def _add_audits(routes: APIRouter, desk: Desk) -> None:
 
         def verified() -> Any:
             report = ledger.verify(*asked.accounts)
-            desk.keys.record_reads(credential, "verify", asked.accounts)
+            desk.keys.record_reads(credential, "verify", {*asked.accounts, *found_in(report)})
             return report
 
         return json_response(report_json(await desk.audit(verified)))
 
     @routes.post("/rebuild", operation_id="rebuild", tags=["Audit"], **answered(shapes.RebuiltShape, Chosen))
     async def rebuild(request: Request, _credential: Administering) -> Response:
-        """Make the projections of accounts, or of all, anew from the log; the streams that differed."""
+        """
+        Make the projections of accounts, or of all, anew from the log; the streams that differed.
+
+        To repeat it changes nothing.
+        """
         check_content(request.headers, JSON)
         asked = model_of(Chosen, await body_of(request, limits.body_bytes, limits.read_seconds))
         return json_response({"rebuilt": await desk.audit(ledger.rebuild, *asked.accounts)})
@@ -115,23 +121,35 @@ def _add_keys(routes: APIRouter, desk: Desk) -> None:
     @routes.post(
         "/keys/create", operation_id="create_key", tags=["Access"], **answered(shapes.NewKeyShape, Wanted, 201)
     )
-    async def create(request: Request, credential: Administering) -> Response:
-        """Make a key; its secret is in this answer, and nowhere else."""
+    async def create(request: Request, credential: Administering, _key: IdempotencyKey) -> Response:
+        """
+        Make a key; its secret is in this answer, and nowhere else.
+
+        A repetition with the same `Idempotency-Key` makes no other: it is 409, with the id of the key.
+        """
+        once = key_of(request.headers)
         check_content(request.headers, JSON)
         asked = model_of(Wanted, await body_of(request, limits.body_bytes, limits.read_seconds))
         expires_in = timedelta(days=asked.days)
         made = await desk.append(
-            lambda: keys.create(asked.actor, asked.scopes, created_by=credential.actor, expires_in=expires_in)
+            lambda: keys.create(
+                asked.actor, asked.scopes, created_by=credential.actor, expires_in=expires_in, idempotency_key=once
+            )
         )
         plain = {**api_key_json(made.key), "secret": made.secret}
         return Response(to_json(plain), 201, media_type=JSON)
 
     @routes.post("/keys/revoke", operation_id="revoke_key", tags=["Access"], **answered(shapes.KeyShape, Revoked))
     async def revoke(request: Request, credential: Administering) -> Response:
-        """Revoke a key, on record; who has it is refused within seconds."""
+        """Revoke a key, on record; who has it is refused within seconds.  To repeat it changes nothing."""
         check_content(request.headers, JSON)
         asked = model_of(Revoked, await body_of(request, limits.body_bytes, limits.read_seconds))
         return json_response(api_key_json(await desk.append(lambda: keys.revoke(asked.key, actor=credential.actor))))
+
+
+def found_in(report: Report) -> set[str]:
+    """The accounts, and other streams, that the findings of a verification are about."""
+    return {account_of(finding.stream) for finding in report.findings if finding.stream}
 
 
 def answered(shape: type[BaseModel], asked: type[BaseModel] | None = None, status: int = 200) -> dict[str, Any]:

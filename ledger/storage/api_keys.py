@@ -24,9 +24,10 @@ WHERE actor = %s AND revoked_at IS NULL AND expires_at <= clock_timestamp() RETU
 """
 
 CREATE: Final = """
-INSERT INTO {schema}.api_keys (key_id, actor, slot, scopes, secret_hash, created_at, created_by, expires_at)
+INSERT INTO {schema}.api_keys
+    (key_id, actor, slot, scopes, secret_hash, created_at, created_by, idempotency_key, expires_at)
 SELECT %(key_id)s, %(actor)s, free.slot, %(scopes)s::text[], %(secret_hash)s, clock_timestamp(), %(created_by)s,
-       clock_timestamp() + make_interval(secs => %(seconds)s)
+       %(idempotency_key)s, clock_timestamp() + make_interval(secs => %(seconds)s)
 FROM (VALUES (1::smallint), (2::smallint)) AS free (slot)
 WHERE NOT EXISTS (
     SELECT 1 FROM {schema}.api_keys AS k
@@ -35,6 +36,8 @@ WHERE NOT EXISTS (
 ORDER BY free.slot LIMIT 1
 ON CONFLICT DO NOTHING
 """
+
+MADE: Final = "SELECT k.key_id FROM {schema}.api_keys AS k WHERE k.created_by = %s AND k.idempotency_key = %s"
 
 _COLUMNS: Final = """
 k.key_id, k.actor, k.scopes, k.created_at AT TIME ZONE 'UTC', k.created_by, k.expires_at AT TIME ZONE 'UTC',
@@ -99,18 +102,30 @@ def create(
     secret_hash: bytes,
     created_by: str,
     seconds: float | None,
+    idempotency_key: str | None = None,
 ) -> ApiKey | None:
-    """Keep a new key, within a transaction; None where its actor has two already.  Without seconds it is for ever."""
+    """
+    Keep a new key, within a transaction; None where its actor has two already, or the same request has made one.
+
+    Without seconds it is for ever.
+    """
     for (retired,) in connection.query(RETIRE, (created_by, actor)):
         connection.query(*trail.note("retire_key", created_by, retired, {"actor": actor}))
     named = {"key_id": key_id, "actor": actor, "scopes": list(scopes), "secret_hash": secret_hash}
-    connection.query(CREATE, {**named, "created_by": created_by, "seconds": seconds})
+    by = {"created_by": created_by, "idempotency_key": idempotency_key}
+    connection.query(CREATE, {**named, **by, "seconds": seconds})
     made = one(connection, key_id)
     if made is not None:
         expires_at = None if made.expires_at is None else utc_text(made.expires_at)
         details = {"actor": actor, "scopes": list(scopes), "expires_at": expires_at}
         connection.query(*trail.note("create_key", created_by, key_id, details))
     return made
+
+
+def made_before(connection: Connection, created_by: str, idempotency_key: str) -> str | None:
+    """The id of the key that somebody's request has made, if it has."""
+    rows = connection.query(MADE, (created_by, idempotency_key))
+    return str(rows[0][0]) if rows else None
 
 
 def one(connection: Connection, key_id: str) -> ApiKey | None:

@@ -30,6 +30,7 @@ AUDITED: Final = ("subject", "generation", "key_id", "created_at", "forgotten_at
 
 KEYS_AUDITED: Final = (
     *("key_id", "actor", "slot", "scopes", "created_at", "created_by", "expires_at", "revoked_at", "revoked_by"),
+    "idempotency_key",
 )
 """All of `api_keys` but the hashes."""
 

@@ -540,6 +540,7 @@ api_keys: Final = Table(
     Column("expires_at", TIMESTAMP(timezone=True, precision=6)),
     Column("revoked_at", TIMESTAMP(timezone=True, precision=6)),
     _text("revoked_by", nullable=True),
+    _text("idempotency_key", nullable=True),
     CheckConstraint("slot IN (1, 2)", name="slot"),
     CheckConstraint("octet_length(secret_hash) = 32", name="hash_size"),
     CheckConstraint("cardinality(scopes) > 0", name="some_scope"),
@@ -553,6 +554,13 @@ Index(
     api_keys.c.slot,
     unique=True,
     postgresql_where=api_keys.c.revoked_at.is_(None),
+)
+Index(
+    "api_keys_made_once",
+    api_keys.c.created_by,
+    api_keys.c.idempotency_key,
+    unique=True,
+    postgresql_where=api_keys.c.idempotency_key.is_not(None),
 )
 
 account_reads: Final = Table(

@@ -22,6 +22,7 @@ CHANGES: Final = {
     "scopes while it is revoked": "UPDATE api_keys SET scopes = '{admin}', revoked_at = now(), revoked_by = 'x'",
     "hash": "UPDATE api_keys SET secret_hash = sha256('x'), revoked_at = now(), revoked_by = 'x'",
     "actor": "UPDATE api_keys SET actor = 'root', revoked_at = now(), revoked_by = 'x'",
+    "request": "UPDATE api_keys SET idempotency_key = 'x', revoked_at = now(), revoked_by = 'x'",
     "longer": "UPDATE api_keys SET expires_at = NULL",
 }
 REMOVALS: Final = {"delete": "DELETE FROM api_keys", "truncate": "TRUNCATE api_keys"}

@@ -22,6 +22,7 @@ from serving import Http, Serve
 
 from ledger import InvalidCommand, Ledger
 from ledger.access import PREFIX, Scope
+from ledger.core.errors import ServiceUnavailable, Unauthenticated
 from ledger.service import tokens
 from ledger.service.app import create_app
 from ledger.service.document_routes import EXAMPLES
@@ -173,13 +174,30 @@ def test_key_is_rotated_without_a_gap(http: Http, funded: Ledger) -> None:
     """What one key of an actor has sent, the next one may send again: nothing is done twice."""
     admin, body = http(Scope.ADMIN), {"amount": "1 USD", "debit": "alice", "credit": "bob"}
     sent = []
-    for _ in range(2):
-        made = admin.post("/v1/keys/create", json={"actor": "app", "scopes": ["append"]})
+    for number in range(2):
+        once = {"Idempotency-Key": f"key {number}"}
+        made = admin.post("/v1/keys/create", json={"actor": "app", "scopes": ["append"]}, headers=once)
         headers = {"Authorization": f"Bearer {made.json()['secret']}", "Idempotency-Key": "same"}
         sent.append(http().post("/v1/transfer", json=body, headers=headers))
 
     assert [answer.status_code for answer in sent] == [201, 200]
     assert str(funded.balance("alice").posted) == "69.00 USD"
+
+
+def test_key_is_made_once(http: Http, funded: Ledger) -> None:
+    """A request for a key that is repeated is told which it has made, and makes no other."""
+    admin, wanted = http(Scope.ADMIN), {"actor": "app", "scopes": ["append"]}
+    once = {"Idempotency-Key": "first"}
+    made, again, more = (admin.post("/v1/keys/create", json=wanted, headers=once) for _ in range(3))
+    without = admin.post("/v1/keys/create", json=wanted)
+    funded.api_keys().create("app", ["read"], created_by="other", idempotency_key="first")
+    full = admin.post("/v1/keys/create", json=wanted, headers=once)
+
+    assert (made.status_code, without.status_code) == (201, 422)
+    for answer in (again, more, full):
+        assert (answer.status_code, answer.json()["code"]) == (409, "key_made_already")
+        assert answer.json()["fields"] == {"key": made.json()["key"]}
+    assert len([key for key in funded.api_keys().page() if key.actor == "app"]) == 2
 
 
 def test_keys_of_two_actors_do_not_meet(http: Http, funded: Ledger) -> None:
@@ -283,6 +301,9 @@ def test_tokens_that_do_not_hold_are_refused(funded: Ledger, serve: Serve, tmp_p
         "for ever": issuer.token(exp=None),
         "nobody": issuer.token(sub=None),
         "an unknown key": issuer.token(header={"kid": "two"}),
+        "a time of 400 digits": issuer.token(exp=10**400),
+        "no end": _signed(issuer, b'{"iss": "%s", "aud": "%s", "sub": "somebody", "scope": "read", "exp": 1e999}'),
+        "a list for a time": issuer.token(nbf=[1]),
         "a key of its own": issuer.token(header={"kid": "mine", "jku": "https://else.example/keys"}),
     }
     with serve(funded, tokens=issuer.settings) as server:
@@ -291,6 +312,12 @@ def test_tokens_that_do_not_hold_are_refused(funded: Ledger, serve: Serve, tmp_p
 
     assert found == dict.fromkeys(sent, 401)
     assert within_leeway == 200
+
+
+def _signed(issuer: Issuer, claims: bytes) -> str:
+    """What the issuer would never write, with its own signature."""
+    said = claims % (ISSUER.encode(), AUDIENCE.encode())
+    return jwt.PyJWS().encode(said, issuer.key, "ES256", headers={"kid": "one"})
 
 
 def _signed_with(public: bytes, claims: dict[str, Any]) -> str:
@@ -316,6 +343,42 @@ def test_new_key_of_the_issuer_is_found(funded: Ledger, tmp_path: Path, monkeypa
 
     assert credential.actor == "somebody"
     assert funded.ledger_id
+
+
+def test_keys_that_are_not_understood_spoil_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of a set is good beside them, so that a key that was withdrawn is refused from then on."""
+    monkeypatch.setattr(tokens, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(tokens, "AGAIN_SECONDS", 0.0)
+    issuer = Issuer(tmp_path)
+    reader, withdrawn = tokens.TokenReader(issuer.settings), issuer.token()
+    assert reader.credential(withdrawn)[0].actor == "somebody"
+    issuer.publish(two=issuer.key)
+    good = json.loads(issuer.file.read_text())["keys"]
+    strange: list[Any] = ["x", None, {}, {"kty": "AKP", "kid": "pq", "alg": "ML-DSA-44", "use": "sig", "pub": "AAAA"}]
+    strange += [{"kty": "EC", "crv": "P-256", "x": 1, "y": 2}, {"kty": "RSA", "n": "*", "e": "AQAB"}]
+    strange += [{**good[0], "kid": ["two"]}, {**good[0], "x": "AAAA"}]
+    issuer.file.write_text(json.dumps({"keys": [*strange, *good]}))
+
+    assert reader.credential(issuer.token(header={"kid": "two"}))[0].actor == "somebody"
+    with pytest.raises(Unauthenticated):
+        reader.credential(withdrawn)
+
+
+def test_keys_that_cannot_be_read_again_are_good_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is in the log each time; when that has gone on too long, nobody is let in by them."""
+    monkeypatch.setattr(tokens, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(tokens, "AGAIN_SECONDS", 0.0)
+    issuer = Issuer(tmp_path)
+    reader, token = tokens.TokenReader(issuer.settings), issuer.token()
+    issuer.file.write_text('{"keys": []}')
+
+    assert reader.credential(token)[0].actor == "somebody"
+    assert "the issuer's keys cannot be read" in caplog.text
+    monkeypatch.setattr(tokens, "STALE_SECONDS", 0.0)
+    with pytest.raises(ServiceUnavailable, match="cannot be read"):
+        reader.credential(token)
 
 
 @pytest.mark.parametrize(

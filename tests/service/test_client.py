@@ -90,7 +90,8 @@ def test_questions_are_those_of_the_ledger(client: Client, funded: Ledger) -> No
     history = client.history("alice", limit=2)
 
     assert [event.version for event in history.events] == [1, 2]
-    assert [event.version for event in client.history("alice", after=history.next or "").events] == [3]
+    assert [event.version for event in client.history("alice", after_version=history.next or 0).events] == [3]
+    assert [event.version for event in client.history("alice", before_version=3).events] == [2, 1]
     paid = funded.history("alice")[1].effective_at
     assert [event.version for event in client.history("alice", effective_as_of=paid).events] == [1, 2]
     assert [line.account for line in client.accounts(asset="USD").accounts] == ["alice", "bob", "world"]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from datetime import timedelta
+from inspect import cleandoc
 from pathlib import Path
 
 from issuer import Issuer
@@ -13,6 +14,7 @@ from serving import Http, Serve
 
 from ledger import Ledger, Strict
 from ledger.access import Scope
+from ledger.service.command_routes import COMMANDS, kind_of
 from ledger.service.document_routes import EXAMPLES
 from ledger.settings import Limits
 
@@ -39,6 +41,10 @@ def test_document_is_for_everybody_and_names_what_each_route_takes(http: Http) -
         (media,) = operations[f"/v1/{name.replace('_', '-')}", "post"]["requestBody"]["content"].values()
         schema = found["components"]["schemas"][media["schema"]["$ref"].rpartition("/")[2]]
         assert media["example"] == EXAMPLES[name]
+        said = operations[f"/v1/{name.replace('_', '-')}", "post"]["description"]
+        (model,) = (each for each in COMMANDS if kind_of(each) == name)
+        assert said.startswith(cleandoc(model.__doc__ or "nothing"))
+        assert "the route answers directly" not in said
         assert {"actor", "idempotency_key"}.isdisjoint(schema["properties"])
 
 

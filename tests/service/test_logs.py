@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any, Final
 
 import httpx
@@ -22,7 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from serving import WAIT_SECONDS, Http, Serve
 
-from ledger import Ledger
+from ledger import Ledger, Strict
 from ledger.access import Scope
 from ledger.service.logs import JsonLines
 from ledger.service.scoped import public
@@ -124,6 +125,37 @@ def test_a_transaction_belongs_to_the_conversation_of_its_request(http: Http, fu
         answer = client.post("/v1/transfer", json=body, headers={"Idempotency-Key": key, **headers})
         found[key] = funded.transaction(answer.json()["transaction_id"]).transaction.correlation_id
     assert found == {"header": "order-17", "trace": TRACE, "body": "mine"}
+
+
+def test_each_of_several_commands_belongs_to_the_conversation_of_its_request(http: Http, funded: Ledger) -> None:
+    """In one transaction or line by line; a command that names another conversation stays in that one."""
+    client, told = http(Scope.APPEND), {"X-Correlation-Id": "order-17", "Idempotency-Key": "several"}
+    commands = [{"type": "transfer", **TRANSFER}, {"type": "transfer", **TRANSFER, "correlation_id": "mine"}]
+    lines = "".join(json.dumps(each) + "\n" for each in commands)
+    together = client.post("/v1/handle", json={"commands": commands}, headers=told).json()["outcomes"]
+    kind = {"Content-Type": "application/x-ndjson", "Idempotency-Key": "lines"}
+    singly = client.post("/v1/bulk", content=lines, headers={**told, **kind})
+    done = [each["done"] for each in (*together, *map(json.loads, singly.text.splitlines()))]
+
+    found = [funded.transaction(each["transaction_id"]).transaction.correlation_id for each in done]
+    assert found == ["order-17", "mine", "order-17", "mine"]
+
+
+def test_what_a_message_asks_for_belongs_to_the_conversation_of_its_request(funded: Ledger, serve: Serve) -> None:
+    """The message is known again in another conversation; one that it names itself goes before, and early ones too."""
+    secret = funded.api_keys().create("bank", [Scope.APPEND], created_by="test").secret
+    sent = [("first", 2, {}), ("second", 1, {}), ("third", 1, {}), ("third", 3, {"correlationid": "mine"})]
+    with serve(funded, [funded.inbox("bank", Strict(timedelta(hours=1)))]) as server:
+        for name, sequence, more in sent:
+            data = {"account": "alice", "amount": "1 USD", "against": "world"}
+            said = {"specversion": "1.0", "source": "bank", "id": str(sequence), "type": "ledger.deposit", "data": data}
+            headers = {"Authorization": f"Bearer {secret}", "X-Correlation-Id": name}
+            whole = {**said, "subject": "alice", "sequence": str(sequence), **more}
+            assert httpx.post(f"{server.address}/v1/messages", json=whole, headers=headers).json()["conflicts"] == 0
+
+    last = funded.history("alice", before_version=100, limit=3)
+    found = [funded.transaction(event.transaction_id).transaction.correlation_id for event in last]
+    assert found == ["mine", "first", "second"]
 
 
 def test_the_same_key_in_another_conversation_is_the_same(http: Http) -> None:

@@ -268,6 +268,24 @@ def test_what_an_auditor_reads_is_on_record(sign_in: SignIn, eventful: Ledger) -
     assert {read.actor for read in reads} == {"audit"}
 
 
+def test_what_an_auditor_reads_beside_accounts_is_on_record(
+    sign_in: SignIn, eventful: Ledger, psql: psycopg.Connection[Any]
+) -> None:
+    """An account in a message, in a finding, or behind a reference that was looked for is read as well."""
+    client, other = sign_in(Scope.AUDIT), sign_in(Scope.READ)
+    psql.execute("UPDATE balances SET posted_credits = posted_credits + 1 WHERE stream = 'customers/alice'")
+    client.post("/verify", data={"token": token_of(client.get("/verify"))})
+    _until(lambda: not client.get("/verify/progress").json()["running"])
+    for path in (f"/dead-letter?source=bank&id={_letter(eventful)}", "/dead-letters", "/find?what=rent", "/verify"):
+        assert client.get(path).status_code == 200, path
+        assert other.get(path).status_code == 200, path
+
+    reads = eventful.api_keys().reads("customers/alice")
+    assert [read.question for read in reads] == ["dead_letter", "dead_letters", "find", "verify"]
+    assert {read.actor for read in reads} == {"audit"}
+    assert [read.question for read in eventful.api_keys().reads("world")] == ["dead_letter", "dead_letters"]
+
+
 def test_an_auditor_has_nothing_that_writes(sign_in: SignIn, eventful: Ledger) -> None:
     """For an auditor there is no decision on the page of a dead letter, and none is taken from them."""
     client = sign_in(Scope.AUDIT)

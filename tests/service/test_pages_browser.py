@@ -35,8 +35,14 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not instal
 WIDE: Final = {"width": 1280, "height": 900}
 PHONE: Final = {"width": 380, "height": 800}
 
+NARROW: Final = {"width": 320, "height": 800}
+
 NOT_PAGES: Final = {"/static/{name}", "/account/statement.csv", "/verify/progress"}
 """What is fetched, and not looked at."""
+
+_HANGING: Final = """[...document.querySelectorAll("body *")]
+    .filter((each) => each.getBoundingClientRect().right > document.documentElement.clientWidth)
+    .map((each) => each.outerHTML.slice(0, 120))"""
 
 Visit: TypeAlias = Callable[..., "Visitor"]
 
@@ -80,7 +86,7 @@ class Visitor:
         self.page.wait_for_load_state()
         self.seen.add(urlsplit(self.page.url).path)
         width, room = self.page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-        assert width <= room, f"{self.page.url} is {width} wide, in {room}"
+        assert width <= room, f"{self.page.url} is {width} wide, in {room}: {self.page.evaluate(_HANGING)}"
         found = axe.Axe().run(self.page).response["violations"]
         assert found == [], [(each["id"], [node["html"] for node in each["nodes"]]) for each in found]
 
@@ -176,6 +182,26 @@ def _through_verification(visitor: Visitor) -> None:
     visitor.click("Overview", exact=True)
     page.get_by_text("see the report").wait_for()
     visitor.look()
+
+
+@pytest.mark.parametrize("room", [WIDE, NARROW], ids=["desk", "narrow"])
+def test_nothing_hangs_out(visit: Visit, eventful: Ledger, room: dict[str, int]) -> None:
+    """Nobody has to scroll sideways, on 320 pixels (WCAG 1.4.10) and with words that have no end."""
+    endless = "W" * 290
+    eventful.transfer("1 USD", debit="world", credit="customers/bob", reference=endless[:255])
+    visitor = visit(Scope.READ, Scope.AUDIT, viewport=room)
+    transfer = eventful.transactions(reference=endless[:255])[0].transaction_id
+    reversal = eventful.history("customers/alice", before_version=6, limit=1)[0].transaction_id
+    (letter,) = eventful.inbox("bank", Unordered()).dead_letters(stream="customers/alice")
+    for path in (
+        *("/", "/accounts", "/accounts?sort=balance", "/order", "/dead-letters", "/verify", "/find"),
+        *("/account?name=customers/alice", "/account?name=vault", "/account/statement?name=customers/bob"),
+        *(f"/transaction?id={transfer}", f"/transaction?id={reversal}", "/proof?stream=customers/alice&version=2"),
+        *(f"/dead-letter?source=bank&id={letter.dead_letter_id}", f"/find?what={endless[:255]}"),
+        *(f"/find?what={endless}", f"/account?name={endless[:120]}", f"/dead-letter?source={endless}&id=none"),
+    ):
+        visitor.page.goto(path)
+        visitor.look()
 
 
 def test_a_problem_is_a_page_like_others(visit: Visit) -> None:

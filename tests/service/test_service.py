@@ -23,7 +23,7 @@ from ledger import Ledger, Strict, TooManyRequests
 from ledger.access import Scope
 from ledger.core.errors import Reason
 from ledger.service.document_routes import EXAMPLES
-from ledger.service.problem_details import STATUS
+from ledger.service.problem_details import CODES, STATUS
 from ledger.service.server import Server
 from ledger.settings import Limits
 from ledger.wire import ERRORS
@@ -76,6 +76,17 @@ def test_type_of_a_problem_says_what_it_means(http: Http) -> None:
     }
 
 
+def test_type_of_every_problem_leads_somewhere(http: Http) -> None:
+    """Also of those that are the service's own."""
+    client = http()
+    found = {code: client.get(f"/problems/{code}") for code in CODES}
+
+    assert {code for code, answer in found.items() if answer.status_code != 200} == set()
+    assert all(answer.json()["code"] == code and answer.json()["detail"] for code, answer in found.items())
+    nowhere = client.get("/problems/nonsense")
+    assert (nowhere.status_code, client.get(nowhere.json()["type"]).json()["status"]) == (404, 404)
+
+
 @pytest.mark.parametrize(
     ("headers", "status", "code"),
     [
@@ -115,6 +126,32 @@ def test_version_that_is_expected(http: Http, funded: Ledger) -> None:
     assert ask("c", "three").status_code == 422
     assert funded.balance("alice").version == 3
     assert (ask("d", '"3"').status_code, ask("d", '"3"').status_code) == (201, 200)
+
+
+def test_condition_that_is_not_taken_is_refused(http: Http, funded: Ledger) -> None:
+    """On no one account, twice, of any version, or against what the body expects: it is told, and nothing is done."""
+    client = http(Scope.APPEND)
+    body = {"account": "alice", "amount": "1 USD", "against": "world"}
+
+    def refused(path: str, *tags: str, **more: Any) -> str:
+        headers = [("Idempotency-Key", "k"), *(("If-Match", tag) for tag in tags)]
+        answer = client.post(path, headers=headers, **more)
+        assert (answer.status_code, answer.json()["fields"]["where"]) == (422, "If-Match")
+        return str(answer.json()["detail"])
+
+    several = {"commands": [{"type": "deposit", **body}]}
+    line = json.dumps(several["commands"][0])
+    assert "expected_versions with each" in refused("/v1/handle", '"999"', json=several)
+    assert "version 3, and expected_versions 2" in refused(
+        "/v1/deposit", '"3"', json={**body, "expected_versions": {"alice": 2}}
+    )
+    for tags in (("*",), ('"3"', '"4"'), ('W/"3"',), ("",)):
+        assert "not one version" in refused("/v1/deposit", *tags, json=body)
+    headers = {"Idempotency-Key": "k", "If-Match": '"999"', "Content-Type": "application/x-ndjson"}
+    assert client.post("/v1/bulk", content=line, headers=headers).status_code == 422
+    assert funded.balance("alice").version == 3
+    both = {**body, "expected_versions": {"alice": 3}}
+    assert client.post("/v1/deposit", json=both, headers={"Idempotency-Key": "k", "If-Match": '"3"'}).is_success
 
 
 @pytest.mark.parametrize(
@@ -224,6 +261,27 @@ def test_questions_are_asked_as_of_two_times(http: Http, funded: Ledger) -> None
     assert [line["amount"] for line in stated["lines"]] == ["1.00 USD"]
     early = client.get("/v1/balance", params={"account": "alice", "known_as_of": str(position + 1_000)})
     assert (early.status_code, early.json()["code"]) == (409, "not_yet_known")
+
+
+@pytest.mark.parametrize(
+    ("asked", "where", "said"),
+    [
+        ("balance?account=alice&effective_asof=2020-01-01T00:00:00Z", "effective_asof", "effective_as_of, known_as_of"),
+        ("balance?account=alice&account=bob", "account", "more than once"),
+        ("accounts?limit=1&limit=1", "limit", "more than once"),
+        ("feed?since=1", "since", "there are after, limit, wait_seconds"),
+        ("dead-letters?source=bank&State=open", "State", "there are source, state"),
+        ("reports?name=x", "name", "there are none"),
+        (f"reports?{'x' * 200}=1", "x" * 80, "there are none"),
+        ("reads?account=alice&actor=x", "actor", "there are account, after, limit"),
+    ],
+)
+def test_question_that_has_another_reading_is_refused(http: Http, asked: str, where: str, said: str) -> None:
+    """A parameter that is not known, or is there twice, is named, with those that there are."""
+    answer = http(Scope.AUDIT).get(f"/v1/{asked}")
+
+    assert (answer.status_code, answer.json()["fields"]["where"]) == (422, where)
+    assert said in answer.json()["detail"]
 
 
 # Several
@@ -541,6 +599,26 @@ def test_auditors_verify_and_administrators_mend(http: Http, funded: Ledger, led
     assert funded.verify().ok
 
 
+def test_accounts_in_findings_and_in_dead_letters_are_on_record(
+    http: Http, bank: httpx.Client, funded: Ledger, ledger_url: str
+) -> None:
+    """An auditor who asks about everything has read what the answer names; and a message names accounts in its data."""
+    with psycopg.connect(ledger_url, autocommit=True) as connection:
+        connection.execute("UPDATE ledger.balances SET posted_credits = 1 WHERE stream = 'bob'")
+    assert http(Scope.AUDIT).post("/v1/verify", json={}).json()["findings"][0]["stream"] == "bob"
+    entries = [{"account": "world", "amount": "1 USD"}, {"account": "x" * 200}, "alice"]
+    bank.post("/v1/messages", json=event(1))
+    bank.post("/v1/messages", json=event(1, id="other", data={**event(1)["data"], "entries": entries}))
+    secret = funded.api_keys().create("letters", [Scope.AUDIT], created_by="test").secret
+    headers = {"Authorization": f"Bearer {secret}"}
+    assert len(bank.get("/v1/dead-letters", params={"source": "bank"}, headers=headers).json()["dead_letters"]) == 1
+
+    keys = funded.api_keys()
+    assert [read.question for read in keys.reads("bob")] == ["verify"]
+    assert [(read.actor, read.question) for read in keys.reads("alice")] == [("letters", "dead_letters")]
+    assert [read.question for read in keys.reads("world")] == ["dead_letters"]
+
+
 def test_auditors_ask_for_reports(http: Http, funded: Ledger) -> None:
     """Which there are; one of them as the ledger writes it, with the accounts in it on record; and none too long."""
     funded.stamp()
@@ -589,7 +667,8 @@ def test_all_methods_of_a_path_are_told(http: Http) -> None:
 def test_keys_are_made_listed_and_revoked(http: Http) -> None:
     """Over the service as on the command line; the secret is in one answer only."""
     admin = http(Scope.ADMIN)
-    made = admin.post("/v1/keys/create", json={"actor": "app", "scopes": ["append", "read"], "days": 7}).json()
+    wanted = {"actor": "app", "scopes": ["append", "read"], "days": 7}
+    made = admin.post("/v1/keys/create", json=wanted, headers={"Idempotency-Key": "k"}).json()
     listed = [key for key in admin.get("/v1/keys").json()["keys"] if key["actor"] == "app"]
     revoked = admin.post("/v1/keys/revoke", json={"key": made["key"]}).json()
 

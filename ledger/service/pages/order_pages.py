@@ -11,6 +11,7 @@ from ledger.core.errors import InvalidCommand
 from ledger.inbox import Inbox
 from ledger.order.message import encode
 from ledger.receiving import Unordered
+from ledger.service.message_routes import accounts_in
 from ledger.service.pages.charts import Bar, bars
 from ledger.service.pages.rendering import link
 from ledger.service.pages.site import DECIDING, LOOKING, Site, credential_of, go_to
@@ -97,7 +98,9 @@ class OrderPages:
             found = self._reader(chosen).dead_letters(state=state, after=after, limit=PAGE + 1) if chosen else []
             return letters, chosen, found
 
-        letters, chosen, found = await self._site.desk.ask(asked)
+        letters, chosen, found = await self._site.desk.read(
+            credential_of(request), "dead_letters", asked, lambda seen: accounts_in(seen[2][:PAGE])
+        )
         return self._site.page(
             request,
             "dead_letters.html",
@@ -117,7 +120,9 @@ class OrderPages:
             inbox = self._reader(source)
             return inbox.dead_letter(id), inbox.decisions(id)
 
-        letter, decisions = await self._site.desk.ask(asked)
+        letter, decisions = await self._site.desk.read(
+            credential_of(request), "dead_letter", asked, lambda seen: accounts_in([seen[0]])
+        )
         return self._site.page(
             request,
             "dead_letter.html",

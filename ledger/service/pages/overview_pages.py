@@ -16,6 +16,7 @@ from ledger.service.pages.charts import Spark, spark
 from ledger.service.pages.rendering import HEADERS
 from ledger.service.pages.site import CHECKING, LOOKING, Site, credential_of, go_to
 from ledger.service.pages.watching import Run, Sample
+from ledger.service.upkeep_routes import found_in
 from ledger.storage.overview import Overview
 from ledger.storage.queries import TrialBalance, TrialLine
 from ledger.storage.tree import Sealed
@@ -88,7 +89,11 @@ class OverviewPages:
     async def verify(self, request: Request) -> Response:
         """What a verification came to, or how far it is."""
         watched = self._site.verification
-        return self._site.page(request, "verify.html", run=watched.current, last=watched.last)
+        run, last = watched.current, watched.last
+        if last is not None and last.report is not None:
+            report = last.report
+            await self._site.desk.read(credential_of(request), "verify", lambda: report, found_in)
+        return self._site.page(request, "verify.html", run=run, last=last)
 
     async def begin(self, request: Request) -> Response:
         """Begin one, unless one runs: then that one is looked at."""

@@ -94,7 +94,11 @@ class TransactionPages:
                 return place
             return self._ledger.transactions(reference=text, limit=FOUND_MAX) if text else []
 
-        found = await self._site.desk.ask(asked)
+        def accounts(found: str | list[Transaction]) -> list[str]:
+            # The page that one is sent to puts its own on record.
+            return [] if isinstance(found, str) else [account_of(each) for one in found for each in one.streams]
+
+        found = await self._site.desk.read(credential_of(request), "find", asked, accounts)
         if isinstance(found, str):
             return go_to(found)
         return self._site.page(request, "found.html", what=text, found=found, more=len(found) == FOUND_MAX)
