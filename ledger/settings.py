@@ -70,8 +70,8 @@ class Limits:
 
     Bytes are those of a body, seconds those until an answer.  `rate` is requests a second of one credential in this
     process, which may be exceeded for a second's worth; `requests` are all that are on their way at once.  A connection
-    is closed that says no whole request head for `head_seconds`, or more than `head_bytes` (and what one read brings) of
-    one, and where nobody reads an answer for `unread_seconds`.
+    is closed that says no whole request head for `head_seconds`, or more than `head_bytes` (and what one read brings)
+    of one, and where nobody reads an answer for `unread_seconds`.
     """
 
     body_bytes: int = 256 * 1024

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from ledger.access import Credential, Scope
 from ledger.core.errors import Forbidden, InvalidCommand, LedgerError, TooManyRequests, Unauthenticated
@@ -153,6 +154,8 @@ def _route_class(site: Site) -> type[APIRoute]:
             async def answer(request: Request) -> Response:
                 try:
                     return await handler(request)
+                except ClientDisconnect:
+                    raise
                 except Exception as error:  # noqa: BLE001  (whatever it is, somebody waits for a page)
                     return site.problem(request, error)
 
