@@ -18,6 +18,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ledger.access import Credential
@@ -35,6 +36,7 @@ from ledger.service.bodies import (
     model_of,
     refuse_if_match,
 )
+from ledger.service.bounds import Closing
 from ledger.service.command_routes import Appending
 from ledger.service.desk import Desk
 from ledger.service.occasion import correlation_id
@@ -109,7 +111,7 @@ def router(desk: Desk) -> APIRouter:
     return routes
 
 
-class _BothWays(StreamingResponse):
+class _BothWays(Closing):
     """Is read while it is written: the framework's own would listen for whoever goes away, and so take the lines."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's shape)
@@ -167,6 +169,9 @@ async def _read(
         waiting.put_nowait((number + 1, RequestTooLarge("What arrives in time", limits.bulk_bytes)))
     except LedgerError as error:
         waiting.put_nowait((number, error))
+    except ClientDisconnect:
+        # What was read is done; who sent it asks again with its keys.
+        return
     finally:
         waiting.put_nowait(None)
 

@@ -22,6 +22,7 @@ from ledger.core.errors import TooManyRequests
 from ledger.core.events import FeedEntry, account_of
 from ledger.core.fields import INTEGER_MAX
 from ledger.service import shapes
+from ledger.service.bounds import Closing
 from ledger.service.desk import Desk
 from ledger.service.question_routes import Limit, Reading, json_response
 from ledger.storage.queries import PAGE_MAX
@@ -105,7 +106,12 @@ class _Feed:
         """What was stamped after a position, in order; if there is nothing yet, it may be waited for."""
         entries = await self._read(credential, after, limit)
         if not entries and wait_seconds:
-            await self._watch.wait(after, min(wait_seconds, self._desk.settings.limits.follow_seconds))
+            self._check_following()
+            self._following += 1
+            try:
+                await self._watch.wait(after, min(wait_seconds, self._desk.settings.limits.follow_seconds))
+            finally:
+                self._following -= 1
             entries = await self._read(credential, after, limit)
         return json_response({"entries": entries, "next": entries[-1]["position"] if entries else after})
 
@@ -116,13 +122,16 @@ class _Feed:
         last_event_id: Annotated[str | None, Header(pattern=r"^[0-9]{1,15}$")] = None,
     ) -> Response:
         """What was stamped after a position, and what is stamped from now on, as server-sent events."""
+        self._check_following()
+        begin = after if last_event_id is None else int(last_event_id)
+        return Closing(
+            self._follow(credential, begin), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+        )
+
+    def _check_following(self) -> None:
         followers = self._desk.settings.limits.followers
         if self._following >= followers:
             raise TooManyRequests(f"{followers} followers of the feed at once", 10)
-        begin = after if last_event_id is None else int(last_event_id)
-        return StreamingResponse(
-            self._follow(credential, begin), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
-        )
 
     async def _follow(self, credential: Credential, after: int) -> AsyncIterator[bytes]:
         clock = asyncio.get_running_loop().time

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from hashlib import sha256
@@ -102,7 +103,7 @@ def _add_metrics(routes: APIRouter, desk: Desk) -> None:
     @routes.get("/metrics", operation_id="metrics", dependencies=watching, response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         """All metrics, as Prometheus reads them; `ledger_up` is 0 where the database does not answer."""
-        found = await gauges.answer()
+        found = await gauges.answer(_left(request))
         text, media_type = desk.metrics.exposition(found, request.headers.get("accept", ""))
         return Response(text, media_type=media_type)
 
@@ -112,9 +113,9 @@ def _add_metrics(routes: APIRouter, desk: Desk) -> None:
         dependencies=watching,
         responses={200: {"model": shapes.OrderingShape}},
     )
-    async def ordering() -> Response:
+    async def ordering(request: Request) -> Response:
         """In which order messages came: out of order, gaps, streams; and what else the inboxes counted."""
-        found = await order.answer()
+        found = await order.answer(_left(request))
         if found is None:
             return problem(DatabaseUnavailable("The database did not answer in time.", "Try again in a moment."))
         return _plain(ordering_json(found))
@@ -153,6 +154,7 @@ def _watching(desk: Desk) -> Callable[[Request], Awaitable[None]]:
     known: dict[bytes, None] = {}
 
     async def watching(request: Request) -> None:
+        request.state.until = time.monotonic() + WAIT_SECONDS
         name = sha256(request.headers.get("authorization", "").encode()).digest()
         try:
             async with asyncio.timeout(WAIT_SECONDS):
@@ -168,6 +170,12 @@ def _watching(desk: Desk) -> Callable[[Request], Awaitable[None]]:
             del known[next(iter(known))]
 
     return marked(watching, *Scope)
+
+
+def _left(request: Request) -> float:
+    """Of the time that anybody waits, what the look for their key has left, if there was one."""
+    until: float | None = getattr(request.state, "until", None)
+    return WAIT_SECONDS if until is None else max(0.0, until - time.monotonic())
 
 
 def _plain(plain: dict[str, Any]) -> Response:

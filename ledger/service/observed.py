@@ -16,14 +16,12 @@ from opentelemetry.trace import Span
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ledger.service import tracing
+from ledger.service.bounds import WATCHED
 from ledger.service.logs import log_facts
 from ledger.service.metrics import METHODS, OTHER_METHOD, UNROUTED, Metrics
 from ledger.service.occasion import PRESENT, Occasion
 
 logger: Final = logging.getLogger("ledger.requests")
-
-QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
-"""What machines ask every few seconds: logged for who wants to know everything, and if it goes wrong."""
 
 _SERVER_ERROR: Final = 500
 _ID: Final = b"x-request-id"
@@ -112,7 +110,7 @@ class Observed:
             known = None if route == UNROUTED else route
             kind = (occasion.code or str(status or type(fault).__name__)) if failed else None
             tracing.answered(span, f"{method} {route}" if known else method, known, status, kind)
-        level = logging.ERROR if failed else logging.DEBUG if route in QUIET else logging.INFO
+        level = logging.ERROR if failed else logging.DEBUG if route in WATCHED else logging.INFO
         if logger.isEnabledFor(level):
             facts: dict[str, Any] = {"method": method, "route": route, "status": status}
             facts["duration_seconds"] = round(seconds, 6)

@@ -38,16 +38,16 @@ class Probe(Generic[Answer]):
         self._asked_at = 0.0
         self._told = ""
 
-    async def answer(self) -> Answer | None:
-        """What the database says, at most a second ago; None where it does not, or not in time."""
+    async def answer(self, seconds: float = WAIT_SECONDS) -> Answer | None:
+        """What the database says, at most a second ago; None where it does not, or not in so many seconds."""
         if self._asked is None or (self._asked.done() and time.monotonic() - self._asked_at > FRESH_SECONDS):
             self._asked_at = time.monotonic()
             self._asked = asyncio.get_running_loop().run_in_executor(self._threads, self._question)
             # Taken note of also where nobody waits any more.
             self._asked.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
-        await asyncio.wait((self._asked,), timeout=WAIT_SECONDS)
+        await asyncio.wait((self._asked,), timeout=seconds)
         if not self._asked.done():
-            self._tell(f"no answer within {WAIT_SECONDS:g} seconds")
+            self._tell("no answer in time")
             return None
         try:
             answer = self._asked.result()

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import httpx
+import psycopg
 import pytest
 from serving import WAIT_SECONDS, Serve
+from starlette.types import Message
 
 from ledger import Ledger
 from ledger.access import Scope
+from ledger.service.bounds import Closing
 from ledger.service.server import Server
 from ledger.settings import Limits
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+READ = ("/healthz", "/readyz", "/metrics", "/openapi.json", "/v1/balance?account=alice", "/v1/accounts", "/accounts")
 ENDLESS = 64 * 1024 * 1024
 LINES = b"".join(b'{"type":"x%d"}\n' % number for number in range(9_900))
 """Each is answered with many times its own length: in all more than the sockets of both sides hold."""
@@ -118,6 +124,92 @@ def test_whoever_does_not_read_lines_loses_the_place(serve: Serve, funded: Ledge
         until(lambda: asked() == 429)
         until(lambda: asked() == 200)
         assert not all_of(slow).endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("path", ["/v1/transfer", "/v1/handle", "/v1/bulk", "/sign-in"])
+def test_whoever_hangs_up_is_no_fault(
+    serve: Serve, funded: Ledger, secrets: dict[Scope, str], caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    """A caller who goes in the middle of a body is counted as gone, and nothing is logged as an error."""
+    kind = {"/v1/bulk": "application/x-ndjson", "/sign-in": "application/x-www-form-urlencoded"}.get(path, "")
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {secrets[Scope.APPEND]}\r\n"
+    head += f"Idempotency-Key: k\r\nContent-Type: {kind or 'application/json'}\r\nContent-Length: 100\r\n\r\n"
+    status = "200" if path == "/v1/bulk" else "none"
+    with (
+        serve(funded, open_metrics=True) as server,
+        httpx.Client(base_url=server.address) as client,
+        connected(server, head.encode() + b"{") as connection,
+    ):
+        until(lambda: "ledger_http_requests_in_flight 2.0" in client.get("/metrics").text)
+        connection.close()
+        counted = f'ledger_http_requests_total{{method="POST",route="{path}",status="{status}"}} 1.0'
+        until(lambda: counted in client.get("/metrics").text)
+
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_what_nobody_takes_ends_at_once() -> None:
+    """A place that an answer holds is free as soon as it cannot be sent."""
+    ended = []
+
+    async def parts() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"part"
+        finally:
+            ended.append(True)
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            raise BrokenPipeError
+
+    async def answer() -> None:
+        made = Closing(parts())
+        with pytest.raises(BrokenPipeError):
+            await made.stream_response(send)
+        assert ended == [True]
+
+    asyncio.run(answer())
+
+
+def test_what_the_service_has_no_time_for_is_told(
+    serve: Serve, funded: Ledger, secrets: dict[Scope, str], ledger_url: str
+) -> None:
+    """A request that is cut off by the end of the service is told to ask again with its key."""
+    headers = {"Authorization": f"Bearer {secrets[Scope.APPEND]}", "Idempotency-Key": "k"}
+    body = {"amount": "5 USD", "debit": "alice", "credit": "bob"}
+    with (
+        psycopg.connect(ledger_url) as blocking,
+        psycopg.connect(ledger_url, autocommit=True) as watching,
+        ThreadPoolExecutor(1) as threads,
+        serve(funded, limits=Limits(shutdown_seconds=1.0)) as server,
+    ):
+        blocking.execute("SELECT 1 FROM ledger.balances WHERE stream = 'alice' FOR UPDATE")
+        sent = threads.submit(
+            httpx.post, f"{server.address}/v1/transfer", json=body, headers=headers, timeout=WAIT_SECONDS
+        )
+        waits = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        until(lambda: bool(watching.execute(waits).fetchall()))
+        server.stop()
+        answer = sent.result(WAIT_SECONDS)
+        blocking.rollback()
+
+    assert (answer.status_code, answer.json()["code"]) == (503, "service_unavailable")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_head_is_answered_as_get_is(serve: Serve, funded: Ledger) -> None:
+    """But for the body: on every route that is asked by GET, those that would go on for ever too."""
+    with serve(funded, authentication=False) as server, httpx.Client(base_url=server.address) as client:
+        for path in READ:
+            told, whole = (client.request(method, path) for method in ("HEAD", "GET"))
+            assert (told.status_code, told.content) == (whole.status_code, b"") == (200, b"")
+            assert path == "/metrics" or told.headers["content-length"] == whole.headers["content-length"]
+        assert client.head("/v1/feed/events").status_code == 200
+        assert client.head("/problems/nonsense").status_code == 404
+        assert client.head("/v1/transfer").status_code == 405
+        metrics = client.get("/metrics").text
+        assert 'ledger_http_requests_total{method="HEAD",route="/problems/{code}",status="404"} 1.0' in metrics
 
 
 def test_what_is_no_request_is_a_problem(serve: Serve, funded: Ledger) -> None:

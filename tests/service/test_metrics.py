@@ -22,7 +22,7 @@ from ledger.core.commands import build
 from ledger.health import Check
 from ledger.order.cursor import Strict
 from ledger.order.message import Message
-from ledger.service import gate
+from ledger.service import gate, health_routes
 from ledger.settings import ServiceSettings
 from ledger.storage import feed, gauges
 from ledger.storage.database import Timeouts
@@ -298,6 +298,14 @@ def test_a_database_that_never_answers_keeps_nobody_waiting(serve: Serve) -> Non
             assert client.get("/readyz").status_code == 503
             assert client.get("/healthz").status_code == 200
             assert client.get("/metrics/ordering").status_code == 503
+
+
+def test_a_scrape_has_one_time_for_all_that_it_waits_for(http: Http, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the look for its key has taken is not waited again for the gauges."""
+    scraper = http(Scope.READ)
+    assert scraper.get("/metrics/ordering").status_code == 200
+    monkeypatch.setattr(health_routes, "WAIT_SECONDS", 0.0)
+    assert samples(scraper.get("/metrics").text)["ledger_up{}"] == 0
 
 
 def checks(client: httpx.Client) -> dict[str, str]:

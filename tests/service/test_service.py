@@ -416,6 +416,7 @@ def test_more_requests_than_it_answers_at_once_are_refused(
                 # Until the other one is there.
                 pass
             refused = client.get("/openapi.json")
+            assert [client.get(path).status_code for path in ("/healthz", "/readyz", "/metrics")] == [200, 200, 401]
             blocking.rollback()
             assert first.result(WAIT_SECONDS).status_code == 201
 
@@ -502,6 +503,25 @@ def test_followers_do_not_keep_the_service_from_ending(http: Http, service: Serv
         assert next(parts).startswith(b":")
         service.stop()
         assert list(parts) is not None
+
+
+def test_whoever_waits_for_the_feed_follows_it(funded: Ledger, serve: Serve, secrets: dict[Scope, str]) -> None:
+    """A page that is waited for has one of the places of followers, until it is answered."""
+    headers = {"Authorization": f"Bearer {secrets[Scope.READ]}"}
+    funded.stamp()
+    asked = {"after": str(funded.feed_head()), "wait_seconds": "30"}
+    with (
+        serve(funded, limits=Limits(followers=1)) as server,
+        httpx.Client(base_url=server.address, headers=headers, timeout=WAIT_SECONDS) as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        both = [threads.submit(client.get, "/v1/feed", params=asked) for _ in range(2)]
+        assert next(_as_they_come(both)).status_code == 429
+        assert client.get("/v1/feed/events").status_code == 429
+        assert client.get("/v1/feed", params={"after": "0", "wait_seconds": "30"}).status_code == 200
+        funded.transfer("1 USD", debit="alice", credit="bob")
+        funded.stamp()
+        assert sorted(each.result(WAIT_SECONDS).status_code for each in both) == [200, 429]
 
 
 # Messages

@@ -14,7 +14,6 @@ from itertools import islice
 from typing import Annotated, Final, NamedTuple
 
 from fastapi import Query, Request, Response
-from fastapi.responses import StreamingResponse
 from starlette.concurrency import iterate_in_threadpool
 
 from ledger.core.book import Balance
@@ -22,6 +21,7 @@ from ledger.core.canonical import utc_text
 from ledger.core.errors import InvalidCommand, TooManyRequests
 from ledger.core.events import Recorded
 from ledger.core.money import Money
+from ledger.service.bounds import Closing
 from ledger.service.pages.charts import Chart, balance_chart
 from ledger.service.pages.rendering import HEADERS
 from ledger.service.pages.site import READING, Site, credential_of
@@ -167,7 +167,7 @@ class AccountPages:
         made = await self._site.desk.read(credential_of(request), "statement", asked, lambda _: [name])
         named = re.sub(r"[^A-Za-z0-9._-]", "_", f"{name}_{first:%Y-%m-%d}_{end:%Y-%m-%d}.csv")
         headers = {**HEADERS, "Content-Disposition": f'attachment; filename="{named}"'}
-        return StreamingResponse(self._sent(made), headers=headers, media_type="text/csv; charset=utf-8")
+        return Closing(self._sent(made), headers=headers, media_type="text/csv; charset=utf-8")
 
     async def _sent(self, made: Statement) -> AsyncIterator[str]:
         async with self._downloads:

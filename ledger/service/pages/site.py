@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -190,6 +191,8 @@ def _route_class(site: Site) -> type[APIRoute]:
             async def answer(request: Request) -> Response:
                 try:
                     return await handler(request)
+                except ClientDisconnect:
+                    raise
                 except Exception as error:  # noqa: BLE001  (whatever it is, somebody waits for a page)
                     return site.problem(request, error)
 
