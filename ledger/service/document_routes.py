@@ -50,6 +50,26 @@ EXAMPLES: Final[Mapping[str, Json]] = {
 }
 """A body for each kind of command."""
 
+_NOW: Final = "2026-01-31T12:00:00.000000Z"
+
+TRANSFERRED: Final[Json] = {
+    "transaction_id": "01890a5d-ac96-774b-bcce-b302099a8057",
+    "kind": "transfer",
+    "idempotency_key": "invoice-7",
+    "reference": "invoice 7",
+    "effective_at": _NOW,
+    "recorded_at": _NOW,
+    "replayed": False,
+    "dry_run": False,
+    "versions": {"alice": 4, "bob": 3},
+    "states": {},
+    "balances": {
+        name: {"account": name, "version": version, "posted": money, "pending": "0.00 USD", "available": money}
+        for name, version, money in (("alice", 4, "65.00 USD"), ("bob", 3, "35.00 USD"))
+    },
+}
+"""An answer to the example of a transfer."""
+
 _COMMON: Final = (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503)
 """Statuses of problems that any route may answer with, but for those that only some have."""
 
@@ -137,7 +157,7 @@ _PROBLEM: Final[Json] = {
 
 def _add_commands(paths: Json, schemas: Json) -> None:
     """The body of each command, without what a body does not say, and the conditions that it may name."""
-    done = {"description": "Done.", "content": {JSON: {"schema": {"$ref": "#/components/schemas/DoneShape"}}}}
+    done: Json = {"description": "Done.", "content": {JSON: {"schema": {"$ref": "#/components/schemas/DoneShape"}}}}
     _add_schema(schemas, "DoneShape", shapes.DoneShape)
     for model in COMMANDS:
         name = kind_of(model)
@@ -150,6 +170,9 @@ def _add_commands(paths: Json, schemas: Json) -> None:
         operation["requestBody"] = {"required": True, "content": {JSON: media}}
         operation["responses"]["201"] = {**done, "links": _links(name)}
         operation["responses"]["200"] = {**done, "description": "Done before, with the same key and body."}
+        if name == TRANSFERRED["kind"]:
+            answer = {**done["content"][JSON], "example": TRANSFERRED}
+            operation["responses"]["201"]["content"] = {JSON: answer}
         if "account" in model.model_fields:
             operation["responses"]["412"] = _PROBLEM
             operation["parameters"].append(_IF_MATCH)

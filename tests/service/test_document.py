@@ -16,6 +16,7 @@ from ledger import Ledger, Strict
 from ledger.access import Scope
 from ledger.service.command_routes import COMMANDS, kind_of
 from ledger.service.document_routes import EXAMPLES
+from ledger.service.shapes import DoneShape
 from ledger.settings import Limits
 
 HERE = Path(__file__).parent
@@ -37,6 +38,8 @@ def test_document_is_for_everybody_and_names_what_each_route_takes(http: Http) -
     assert found["openapi"].startswith("3.1")
     assert all(each["security"] == [{"bearer": []}] and each["x-scopes"] for each in operations.values())
     assert len({each["operationId"] for each in operations.values()}) == len(operations) > 40
+    (done,) = operations["/v1/transfer", "post"]["responses"]["201"]["content"].values()
+    assert DoneShape.model_validate(done["example"]).balances["alice"].posted == "65.00 USD"
     for name in EXAMPLES:
         (media,) = operations[f"/v1/{name.replace('_', '-')}", "post"]["requestBody"]["content"].values()
         schema = found["components"]["schemas"][media["schema"]["$ref"].rpartition("/")[2]]
