@@ -38,6 +38,7 @@ def run(name: str, rate: float, number: int = 1) -> Run:
     return Run(number, name, Measured(rate), QUIET)
 
 
+@pytest.mark.campaign
 def test_every_benchmark_reports_and_draws_every_figure(tmp_path: Path) -> None:
     """One short round of all measures everybody, with memory, relates them to each other, and draws charts as PNG."""
     command = [sys.executable, "-m", "ledger", "bench", "--quick", "--output", str(tmp_path), "--json"]

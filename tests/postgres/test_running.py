@@ -26,6 +26,10 @@ from ledger.audit.checkpoint import SigningKey
 ROOT: Final = Path(__file__).parent.parent.parent
 PAGE: Final = ROOT / "docs" / "running.md"
 TIMEOUT_SECONDS: Final = 120
+
+# Servers, backups and a standby of their own take a minute and more.
+pytestmark = pytest.mark.campaign
+
 SETTINGS: Final = (
     "listen_addresses = '127.0.0.1'",
     "unix_socket_directories = ''",
