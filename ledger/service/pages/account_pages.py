@@ -16,6 +16,7 @@ from typing import Annotated, Final, NamedTuple
 from fastapi import Query, Request, Response
 from starlette.concurrency import iterate_in_threadpool
 
+from ledger.audit.reports.form import harmless
 from ledger.core.book import Balance
 from ledger.core.canonical import utc_text
 from ledger.core.errors import InvalidCommand, TooManyRequests
@@ -39,6 +40,7 @@ _LINES_TOGETHER: Final = 500
 _DAYS: Final = 31
 _DAY: Final = 86_400
 _POSITION_DIGITS: Final = 18
+_NUMBER: Final = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 Name = Annotated[str, Query(min_length=1, max_length=193)]
 Text = Annotated[str, Query(max_length=193)]
@@ -232,13 +234,8 @@ def _number(money: Money) -> str:
 def _row(*cells: str) -> str:
     """A line of a file of values; none of them is what a spreadsheet would carry out."""
     line = io.StringIO()
-    csv.writer(line).writerow([_harmless(cell) for cell in cells])
+    csv.writer(line).writerow([cell if _NUMBER.fullmatch(cell) else harmless(cell) for cell in cells])
     return line.getvalue()
-
-
-def _harmless(cell: str) -> str:
-    is_number = re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", cell)
-    return f"'{cell}" if cell[:1] in set("=+-@\t\r") and not is_number else cell
 
 
 def moment_of(field: str, text: str) -> datetime | None:
