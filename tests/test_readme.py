@@ -1,4 +1,4 @@
-"""The README is true: its examples run, its map is the tree, and it names every command."""
+"""The manual is true: its examples run, its links lead somewhere, its map is the tree, and it names every command."""
 
 import doctest
 import re
@@ -7,23 +7,54 @@ from pathlib import Path
 import pytest
 import typer
 
+from ledger import Ledger
 from ledger.cli.program import app
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+CHAPTERS = ("accounts", "messages", "embedding", "feed", "audit", "proof", "service")
+"""Of the manual, in the order in which their examples go on from those of the README."""
 
 
 def test_examples_run(ledger_url: str) -> None:
-    """Every example of the README prints what it says."""
-    results = doctest.testfile(
-        str(README),
-        module_relative=False,
-        globs={"database_url": ledger_url},
-        optionflags=doctest.IGNORE_EXCEPTION_DETAIL,
-    )
+    """Every example of the README and of the chapters behind it prints what it says."""
+    names: dict[str, object] = {"database_url": ledger_url}
+    attempted, failed = 0, 0
+    for path in (README, *(ROOT / "docs" / f"{chapter}.md" for chapter in CHAPTERS)):
+        parsed = doctest.DocTestParser().get_doctest(path.read_text("utf-8"), names, path.name, str(path), 0)
+        runner = doctest.DocTestRunner(optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
+        results = runner.run(parsed, clear_globs=False)
+        names = parsed.globs
+        attempted += results.attempted
+        failed += results.failed
 
-    assert results.attempted > 40
-    assert results.failed == 0
+    ledger = names["ledger"]
+    assert isinstance(ledger, Ledger)
+    ledger.close()
+    assert failed == 0
+    assert attempted > 150
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link can name in a document: its headings, as they are written on the web."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    """A link to another document, or to a heading, leads to one that is there."""
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", path.read_text("utf-8")):
+        document = (path.parent / target).resolve() if target else path
+        assert document.exists(), target
+        assert not anchor or anchor in anchors(document), f"{target}#{anchor}"
+
+
+def test_the_readme_leads_to_every_document() -> None:
+    """No chapter is there that nobody finds."""
+    text = README.read_text("utf-8")
+
+    assert [path.name for path in (ROOT / "docs").glob("*.md") if f"](docs/{path.name})" not in text] == []
 
 
 def test_map_names_every_module() -> None:

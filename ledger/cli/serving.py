@@ -58,7 +58,7 @@ def serve(
     """
     Serve the ledger over HTTP, until told to stop (SIGTERM, Ctrl-C): what was accepted is answered first.
 
-    Who asks is known by an API key (`ledger keys create`) or a token.  More settings: LEDGER_SERVE_… in the README.
+    Who asks is known by an API key (`ledger keys create`) or a token.  More settings: LEDGER_SERVE_…, docs/service.md.
     """
     server, app = _module("ledger.service.server"), _module("ledger.service.app")
     settings = _chosen(host, port, certificate, private_key, behind_proxy=behind_proxy, open_to_all=open_to_all)

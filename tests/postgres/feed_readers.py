@@ -6,6 +6,7 @@ A reader reads again and again while writers go on, and keeps what it has seen; 
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
@@ -16,6 +17,8 @@ from sqlalchemy import make_url
 from ledger import Ledger
 
 Place: TypeAlias = tuple[str, int]
+
+WAIT_SECONDS: Final = 120
 
 CLOCK: Final = """
 CREATE SCHEMA stepping;
@@ -77,7 +80,11 @@ class SerialReader:
 
 
 class TransactionReader:
-    """Reads after the last (xid, serial), and only what is older than every transaction that is still at work."""
+    """
+    Reads after the last (xid, serial), and only what is older than every transaction that is still at work.
+
+    At work anywhere in the cluster: other tests that run beside this one hold it up, and `let_end` waits for them.
+    """
 
     def __init__(self, psql: psycopg.Connection[Any]) -> None:
         self.seen: list[Place] = []
@@ -92,6 +99,18 @@ class TransactionReader:
         for stream, version, xid, serial in self._psql.execute(sql, self._last):
             self.seen.append((stream, version))
             self._last = (xid, serial)
+
+
+def let_end(psql: psycopg.Connection[Any]) -> None:
+    """Wait until every transaction that is at work in the cluster has ended, but for those that begin meanwhile."""
+    ((begun,),) = psql.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").fetchall()
+    until = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < until:
+        sql = "SELECT pg_snapshot_xmin(pg_current_snapshot()) >= %s::xid8"
+        if psql.execute(sql, (begun,)).fetchall() == [(True,)]:
+            return
+    message = f"a transaction of another test is still open after {WAIT_SECONDS} s"
+    raise TimeoutError(message)
 
 
 def faults(reader: Reader, psql: psycopg.Connection[Any]) -> Faults:

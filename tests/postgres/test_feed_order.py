@@ -19,6 +19,7 @@ import psycopg
 import pytest
 from feed_readers import (
     NONE,
+    WAIT_SECONDS,
     FeedReader,
     Reader,
     SerialReader,
@@ -27,6 +28,7 @@ from feed_readers import (
     disordered,
     faults,
     let_clocks_step,
+    let_end,
     number_events,
 )
 from invariants import assert_sound
@@ -37,7 +39,6 @@ from ledger.core.commands import build
 Psql = psycopg.Connection[Any]
 
 ACCOUNTS: Final = 6
-WAIT_SECONDS: Final = 120
 WRITES: Final = int(os.environ.get("LEDGER_FEED_WRITES", "60"))
 """Of each writer under load, at least."""
 
@@ -87,6 +88,7 @@ def test_transaction_that_ends_late_is_not_missed(
     transfer(numbered, 2, 3)
     read(readers)
     slow.commit()
+    let_end(psql)
     read(readers)
     read(readers)
     found = {name: faults(reader, psql) for name, reader in readers.items()}
@@ -104,6 +106,7 @@ def test_transaction_that_began_early_is_not_put_first(
         transfer(guest, 0, 2)
     read(readers)
     slow.commit()
+    let_end(psql)
     read(readers)
     found = {name: faults(reader, psql) for name, reader in readers.items()}
     assert found["feed"] == NONE

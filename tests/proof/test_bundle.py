@@ -37,7 +37,7 @@ Files: TypeAlias = dict[str, bytes]
 Change: TypeAlias = Callable[[Files], None]
 
 TRANSACTIONS: Final = 60
-README: Final = Path(__file__).parents[2] / "README.md"
+MANUAL: Final = Path(__file__).parents[2] / "docs" / "proof.md"
 NEEDED: Final = ("sh", "awk", "jq", "openssl", "sha256sum", "basenc", "split", "tar")
 
 
@@ -603,9 +603,9 @@ def test_timestamps_are_verified_with_the_certificates_given(tmp_path: Path, ent
     assert "timestamps/01.tsr is no timestamp of the checkpoint" in by_hand(bad, roots=authority.roots).stderr
 
 
-def test_the_readme_names_the_script(sound: Files) -> None:
+def test_the_manual_names_the_script(sound: Files) -> None:
     """Who compares the script of a bundle with what the ledger is published with finds its hash there."""
-    assert sha256(sound["verify.sh"]).hexdigest() in README.read_text("utf-8")
+    assert sha256(sound["verify.sh"]).hexdigest() in MANUAL.read_text("utf-8")
 
 
 @pytest.mark.parametrize(

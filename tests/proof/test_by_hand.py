@@ -1,4 +1,4 @@
-"""What the README says that anybody can do by hand, done."""
+"""What the manual says that anybody can do by hand, done."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from log import KEY, OTHER, note, records, subtrees
 from ledger.audit.checkpoint import SigningKey
 from ledger.audit.inclusion import InclusionProof
 
-README = Path(__file__).parents[2] / "README.md"
+MANUAL = Path(__file__).parents[2] / "docs" / "proof.md"
 BASH = shutil.which("bash")
 SIZES = (1, 2, 3, 255, 256, 300)
 
 
 def by_hand(folder: Path, proof: InclusionProof, key: SigningKey) -> subprocess.CompletedProcess[bytes]:
-    """Run the script in the README on a proof."""
+    """Run the script in the manual on a proof."""
     if BASH is None or shutil.which("openssl") is None:
         pytest.skip("bash and openssl are needed to do it by hand")
-    script = re.search(r"^<!-- by hand -->\n```bash\n(.+?)^```$", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    script = re.search(r"^<!-- by hand -->\n```bash\n(.+?)^```$", MANUAL.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     assert script is not None
     (folder / "by-hand.sh").write_text(script[1], "utf-8")
     (folder / "event.tlog-proof").write_bytes(proof.to_bytes())
@@ -33,7 +33,7 @@ def by_hand(folder: Path, proof: InclusionProof, key: SigningKey) -> subprocess.
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_proof_is_checked_without_us(size: int, tmp_path: Path) -> None:
-    """The script in the README finds good proofs good, with sha256sum and openssl alone, and shows the record."""
+    """The script in the manual finds good proofs good, with sha256sum and openssl alone, and shows the record."""
     listed, found = list(records(size)), subtrees(size)
     for index in sorted({0, size // 2, size - 1}):
         proof = InclusionProof.make(index, note(size, OTHER, KEY), found, listed[index])
