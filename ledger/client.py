@@ -41,8 +41,11 @@ from ledger.service.shapes import (
     DetailShape,
     EntryShape,
     FeedShape,
+    GapsShape,
     HistoryShape,
     HoldsShape,
+    InboxStatsShape,
+    LettersShape,
     ReportShape,
     StatementShape,
     StateShape,
@@ -146,6 +149,10 @@ class Client(Commands[Done]):
         body = b"[" + b",".join(map(encode, messages)) + b"]"
         kind = "application/cloudevents-batch+json"
         return TallyShape.model_validate_json(self._write("/v1/messages", body, str(uuid4()), kind=kind))
+
+    def inbox(self, source: str) -> SourceInbox:
+        """As `Ledger.inbox`, for whoever watches: how the messages of a source stand."""
+        return SourceInbox(self, source)
 
     def _one(self, command: Command) -> Done:
         plain = _sent(command)
@@ -334,6 +341,27 @@ class Client(Commands[Done]):
                 raise error
             threading.Event().wait(seconds)
         raise AssertionError
+
+
+class SourceInbox:
+    """The messages of one source, as they stand at the service."""
+
+    def __init__(self, client: Client, source: str) -> None:
+        self._client, self.source = client, source
+
+    def stats(self) -> InboxStatsShape:
+        """As `Inbox.stats`."""
+        return self._client._found(InboxStatsShape, "inbox/stats", source=self.source)  # noqa: SLF001
+
+    def gaps(self, *, status: str | None = None, after: str | None = None, limit: int = 100) -> GapsShape:
+        """As `Inbox.gaps`, each with all that its stream misses: a page, whose `next` is `after` of the next one."""
+        asked = {"source": self.source, "status": status, "after": after, "limit": limit}
+        return self._client._found(GapsShape, "inbox/gaps", **asked)  # noqa: SLF001
+
+    def dead_letters(self, *, state: str = "open", after: str | None = None, limit: int = 100) -> LettersShape:
+        """As `Inbox.dead_letters`: a page, whose `next` is `after` of the next one."""
+        asked = {"source": self.source, "state": state, "after": after, "limit": limit}
+        return self._client._found(LettersShape, "dead-letters", **asked)  # noqa: SLF001
 
 
 def _sent(command: Command) -> Json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from ledger.audit.diagnosis import Diagnosis
@@ -23,9 +23,11 @@ from ledger.core.errors import LedgerError
 from ledger.core.events import FeedEntry, Recorded, Transaction, account_of
 from ledger.core.lifecycle import StateMachine
 from ledger.core.money import Money
+from ledger.order.cursor import Range
 from ledger.personal import Field
 from ledger.storage.api_keys import AccountRead, ApiKey
 from ledger.storage.dead_letters import DeadLetter
+from ledger.storage.inbox_queries import Gap, Stats
 from ledger.storage.migrations import Migrated
 from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance
 from ledger.storage.statement import Statement, StatementLine
@@ -237,6 +239,25 @@ def read_json(read: AccountRead) -> Json:
         "recorded_at": utc_text(read.recorded_at),
         "actor": read.actor,
         "question": read.question,
+    }
+
+
+def inbox_stats_json(source: str, stats: Stats) -> Json:
+    """What was counted of a source, and how it stands."""
+    wait = None if stats.oldest_wait is None else stats.oldest_wait.total_seconds()
+    gauges = {"streams": stats.streams, "held": stats.held, "parked": stats.parked, "retrying": stats.retrying}
+    return {"source": source, "counters": stats.counters, **gauges, "oldest_wait_seconds": wait}
+
+
+def gap_json(gap: Gap, missing: Sequence[Range]) -> Json:
+    """A stream that waits, and the ranges of sequences that it misses: first and last of each."""
+    return {
+        "stream": gap.stream,
+        "missing": [[one.first, one.last] for one in missing],
+        "held": gap.held,
+        "status": gap.status,
+        "since": None if gap.since is None else utc_text(gap.since),
+        "error": gap.error,
     }
 
 

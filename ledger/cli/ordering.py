@@ -20,7 +20,6 @@ import typer
 from ledger.application import Ledger
 from ledger.cli.options import Target, command, opened
 from ledger.cli.output import answer, complain, moment, print_json, progress, row, table
-from ledger.core.canonical import utc_text
 from ledger.core.errors import InvalidCommand
 from ledger.core.fields import MOMENT, checked
 from ledger.inbox import TOGETHER_MAX, Inbox, Replayed
@@ -28,7 +27,7 @@ from ledger.intake import Intake, together, totals
 from ledger.order.cursor import OnGap, Range, Status, Strict, Tally
 from ledger.order.decoders import BODY_BYTES_MAX, decoder
 from ledger.receiving import Received, Retry, Unordered, message_schemas
-from ledger.storage.inbox_queries import Gap
+from ledger.wire import gap_json, inbox_stats_json
 
 _DAYS_MAX: Final = 365_000
 _SHOWN: Final = 20
@@ -198,17 +197,12 @@ def stats(source: Source, target: Target) -> int:
     """Show what was counted of a source, and how it stands now."""
     with opened(target.settings) as ledger:
         found = source.of(ledger).stats()
-    wait = None if found.oldest_wait is None else found.oldest_wait.total_seconds()
-    gauges = {"streams": found.streams, "held": found.held, "parked": found.parked, "retrying": found.retrying}
-    plain = {**found.counters, **gauges, "oldest_wait_seconds": wait}
+    plain = inbox_stats_json(source.source, found)
     said = table(source.source, "", right=("",))
-    for name, count in plain.items():
-        row(said, name.replace("_", " "), "-" if count is None else f"{count:.12g}")
-    answer(
-        target.as_json,
-        {"source": source.source, "counters": found.counters, **gauges, "oldest_wait_seconds": wait},
-        said,
-    )
+    for name, count in {**found.counters, **plain}.items():
+        if name not in ("source", "counters"):
+            row(said, name.replace("_", " "), "-" if count is None else f"{count:.12g}")
+    answer(target.as_json, plain, said)
     return 0
 
 
@@ -244,7 +238,7 @@ def _waiting(source: Source, target: Target, status: Status | None, after: str |
     for gap, ranges in found:
         since = moment(gap.since) if gap.since else ""
         row(made, gap.stream, _ranges(ranges), gap.held, gap.status, since, gap.error or "")
-    plain = [_gap(gap, ranges) for gap, ranges in found]
+    plain = [gap_json(gap, ranges) for gap, ranges in found]
     answer(target.as_json, {"source": source.source, "gaps": plain}, made if found else "nothing is missing")
     return 1 if found else 0
 
@@ -384,18 +378,6 @@ def _replayed(done: Replayed, applied: bool) -> dict[str, Any]:
     counted = {"replayed": done.replayed, "rejections_left": done.left, "forgotten": done.forgotten}
     counted["elsewhere"] = done.elsewhere
     return {**counted, "changes": changes, "applied": applied}
-
-
-def _gap(gap: Gap, missing: list[Range]) -> dict[str, Any]:
-    since = None if gap.since is None else utc_text(gap.since)
-    return {
-        "stream": gap.stream,
-        "missing": _pairs(missing),
-        "held": gap.held,
-        "status": gap.status,
-        "since": since,
-        "error": gap.error,
-    }
 
 
 def _pairs(ranges: list[Range]) -> list[list[int]]:

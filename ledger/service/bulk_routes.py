@@ -122,7 +122,11 @@ _EXAMPLE: Final = b"".join(
     to_json({"type": "transfer", "amount": "5.00 USD", "debit": "alice", "credit": credited}) + b"\n"
     for credited in ("bob", "carol")
 ).decode()
-_ANSWERED: Final[Json] = {"schema": {"type": "string"}}
+_CAME_OF_IT: Final = """\
+{"line":1,"done":{"transaction_id":"01890a5d-ac96-774b-bcce-000000000001","kind":"transfer",…}}
+{"line":2,"problem":{"type":"/problems/unknown_account","status":404,"code":"unknown_account",…}}
+"""
+_ANSWERED: Final[Json] = {"schema": {"type": "string"}, "example": _CAME_OF_IT}
 _ASKED: Final[Json] = {"schema": {"description": "A command a line, with its type."}, "example": _EXAMPLE}
 _HANDLE: Final[Json] = {"required": True, "content": {JSON: {"schema": Several.model_json_schema()}}}
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 from starlette.exceptions import HTTPException
 
 from ledger.access import Scope
@@ -21,6 +22,8 @@ from ledger.service.scoped import public, routes_of
 from ledger.wire import ERRORS, Json
 
 _COMPONENTS: Final = "#/components/schemas/{model}"
+
+HOLD: Final = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 EXAMPLES: Final[Mapping[str, Json]] = {
     "define_asset": {"asset": "POINTS", "scale": 0},
@@ -40,35 +43,18 @@ EXAMPLES: Final[Mapping[str, Json]] = {
     "deposit": {"account": "alice", "amount": "5.00 USD", "against": "world"},
     "withdraw": {"account": "alice", "amount": "5.00 USD", "against": "world"},
     "hold": {"amount": "20.00 USD", "debit": "alice", "credit": "shop", "expires_at": "2030-01-01T00:00:00Z"},
-    "capture": {"hold": "01890a5d-ac96-774b-bcce-b302099a8057", "amount": "5.00 USD"},
-    "release": {"hold": "01890a5d-ac96-774b-bcce-b302099a8057"},
-    "expire_hold": {"hold": "01890a5d-ac96-774b-bcce-b302099a8057"},
-    "reverse": {"transaction_id": "01890a5d-ac96-774b-bcce-b302099a8057", "reason": "sent twice"},
+    "capture": {"hold": HOLD, "amount": "5.00 USD"},
+    "release": {"hold": HOLD},
+    "expire_hold": {"hold": HOLD},
+    "reverse": {"transaction_id": "01890a5d-ac96-774b-bcce-000000000001", "reason": "sent twice"},
     "close_period": {"until": "2026-01-01T00:00:00Z", "reason": "year 2025"},
     "begin": {"machine": "payment", "subject": "p-1"},
-    "advance": {"machine": "payment", "subject": "p-1", "event": "authorize"},
+    "advance": {"machine": "payment", "subject": "p-1", "event": "authorise"},
 }
 """A body for each kind of command."""
 
-_NOW: Final = "2026-01-31T12:00:00.000000Z"
-
-TRANSFERRED: Final[Json] = {
-    "transaction_id": "01890a5d-ac96-774b-bcce-b302099a8057",
-    "kind": "transfer",
-    "idempotency_key": "invoice-7",
-    "reference": "invoice 7",
-    "effective_at": _NOW,
-    "recorded_at": _NOW,
-    "replayed": False,
-    "dry_run": False,
-    "versions": {"alice": 4, "bob": 3},
-    "states": {},
-    "balances": {
-        name: {"account": name, "version": version, "posted": money, "pending": "0.00 USD", "available": money}
-        for name, version, money in (("alice", 4, "65.00 USD"), ("bob", 3, "35.00 USD"))
-    },
-}
-"""An answer to the example of a transfer."""
+ANSWERS: Final = files("ledger.service") / "answers.json"
+"""An answer to each operation, by its id: the service's own, written down by `tests/service/write_answers.py`."""
 
 _COMMON: Final = (400, 401, 403, 404, 409, 413, 415, 422, 429, 500, 503)
 """Statuses of problems that any route may answer with, but for those that only some have."""
@@ -115,11 +101,12 @@ def document_of(app: FastAPI) -> Json:
         made["components"]["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a JSON Web Token."}
         }
+        examples: Json = from_json(ANSWERS.read_bytes())
+        _add_commands(made["paths"], schemas)
         for path, method, scopes in _operations(app):
             operation = made["paths"].get(path, {}).get(method)
             if operation is not None:
-                _complete(operation, scopes)
-        _add_commands(made["paths"], schemas)
+                _complete(operation, scopes, examples)
         app.openapi_schema = made
     return app.openapi_schema
 
@@ -136,8 +123,8 @@ def _operations(app: FastAPI) -> Iterator[tuple[str, str, frozenset[Scope]]]:
         yield path, method.lower(), scopes or frozenset()
 
 
-def _complete(operation: Json, scopes: frozenset[Scope]) -> None:
-    """What every operation has: who may ask, and its problems."""
+def _complete(operation: Json, scopes: frozenset[Scope], examples: Json) -> None:
+    """What every operation has: who may ask, an example of its answer, and its problems."""
     if scopes:
         operation["security"] = [{"bearer": []}]
         operation["x-scopes"] = sorted(scopes)
@@ -145,6 +132,10 @@ def _complete(operation: Json, scopes: frozenset[Scope]) -> None:
         operation["description"] = f"{operation.get('description', '')}\n\n{said}".strip()
     answers = operation["responses"]
     answers.pop("422", None)
+    if (example := examples.get(operation["operationId"])) is not None:
+        for status in answers.keys() & {"200", "201"}:
+            again = {"replayed": True} if status == "200" and "201" in answers else {}
+            answers[status]["content"][JSON]["example"] = {**example, **again}
     for status in _COMMON:
         answers[str(status)] = _PROBLEM
 
@@ -157,7 +148,7 @@ _PROBLEM: Final[Json] = {
 
 def _add_commands(paths: Json, schemas: Json) -> None:
     """The body of each command, without what a body does not say, and the conditions that it may name."""
-    done: Json = {"description": "Done.", "content": {JSON: {"schema": {"$ref": "#/components/schemas/DoneShape"}}}}
+    done = {"$ref": "#/components/schemas/DoneShape"}
     _add_schema(schemas, "DoneShape", shapes.DoneShape)
     for model in COMMANDS:
         name = kind_of(model)
@@ -168,11 +159,9 @@ def _add_commands(paths: Json, schemas: Json) -> None:
             schema["properties"].pop(ours, None)
         media = {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}, "example": EXAMPLES[name]}
         operation["requestBody"] = {"required": True, "content": {JSON: media}}
-        operation["responses"]["201"] = {**done, "links": _links(name)}
-        operation["responses"]["200"] = {**done, "description": "Done before, with the same key and body."}
-        if name == TRANSFERRED["kind"]:
-            answer = {**done["content"][JSON], "example": TRANSFERRED}
-            operation["responses"]["201"]["content"] = {JSON: answer}
+        for status, said in (("201", "Done."), ("200", "Done before, with the same key and body.")):
+            operation["responses"][status] = {"description": said, "content": {JSON: {"schema": done}}}
+        operation["responses"]["201"]["links"] = _links(name)
         if "account" in model.model_fields:
             operation["responses"]["412"] = _PROBLEM
             operation["parameters"].append(_IF_MATCH)

@@ -100,7 +100,15 @@ def _add_metrics(routes: APIRouter, desk: Desk) -> None:
     order = Probe("ordering", desk.health.ordering, desk.watchers)
     watching = [Depends(_watching(desk))]
 
-    @routes.get("/metrics", operation_id="metrics", dependencies=watching, response_class=PlainTextResponse)
+    exposed: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"example": "ledger_up 1.0\n"}}}}
+
+    @routes.get(
+        "/metrics",
+        operation_id="metrics",
+        dependencies=watching,
+        response_class=PlainTextResponse,
+        responses=exposed,
+    )
     async def metrics(request: Request) -> Response:
         """All metrics, as Prometheus reads them; `ledger_up` is 0 where the database does not answer."""
         found = await gauges.answer(_left(request))

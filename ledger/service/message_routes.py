@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from inspect import cleandoc
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -22,7 +23,7 @@ from ledger.access import Credential, Scope
 from ledger.core.errors import InvalidCommand, UndecodableMessage
 from ledger.inbox import Inbox
 from ledger.intake import Delivery, Intake, totals
-from ledger.order.cursor import Tally
+from ledger.order.cursor import Status, Tally
 from ledger.order.decoders import Decoded, cloudevents
 from ledger.order.message import EXTENSIONS_MAX, SEQUENCE_MAX, Message
 from ledger.receiving import COMMAND_PREFIX, CORRELATION, Received
@@ -31,10 +32,10 @@ from ledger.service.bodies import JSON, body_of, check_content, model_of, refuse
 from ledger.service.command_routes import Appending
 from ledger.service.desk import Desk
 from ledger.service.occasion import correlation_id
-from ledger.service.question_routes import ID, Limit, json_response, next_of
+from ledger.service.question_routes import ID, Limit, Text, json_response, next_of
 from ledger.service.scoped import require
 from ledger.storage.dead_letters import DeadLetter
-from ledger.wire import Json, letter_json
+from ledger.wire import Json, gap_json, inbox_stats_json, letter_json
 
 Administering = Annotated[Credential, Depends(require(Scope.ADMIN))]
 Watching = Annotated[Credential, Depends(require(Scope.READ, Scope.AUDIT, Scope.ADMIN))]
@@ -45,6 +46,9 @@ _ACCOUNTS: Final = ("account", "debit", "credit", "against")
 """What commands call an account."""
 
 _ID: Final = re.compile(ID)
+
+GAPS_MAX: Final = 100
+"""Of one answer: of each, the ranges that it misses are looked up."""
 
 BATCHED: Final = "application/cloudevents-batch+json"
 
@@ -101,6 +105,43 @@ def router(desk: Desk) -> APIRouter:
         found = await desk.read(credential, "dead_letters", asked, accounts_in)
         plain = [letter_json(each) for each in found]
         return json_response({"dead_letters": plain, "next": next_of(plain, limit, "dead_letter_id")})
+
+    @routes.get(
+        "/inbox/stats",
+        operation_id="inbox_stats",
+        response_model=None,
+        responses={200: {"model": shapes.InboxStatsShape}},
+    )
+    async def stats(_credential: Watching, source: Source) -> Response:
+        """What was counted of a source, and how it stands now."""
+        return json_response(inbox_stats_json(source, await desk.ask(_inbox(desk, source).stats)))
+
+    @routes.get(
+        "/inbox/gaps",
+        operation_id="inbox_gaps",
+        response_model=None,
+        responses={200: {"model": shapes.GapsShape}},
+    )
+    async def gaps(
+        credential: Watching,
+        source: Source,
+        status: Annotated[
+            Literal["waiting", "parked"] | None, Query(description="Only those that wait in time, or that none helps.")
+        ] = None,
+        after: Text | None = None,
+        limit: Annotated[int, Query(description="Rows at most.", ge=1, le=GAPS_MAX)] = GAPS_MAX,
+    ) -> Response:
+        """The streams of a source that wait, in order of their names, and what each of them misses."""
+        inbox = _inbox(desk, source)
+
+        def asked() -> list[Json]:
+            found = inbox.gaps(status=None if status is None else Status(status), after=after, limit=limit)
+            return [gap_json(gap, inbox.missing(gap.stream)) for gap in found]
+
+        plain = await desk.read(
+            credential, "inbox_gaps", asked, lambda found: accounts_waiting(gap["stream"] for gap in found)
+        )
+        return json_response({"gaps": plain, "next": next_of(plain, limit, "stream")})
 
     for decision in ("requeue", "discard"):
         routes.add_api_route(
@@ -173,7 +214,7 @@ def _deciding(desk: Desk, decision: str) -> Callable[..., Any]:
         )
         return json_response(_counted([received]))
 
-    decide.__doc__ = verdict.__doc__
+    decide.__doc__ = f"{cleandoc(verdict.__doc__ or '')}\n\nIt is decided about once: to repeat it is 422."
     return decide
 
 
@@ -231,6 +272,11 @@ def accounts_in(letters: Iterable[DeadLetter]) -> list[str]:
         elif isinstance(each, list | tuple):
             left.extend(each)
     return sorted(name for name in found if _ID.fullmatch(name))
+
+
+def accounts_waiting(streams: Iterable[str]) -> list[str]:
+    """The accounts, by their names, among streams that wait."""
+    return [stream for stream in streams if _ID.fullmatch(stream)]
 
 
 def _counted(received: Iterable[Received]) -> Json:

@@ -82,7 +82,7 @@ def router(desk: Desk) -> APIRouter:
         made = await desk.audit(_made, desk, credential, asked, "json")
         return Response(made.content, media_type=JSON)
 
-    @routes.get("/report", operation_id="report_file", response_model=None, responses=_ANSWERED)
+    @routes.get("/report", operation_id="report_file", response_class=Response, responses=_ANSWERED)
     async def report_file(
         credential: Auditing,
         name: Annotated[str, Query(pattern=_NAME, examples=["trial-balance"])],

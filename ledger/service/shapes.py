@@ -356,6 +356,36 @@ class TallyShape(_Shape):
     failed: int
 
 
+class InboxStatsShape(_Shape):
+    """What was counted of a source, and how it stands."""
+
+    source: str
+    counters: dict[str, int]
+    streams: int
+    held: int
+    parked: int
+    retrying: int
+    oldest_wait_seconds: float | None
+
+
+class GapShape(_Shape):
+    """A stream that waits, and the ranges of sequences that it misses: first and last of each."""
+
+    stream: str
+    missing: list[tuple[int, int]]
+    held: int
+    status: str
+    since: Moment | None
+    error: str | None
+
+
+class GapsShape(_Shape):
+    """A page of the streams that wait."""
+
+    gaps: list[GapShape]
+    next: Next
+
+
 class LetterShape(_Shape):
     """A message that a person decides about."""
 

@@ -45,11 +45,13 @@ EXPECTED: dict[str, set[str]] = {
         *(f"GET /v1/{name}" for name in ("account", "accounts", "asset", "balance", "history", "holds", "state")),
         *("GET /v1/transaction", "GET /v1/transactions", "GET /v1/trial-balance", "GET /v1/statement"),
         *("GET /v1/feed", "GET /v1/feed/events", "GET /v1/dead-letters"),
+        *("GET /v1/inbox/stats", "GET /v1/inbox/gaps"),
     },
     "export": {"GET /v1/export"},
     "admin": {
         *("GET /v1/keys", "POST /v1/keys/create", "POST /v1/keys/revoke", "POST /v1/rebuild", "GET /v1/reads"),
         *("GET /v1/dead-letters", "POST /v1/dead-letters/discard", "POST /v1/dead-letters/requeue"),
+        *("GET /v1/inbox/stats", "GET /v1/inbox/gaps"),
     },
 }
 LOOKED_AT = {"GET /", "GET /order", "GET /dead-letters", "GET /dead-letter", "GET /verify", "GET /verify/progress"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from serving import Serve
@@ -15,7 +16,9 @@ from ledger import (
     InvalidAmount,
     InvalidCommand,
     Ledger,
+    Message,
     ServiceUnavailable,
+    Strict,
     Transfer,
     Unauthenticated,
     UnknownAccount,
@@ -26,6 +29,7 @@ from ledger import (
 from ledger.access import Scope
 from ledger.client import Client
 from ledger.service.server import Server
+from ledger.wire import Json
 
 
 @pytest.fixture
@@ -119,3 +123,22 @@ def test_service_that_is_not_there_is_one_error(funded: Ledger, serve: Serve) ->
         address = server.address
     with Client(address, "lk_nonsense", attempts=2) as client, pytest.raises(ServiceUnavailable, match="the same key"):
         client.trial_balance()
+
+
+def test_inboxes_are_watched(funded: Ledger, serve: Serve) -> None:
+    """What a source sent, what its streams miss and what a person decides about, as the inbox itself tells."""
+    inbox = funded.inbox("bank", Strict(timedelta(hours=1)))
+    data: Json = {"account": "alice", "amount": "1 USD", "against": "world"}
+    messages = [Message("bank", f"m-{number}", "ledger.deposit", "alice", number, data=data) for number in (1, 2, 5)]
+    other = replace(messages[0], id="other", data={**data, "amount": "2 USD"})
+    secret = funded.api_keys().create("app", [Scope.APPEND, Scope.READ], created_by="test").secret
+    with serve(funded, [inbox]) as server, Client(server.address, secret) as client:
+        assert client.receive([*messages, other]).processed == 2
+        watched = client.inbox("bank")
+        (gap,) = watched.gaps().gaps
+
+        assert (gap.stream, gap.missing, gap.held) == ("alice", [(3, 4)], 1)
+        assert watched.gaps(status="parked").gaps == []
+        assert watched.stats().counters == inbox.stats().counters
+        (letter,) = watched.dead_letters().dead_letters
+        assert letter.dead_letter_id == inbox.dead_letters()[0].dead_letter_id

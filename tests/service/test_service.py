@@ -592,6 +592,31 @@ def test_dead_letters_are_decided_about(bank: httpx.Client, funded: Ledger) -> N
     assert (decision.decision, decision.actor, decision.note) == ("discarded", "teller", "sent twice")
 
 
+def test_what_an_inbox_misses_is_told(bank: httpx.Client, funded: Ledger) -> None:
+    """How a source stands, which of its streams wait and exactly for what; who reads it as an auditor is on record."""
+    for sequence in (1, 3, 6):
+        bank.post("/v1/messages", json=event(sequence))
+    bank.post("/v1/messages", json=event(2, id="b-2", subject="bob"))
+    secret = funded.api_keys().create("watcher", [Scope.AUDIT], created_by="test").secret
+    bank.headers["Authorization"] = f"Bearer {secret}"
+    stats = bank.get("/v1/inbox/stats", params={"source": "bank"}).json()
+    first = bank.get("/v1/inbox/gaps", params={"source": "bank", "limit": 1}).json()
+    rest = bank.get("/v1/inbox/gaps", params={"source": "bank", "after": first["next"]}).json()
+
+    assert (stats["counters"]["processed"], stats["held"], stats["parked"]) == (1, 3, 0)
+    (alice,), (bob,) = first["gaps"], rest["gaps"]
+    assert (alice["stream"], alice["missing"], alice["held"], alice["status"]) == (
+        "alice",
+        [[2, 2], [4, 5]],
+        2,
+        "waiting",
+    )
+    assert (bob["stream"], bob["missing"], rest["next"]) == ("bob", [[1, 1]], None)
+    assert bank.get("/v1/inbox/gaps", params={"source": "bank", "status": "parked"}).json()["gaps"] == []
+    assert bank.get("/v1/inbox/gaps", params={"source": "nobody"}).status_code == 422
+    assert [read.question for read in funded.api_keys().reads("bob")] == ["inbox_gaps"]
+
+
 def test_deadlines_are_acted_on_while_it_serves(funded: Ledger, serve: Serve) -> None:
     """A gap that outlasts its wait parks its stream, although no further message comes."""
     inbox = funded.inbox("bank", Strict(timedelta(milliseconds=1)))

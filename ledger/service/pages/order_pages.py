@@ -11,7 +11,7 @@ from ledger.core.errors import InvalidCommand
 from ledger.inbox import Inbox
 from ledger.order.message import encode
 from ledger.receiving import Unordered
-from ledger.service.message_routes import accounts_in
+from ledger.service.message_routes import accounts_in, accounts_waiting
 from ledger.service.pages.charts import Bar, bars
 from ledger.service.pages.rendering import link
 from ledger.service.pages.site import DECIDING, LOOKING, Site, credential_of, go_to
@@ -71,7 +71,9 @@ class OrderPages:
             gaps = self._reader(chosen).gaps(after=after, limit=PAGE + 1) if chosen else []
             return inbound, chosen, gaps, self._ledger.anomalies(days=DAYS)
 
-        inbound, chosen, gaps, seen = await self._site.desk.ask(asked)
+        inbound, chosen, gaps, seen = await self._site.desk.read(
+            credential_of(request), "order", asked, lambda found: accounts_waiting(gap.stream for gap in found[2])
+        )
         return self._site.page(
             request,
             "order.html",
