@@ -71,7 +71,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
             _median(figure, "p99_ms", ".2f"),
             _median(figure, "megabytes", ".0f"),
         ]
-        figures.add_row(name, *_cells(figure["per_second"], ",.0f"), *others)
+        figures.add_row(name, *map(_rate, _spread(figure["per_second"])), *others)
     ratios = Table("ratio, round by round", *_right("median", "min", "max", "target"), "")
     for ratio in found["ratios"]:
         target = "" if ratio["target"] is None else f"≥ {ratio['target']:g}"
@@ -96,8 +96,17 @@ def _right(*headings: str) -> list[Column]:
     return [Column(heading, justify="right") for heading in headings]
 
 
+def _spread(figures: Mapping[str, float]) -> list[float]:
+    return [figures[column] for column in ("median", "min", "max")]
+
+
+def _rate(per_second: float) -> str:
+    """What takes longer than a second has its digits behind the point."""
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.3g}"
+
+
 def _cells(figures: Mapping[str, float], shape: str) -> list[str]:
-    return [format(figures[column], shape) for column in ("median", "min", "max")]
+    return [format(figure, shape) for figure in _spread(figures)]
 
 
 def _median(figure: Mapping[str, Mapping[str, float]], field: str, shape: str) -> str:
