@@ -64,6 +64,7 @@ def test_every_benchmark_reports_and_draws_every_figure(tmp_path: Path) -> None:
         assert all(picture.startswith(PNG) for picture in drawn.values())
 
 
+@pytest.mark.campaign
 def test_quick_comparison_with_a_topic_reports_every_figure(tmp_path: Path) -> None:
     """A topic, on brokers that are not real, is read once, taken in once, and compared with a file."""
     command = [sys.executable, "-m", "benchmarks", "kafka", "--quick", "--output", str(tmp_path)]

@@ -44,7 +44,7 @@ from ledger import (
     parse_command,
 )
 
-EXAMPLES: Final = 30
+EXAMPLES: Final = 15
 STEPS: Final = 40
 IMPATIENT: Final = Timeouts(lock_seconds=5, pool_seconds=1)
 CAMPAIGN_EXAMPLES: Final = int(os.environ.get("LEDGER_CAMPAIGN_EXAMPLES", "1000"))

@@ -116,8 +116,15 @@ def visit(browser: Any, site: Server, eventful: Ledger) -> Iterator[Visit]:
         each.context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("room", [WIDE, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize(
+    ("scheme", "room"),
+    [
+        pytest.param("light", WIDE, id="light-desk"),
+        pytest.param("dark", PHONE, id="dark-phone"),
+        pytest.param("dark", WIDE, id="dark-desk", marks=pytest.mark.campaign),
+        pytest.param("light", PHONE, id="light-phone", marks=pytest.mark.campaign),
+    ],
+)
 def test_every_page_is_reached_by_clicking(visit: Visit, eventful: Ledger, scheme: str, room: dict[str, int]) -> None:
     """From page to page, with nothing typed into the address but where it begins; the browser has no complaint."""
     visitor = visit(Scope.READ, Scope.AUDIT, Scope.ADMIN, color_scheme=scheme, viewport=room)
