@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from functools import cache
 from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, Final
@@ -154,6 +155,14 @@ def _before(
     return 0
 
 
+@cache
+def made() -> typer.core.TyperGroup:
+    """All commands, made of their functions; which takes longer than most of them do."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    return group
+
+
 def main() -> int:
     """Run the command line that the process was started with; returns its exit code."""
     signal.signal(signal.SIGTERM, _terminated)
@@ -181,7 +190,7 @@ def _run(arguments: list[str]) -> int:
         # Everywhere else it names the database's schema; asked for without a name, it is the messages'.
         arguments = [*arguments[:-1], "--json-schema"]
     try:
-        return int(app(arguments, prog_name="ledger", standalone_mode=False) or 0)
+        return int(made()(arguments, prog_name="ledger", standalone_mode=False) or 0)
     except LedgerError as error:
         print_error(error, as_json=as_json)
         for note in getattr(error, "__notes__", ()):

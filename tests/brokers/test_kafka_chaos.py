@@ -84,7 +84,13 @@ def carried_out(url: str) -> int:
         return int(connection.execute(_CARRIED_OUT.encode()).fetchall()[0][0])
 
 
-@pytest.mark.parametrize("protocol", Protocol)
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        pytest.param(each, marks=() if each is Protocol.COOPERATIVE else pytest.mark.campaign, id=each.value)
+        for each in Protocol
+    ],
+)
 def test_zombie_writes_nothing(
     ledger: Ledger, ledger_url: str, tmp_path: Path, mock_kafka: MockCluster, protocol: Protocol
 ) -> None:

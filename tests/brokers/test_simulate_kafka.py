@@ -59,6 +59,7 @@ def test_through_a_real_broker(ledger: Ledger, ledger_url: str, apache_kafka: Ap
     assert_only_the_naive_one_is_wrong(ledger_url, done)
 
 
+@pytest.mark.campaign
 def test_broker_that_is_not_there(ledger: Ledger, ledger_url: str) -> None:
     """It is said in one line, without what a client logs meanwhile, and nothing stays behind."""
     assert ledger.ledger_id

@@ -77,6 +77,7 @@ def test_quick_comparison_with_a_topic_reports_every_figure(tmp_path: Path) -> N
     assert [ratio["target"] for ratio in found["ratios"] if ratio["target"]] == [0.7]
 
 
+@pytest.mark.campaign
 def test_quick_look_at_memory_samples_it(tmp_path: Path) -> None:
     """A consumer in a process of its own tells its memory while messages pass through it."""
     command = [sys.executable, "-m", "benchmarks", "messages", "--quick", "--memory", "--output", str(tmp_path)]

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -77,15 +77,19 @@ def ended(process: Process) -> Iterator[Process]:
 
 
 FORKING = """
-import json, os, sys
+import gc, json, os, sys
 from ledger.cli import main
+from ledger.cli.program import made
 
+made()
+gc.freeze()
 for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()
     if child == 0:
         for descriptor, name in enumerate(job["files"]):
             os.dup2(os.open(name, os.O_RDWR), descriptor)
+        os.chdir(job["folder"])
         sys.stdin = open(0, closefd=False)
         sys.argv = ["ledger", *job["arguments"]]
         os.environ.update(job["variables"])
@@ -110,15 +114,22 @@ def program(ledger_url: str, forking: Process, tmp_path: Path) -> Program:
     """Run `ledger` on the test's database and wait for it."""
 
     def run(*arguments: str, url: str = ledger_url, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        files = [tmp_path / name for name in ("stdin", "stdout", "stderr")]
-        for file, text in zip(files, (stdin, "", ""), strict=True):
-            file.write_text(text)
-        variables = {"LEDGER_DATABASE_URL": url}
-        write(forking, json.dumps({"arguments": arguments, "files": [*map(str, files)], "variables": variables}))
-        code = int(read(forking))
-        return subprocess.CompletedProcess(arguments, code, files[1].read_text(), files[2].read_text())
+        return forked(forking, tmp_path, arguments, Path.cwd(), url, stdin)
 
     return run
+
+
+def forked(
+    forking: Process, kept: Path, arguments: Sequence[str], folder: Path, url: str, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run `ledger` in a folder and wait for it; what it reads and writes is kept in another."""
+    files = [kept / name for name in ("stdin", "stdout", "stderr")]
+    for file, text in zip(files, (stdin, "", ""), strict=True):
+        file.write_text(text)
+    job = {"arguments": arguments, "files": [*map(str, files)], "folder": str(folder)}
+    write(forking, json.dumps({**job, "variables": {"LEDGER_DATABASE_URL": url}}))
+    code = int(read(forking))
+    return subprocess.CompletedProcess(arguments, code, files[1].read_text(), files[2].read_text())
 
 
 @pytest.fixture

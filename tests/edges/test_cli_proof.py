@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -15,25 +14,27 @@ from typing import Any, TypeAlias
 import pytest
 from log import note, records, subtrees
 from openssl import TimestampAuthority
+from test_cli import Process, forked, forking
 
 from ledger.audit.checkpoint import Note, SigningKey
 from ledger.audit.inclusion import InclusionProof
 from ledger.audit.tiles import tile_path, write_log
 
+__all__ = ["forking"]
+
 Run: TypeAlias = Callable[..., tuple[int, Any]]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(forking: Process, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Runs `ledger … --json` in a folder: its exit code, and what it answered."""
+    kept = tmp_path_factory.mktemp("kept")
 
     def started(*arguments: str) -> tuple[int, Any]:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("LEDGER_")}
         # A database that is not there: none of these commands may want one.
-        environ["LEDGER_DATABASE_URL"] = "postgresql://nobody@127.0.0.1:1/none"
-        command = [sys.executable, "-m", "ledger", *arguments, "--json"]
-        done = subprocess.run(command, cwd=tmp_path, env=environ, check=False, capture_output=True, timeout=60)
-        assert done.stderr == b""
+        nowhere = "postgresql://nobody@127.0.0.1:1/none"
+        done = forked(forking, kept, [*arguments, "--json"], tmp_path, nowhere)
+        assert done.stderr == ""
         return done.returncode, json.loads(done.stdout)
 
     return started

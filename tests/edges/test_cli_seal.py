@@ -182,8 +182,8 @@ def wait_for(psql: psycopg.Connection[Any], size: int) -> None:
 @pytest.mark.parametrize(
     ("point", "stride"),
     [
-        (Point.UNSENT, 7),
-        (Point.UNACKNOWLEDGED, 11),
+        (Point.UNSENT, 14),
+        (Point.UNACKNOWLEDGED, 22),
         pytest.param(Point.UNSENT, 1, marks=pytest.mark.campaign),
         pytest.param(Point.UNACKNOWLEDGED, 1, marks=pytest.mark.campaign),
     ],

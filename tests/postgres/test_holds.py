@@ -289,7 +289,7 @@ MANY = DUE_MAX + 100
 @pytest.fixture
 def crowded(bank: Ledger, psql: Psql) -> Ledger:
     """The ledger when very many holds have fallen due, and nothing has expired them: 11.00 USD are said to be held."""
-    ((due,),) = psql.execute("SELECT clock_timestamp() + interval '3 seconds'").fetchall()
+    ((due,),) = psql.execute("SELECT clock_timestamp() + interval '2 seconds'").fetchall()
     small = Hold(amount="0.01 USD", debit="alice", credit="shop", expires_at=due)
     placed = bank.handle([small] * MANY)
     assert all(isinstance(outcome, Done) for outcome in placed)

@@ -103,6 +103,7 @@ def test_every_event_can_be_proved(funded: Ledger, key: SigningKey) -> None:
     assert funded.prove(entry.event.stream, entry.event.version) == funded.prove_position(300)
 
 
+@pytest.mark.campaign
 def test_the_levels_above_are_kept(funded: Ledger, key: SigningKey, psql: Psql) -> None:
     """Beyond 65,536 events there is a full tile of the first level above the leaves, and proofs go by it."""
     sealer = funded.sealer(key)

@@ -374,6 +374,7 @@ def test_memory_is_flat(funded: Ledger) -> None:
     assert many - few < 6_000_000
 
 
+@pytest.mark.campaign
 def test_memory_does_not_grow_with_the_holds_that_are_over(funded: Ledger) -> None:
     """An account is verified in the memory of its open holds, however many it has had."""
     placing = build(Hold, amount="0.01 USD", debit="world", credit="bob")

@@ -10,6 +10,7 @@ from inspect import cleandoc
 from pathlib import Path
 
 import jsonschema_rs
+import pytest
 from issuer import Issuer
 from serving import Http, Serve
 
@@ -22,7 +23,8 @@ from ledger.settings import Limits
 
 HERE = Path(__file__).parent
 PROGRAM = Path(sys.executable).with_name("schemathesis")
-EXAMPLES_EACH = os.environ.get("LEDGER_SCHEMATHESIS_EXAMPLES", "5")
+EXAMPLES_EACH = os.environ.get("LEDGER_SCHEMATHESIS_EXAMPLES", "3")
+EXAMPLES_AT_LENGTH = "30"
 SEED = os.environ.get("LEDGER_SCHEMATHESIS_SEED", "1")
 """The same requests each time, so that only a change makes a difference; others, and more, when they are asked for."""
 
@@ -70,7 +72,8 @@ def test_every_answer_has_an_example(http: Http) -> None:
     assert DoneShape.model_validate(again).replayed
 
 
-def test_schemathesis_finds_nothing(funded: Ledger, serve: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", [EXAMPLES_EACH, pytest.param(EXAMPLES_AT_LENGTH, marks=pytest.mark.campaign)])
+def test_schemathesis_finds_nothing(funded: Ledger, serve: Serve, tmp_path: Path, examples: str) -> None:
     """Examples, edge cases, random requests and chains of them, to every route: every answer is as documented."""
     issuer = Issuer(tmp_path)
     # A token, since an API key may be revoked by one of the requests.
@@ -84,7 +87,7 @@ def test_schemathesis_finds_nothing(funded: Ledger, serve: Serve, tmp_path: Path
             [
                 *(str(PROGRAM), "--config-file", str(HERE / "schemathesis.toml")),
                 *("run", f"{server.address}/openapi.json", "-H", f"Authorization: Bearer {token}"),
-                *("--max-examples", EXAMPLES_EACH, "--seed", SEED, "--no-color"),
+                *("--max-examples", examples, "--seed", SEED, "--no-color"),
             ],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(HERE)},

@@ -191,7 +191,9 @@ def _through_verification(visitor: Visitor) -> None:
     visitor.look()
 
 
-@pytest.mark.parametrize("room", [WIDE, NARROW], ids=["desk", "narrow"])
+@pytest.mark.parametrize(
+    "room", [pytest.param(WIDE, id="desk", marks=pytest.mark.campaign), pytest.param(NARROW, id="narrow")]
+)
 def test_nothing_hangs_out(visit: Visit, eventful: Ledger, room: dict[str, int]) -> None:
     """Nobody has to scroll sideways, on 320 pixels (WCAG 1.4.10) and with words that have no end."""
     endless = "W" * 290
