@@ -843,6 +843,7 @@ sys.exit(code)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.usefixtures("funded")
+@pytest.mark.campaign
 def test_many_lines_take_no_more_memory_than_some(ledger_url: str, tmp_path: Path) -> None:
     """Ten times the lines go through in the same memory, and each is answered."""
     peaks = [peak_of(count, ledger_url, tmp_path) for count in (5_000, 50_000)]

@@ -240,6 +240,7 @@ def large(path: Path, entries: int) -> Path:
     return path
 
 
+@pytest.mark.campaign
 def test_memory_holds_no_more_than_the_entries(tmp_path: Path) -> None:
     """A file is read as a stream: what 10,000 more entries take is in proportion to their XML, and no tree of it."""
     peaks, sizes = [], []
