@@ -1,4 +1,4 @@
-"""What an account costs as it grows: to append to it, and to read its balance now and at an earlier version."""
+"""What an account costs as it grows: to append, and to read its balance now, at a version, and as of a moment."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ SIZES_QUICK: Final = (1_000, 10_000)
 APPEND: Final = "append"
 BALANCE: Final = "balance"
 EARLIER: Final = "balance at a version"
+AS_OF: Final = "balance as of a moment"
 TARGET: Final = 0.9
 """Of an append to the largest account, against one to the smallest."""
 
@@ -40,6 +41,7 @@ def prepared(url: URL, effort: Effort) -> Iterator[Benchmark]:
         turns[named(APPEND, size)] = partial(_asked, ours.appends, text(url), size, (effort.seconds,))
         turns[named(BALANCE, size)] = partial(_asked, ours.balances, text(url), size, (effort.seconds,))
         turns[named(EARLIER, size)] = partial(_asked, ours.earlier_balances, text(url), size, (size, effort.seconds))
+        turns[named(AS_OF, size)] = partial(_asked, ours.dated_balances, text(url), size, (size, effort.seconds))
     yield Benchmark("calls", turns, list(_ratios(sizes)), [_curves(sizes), Ratios("Large accounts beside small ones")])
     ours.checked(text(url))
 
@@ -59,12 +61,12 @@ def _asked(work: Callable[..., Tally], url: str, size: int, arguments: tuple[flo
 
 def _ratios(sizes: tuple[int, ...]) -> Iterator[Ratio]:
     least, *larger = sizes
-    for what in (APPEND, BALANCE, EARLIER):
+    for what in (APPEND, BALANCE, EARLIER, AS_OF):
         for size in larger:
             target = TARGET if what == APPEND and size == sizes[-1] else None
             yield Ratio(f"{what}, at {size:,} events / at {least:,}", named(what, size), (named(what, least),), target)
 
 
 def _curves(sizes: tuple[int, ...]) -> Curves:
-    lines = {what: {size: named(what, size) for size in sizes} for what in (APPEND, BALANCE, EARLIER)}
+    lines = {what: {size: named(what, size) for size in sizes} for what in (APPEND, BALANCE, EARLIER, AS_OF)}
     return Curves("sizes", "One account as it grows", "events of the account", lines, {APPEND: TARGET})

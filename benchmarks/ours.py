@@ -145,6 +145,18 @@ def earlier_balances(ready: Ready, url: str, name: str, size: int, seconds: floa
         return driven(ready, 1, seconds, _one(lambda: ledger.balance(name, version=random.randint(1, size))))
 
 
+def dated_balances(ready: Ready, url: str, name: str, size: int, seconds: float) -> Tally:
+    """Read the balance of an account as of any moment of its life."""
+    with Ledger.connect(url) as ledger:
+        (first,), (last,) = ledger.history(name, limit=1), ledger.history(name, before_version=size + 1, limit=1)
+        life = last.recorded_at - first.recorded_at
+
+        def question() -> object:
+            return ledger.balance(name, effective_as_of=first.recorded_at + random.random() * life)
+
+        return driven(ready, 1, seconds, _one(question))
+
+
 def rebuilds(ready: Ready, url: str, name: str, size: int, seconds: float) -> Tally:
     """Make an account anew from its log, again and again; its events are counted."""
     with Ledger.connect(url) as ledger:

@@ -21,7 +21,7 @@ QUIET = Noise(1.0, 0.0, 0.0)
 EXPECTED: dict[str, tuple[int, list[float], set[str]]] = {
     "calls": (24, [0.7, 2.0, 8.0], {"spread", "hot", "ratios"}),
     "batches": (8, [0.5], {"sizes", "ratios"}),
-    "growth": (6, [0.9], {"sizes", "ratios"}),
+    "growth": (8, [0.9], {"sizes", "ratios"}),
     "asof": (11, [], {"ratios"}),
     "logs": (8, [0.4, 0.8], {"ratios"}),
     "feed": (10, [], {"ratios"}),
