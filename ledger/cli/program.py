@@ -156,7 +156,7 @@ def _before(
 
 
 @cache
-def made() -> typer.core.TyperGroup:
+def commands() -> typer.core.TyperGroup:
     """All commands, made of their functions; which takes longer than most of them do."""
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
@@ -190,7 +190,7 @@ def _run(arguments: list[str]) -> int:
         # Everywhere else it names the database's schema; asked for without a name, it is the messages'.
         arguments = [*arguments[:-1], "--json-schema"]
     try:
-        return int(made()(arguments, prog_name="ledger", standalone_mode=False) or 0)
+        return int(commands()(arguments, prog_name="ledger", standalone_mode=False) or 0)
     except LedgerError as error:
         print_error(error, as_json=as_json)
         for note in getattr(error, "__notes__", ()):

@@ -18,10 +18,9 @@ from typing import Any, TypeAlias
 
 import psycopg
 import pytest
-import typer
 
 from ledger import Entry, Ledger, OpenAccount, credit, debit
-from ledger.cli import app
+from ledger.cli.program import commands
 from ledger.core.commands import build
 
 Process: TypeAlias = subprocess.Popen[bytes]
@@ -34,7 +33,7 @@ PAY = ("deposit", "alice", "1 USD", "--against", "world")
 NO_TEXT = "\udcff"
 """How Python shows an argument that is the byte 0xff."""
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = commands().commands
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -79,9 +78,9 @@ def ended(process: Process) -> Iterator[Process]:
 FORKING = """
 import gc, json, os, sys
 from ledger.cli import main
-from ledger.cli.program import made
+from ledger.cli.program import commands
 
-made()
+commands()
 gc.freeze()
 for line in sys.stdin:
     job = json.loads(line)
