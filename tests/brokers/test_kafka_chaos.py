@@ -164,7 +164,7 @@ def broker_goes_and_comes(cluster: MockCluster) -> Callable[[], None]:
 
 def test_members_come_and_go(ledger: Ledger, ledger_url: str, tmp_path: Path, mock_kafka: MockCluster) -> None:
     """Members join, leave, freeze and die, brokers and connections break: each message takes effect once, in order."""
-    survive(ledger, ledger_url, tmp_path, mock_kafka, Protocol.COOPERATIVE, 80, 31, 7)
+    survive(ledger, ledger_url, tmp_path, mock_kafka, Protocol.COOPERATIVE, 100, 31, 10)
 
 
 @pytest.mark.campaign
