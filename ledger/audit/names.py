@@ -38,8 +38,7 @@ _NAME: Final = re.compile(rf"(?:{'|'.join(ROOTS.values())}):((?:[A-Z0-9])(?:[A-Z
 
 def account_name(account: str, kind: AccountType) -> str:
     """The name of an account, below the root of its type."""
-    first, rest = account[0], _SPECIAL.sub(lambda match: f"-{ord(match[0]):02X}", account[1:])
-    return f"{ROOTS[kind]}:{first.upper()}{rest}{'-' if first.isupper() else ''}"
+    return f"{ROOTS[kind]}:{_written(account)}"
 
 
 def account_of_name(name: str) -> str:
@@ -50,11 +49,19 @@ def account_of_name(name: str) -> str:
         InvalidCommand: `account_name` gives no account such a name.
     """
     match = _NAME.fullmatch(name)
-    if match is None or (match[2] and not match[1][0].isupper()):
-        raise InvalidCommand("name", f"{name!r} is not the name of an account of ours")
-    written, capital = match.groups()
-    account = _CODE.sub(lambda code: chr(int(code[1], 16)), written)
-    return account if capital else account[0].lower() + account[1:]
+    if match is not None:
+        written, capital = match.groups()
+        account = _CODE.sub(lambda code: chr(int(code[1], 16)), written)
+        account = account if capital else account[0].lower() + account[1:]
+        # A code of what needs none would be a second name of the same account.
+        if _written(account) == written + capital:
+            return account
+    raise InvalidCommand("name", f"{name!r} is not the name of an account of ours")
+
+
+def _written(account: str) -> str:
+    first, rest = account[0], _SPECIAL.sub(lambda match: f"-{ord(match[0]):02X}", account[1:])
+    return f"{first.upper()}{rest}{'-' if first.isupper() else ''}"
 
 
 def commodity_name(asset: str) -> str:

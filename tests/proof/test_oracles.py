@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import duckdb
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from oracles import AMOUNT, ASSERTED, BEANCOUNT, ORACLES, Oracle, planted, query, tags_of_hledger
 from story import BEGUN, LEDGER_ID, commands, feed, told
@@ -308,6 +308,8 @@ def test_names_lead_back_to_accounts(account: str, kind: AccountType) -> None:
 
 
 @given(st.from_regex(r"(Assets|Income):[A-Z0-9][A-Za-z0-9-]{0,20}", fullmatch=True))
+@example("Assets:0-30")
+@example("Income:A-41-")
 def test_no_two_accounts_have_one_name(name: str) -> None:
     """A name that leads to an account is the name of that account, and of no other."""
     try:
