@@ -71,7 +71,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
             _median(figure, "p99_ms", ".2f"),
             _median(figure, "megabytes", ".0f"),
         ]
-        figures.add_row(name, *map(_rate, _spread(figure["per_second"])), *others)
+        figures.add_row(name, *map(_rate, _columns(figure["per_second"])), *others)
     ratios = Table("ratio, round by round", *_right("median", "min", "max", "target"), "")
     for ratio in found["ratios"]:
         target = "" if ratio["target"] is None else f"≥ {ratio['target']:g}"
@@ -96,7 +96,7 @@ def _right(*headings: str) -> list[Column]:
     return [Column(heading, justify="right") for heading in headings]
 
 
-def _spread(figures: Mapping[str, float]) -> list[float]:
+def _columns(figures: Mapping[str, float]) -> list[float]:
     return [figures[column] for column in ("median", "min", "max")]
 
 
@@ -106,7 +106,7 @@ def _rate(per_second: float) -> str:
 
 
 def _cells(figures: Mapping[str, float], shape: str) -> list[str]:
-    return [format(figure, shape) for figure in _spread(figures)]
+    return [format(figure, shape) for figure in _columns(figures)]
 
 
 def _median(figure: Mapping[str, Mapping[str, float]], field: str, shape: str) -> str:

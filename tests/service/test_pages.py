@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import httpx
 import psycopg
 import pytest
-from eventful import LONG, REVERSED_KEY
+from eventful import LONG, POLICY, REVERSED_KEY
 from fastapi import Request, Response
 from serving import WAIT_SECONDS, Http, Serve
 
@@ -284,6 +284,16 @@ def test_what_an_auditor_reads_beside_accounts_is_on_record(
     assert [read.question for read in reads] == ["dead_letter", "dead_letters", "find", "verify"]
     assert {read.actor for read in reads} == {"audit"}
     assert [read.question for read in eventful.api_keys().reads("world")] == ["dead_letter", "dead_letters"]
+
+
+def test_streams_that_wait_are_read_as_accounts_are(sign_in: SignIn, eventful: Ledger) -> None:
+    """The page of waiting streams names them, and an auditor who sees it has read those that are accounts."""
+    (gap, *_) = eventful.inbox("bank", POLICY).gaps()
+    for scope in (Scope.AUDIT, Scope.READ):
+        assert gap.stream in sign_in(scope).get("/order?source=bank").text
+
+    reads = [read for read in eventful.api_keys().reads(gap.stream) if read.question == "order"]
+    assert [read.actor for read in reads] == ["audit"]
 
 
 def test_an_auditor_has_nothing_that_writes(sign_in: SignIn, eventful: Ledger) -> None:
