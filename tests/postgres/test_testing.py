@@ -7,10 +7,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy import URL
+
+from ledger.testing import Databases
 
 CONFTEST = 'pytest_plugins = ["ledger.testing"]\n'
 
@@ -88,3 +91,16 @@ def test_fixtures_start_a_server_of_their_own(tmp_path: Path) -> None:
         scratch.chmod(0o755)
         assert "5 passed" in run(tmp_path, TMPDIR=name)[0]
         assert list(scratch.glob("ledger-test-*")) == []
+
+
+def test_databases_are_made_though_a_test_has_ended_the_connection(
+    ledger_server: URL, psql: psycopg.Connection[Any]
+) -> None:
+    """A test may end every session of the server: the next one gets its database all the same."""
+    databases = Databases(ledger_server)
+    databases.run("SET application_name = 'ended'")
+    ended = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'ended'"
+    assert psql.execute(ended).fetchall() == [(True,)]
+
+    databases.run("SELECT 1")
+    databases.close()
