@@ -85,7 +85,7 @@ def test_making_and_revoking_a_key_is_on_record(ledger: Ledger) -> None:
         ],
         key=lambda each: each[:3],
     )
-    assert made.secret.rpartition("_")[2] not in str(found)
+    assert made.secret.split("_", 2)[2] not in str(found)
 
 
 def expiring(key: ApiKey) -> dict[str, Any]:
