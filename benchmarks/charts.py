@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from benchmarks.rounds import Bars, Chart, Curves, Ratios
 
 _THEIRS: Final = ("#9aa0a6", "#5f6368")
-_OURS: Final = ("#7baaf7", "#1a56c4", "#1b6e3c")
+_OURS: Final = ("#7baaf7", "#1a56c4", "#1b6e3c", "#b06000")
 _PEERS: Final = ("pgbench", "COPY", "eventsourcing")
 _MET: Final = {True: "#1b6e3c", False: "#b3261e", None: "#5b7db1"}
 
