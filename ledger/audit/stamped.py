@@ -58,20 +58,20 @@ ORDER BY e.stream, e.version
 
 # All events of a transaction are stamped together: any of them in the feed says that it waits in vain.
 _WAITING: Final = """
-SELECT w.transaction_id::text, w.times, w.announced, w.stamped
-FROM (
-    SELECT i.transaction_id, count(*) AS times, min(t.announced[1]) AS announced,
-           bool_or(t.transaction_id IS NOT NULL AND EXISTS (
-               SELECT FROM unnest(t.announced) AS a (place) JOIN {schema}.feed AS f
-                 ON f.stream = substring(a.place FROM '^(.*) [0-9]+$') COLLATE "C"
-                AND f.version = substring(a.place FROM '[0-9]+$')::bigint
-           )) AS stamped
-    FROM {schema}.outbox AS o CROSS JOIN unnest(o.transaction_ids) AS i (transaction_id)
-    LEFT JOIN {schema}.transactions AS t ON t.transaction_id = i.transaction_id
-    WHERE true {of_transactions}
-    GROUP BY i.transaction_id
-) AS w
-WHERE w.times > 1 OR w.stamped OR w.announced IS NULL ORDER BY 1
+WITH waiting AS (
+    SELECT t.transaction_id, count(*) AS times
+    FROM {schema}.outbox AS o CROSS JOIN unnest(o.transaction_ids) AS t (transaction_id)
+    WHERE true {of_transactions} GROUP BY t.transaction_id
+), stamped AS (
+    SELECT DISTINCT e.transaction_id
+    FROM waiting AS w JOIN {schema}.events AS e ON e.transaction_id = w.transaction_id
+    JOIN {schema}.feed AS f ON f.stream = e.stream AND f.version = e.version
+)
+SELECT w.transaction_id::text, w.times, t.announced[1], s.transaction_id IS NOT NULL
+FROM waiting AS w
+LEFT JOIN {schema}.transactions AS t ON t.transaction_id = w.transaction_id
+LEFT JOIN stamped AS s ON s.transaction_id = w.transaction_id
+WHERE w.times > 1 OR t.transaction_id IS NULL OR s.transaction_id IS NOT NULL ORDER BY 1
 """
 
 SCOPE: Final = {

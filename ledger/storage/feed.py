@@ -45,7 +45,7 @@ from ledger.core.events import FeedEntry
 from ledger.storage import leases
 from ledger.storage.database import Connection
 from ledger.storage.leases import LeaseLost
-from ledger.storage.store import events_of_places, place_from, recorded_transactions
+from ledger.storage.store import events_of_places, first_place, placed, recorded_transactions
 
 STAMPER: Final = "stamper"
 """The lease under which the feed is written."""
@@ -67,16 +67,18 @@ WHERE known_until <= now() - make_interval(secs => %s) AND NOT EXISTS (SELECT FR
 
 HOLD_CLOCK: Final = "SELECT known_until FROM {schema}.feed_clock FOR NO KEY UPDATE"
 
+_STREAM, _VERSION = placed("a.place")
+
 # Sub-selects with OFFSET 0 are looked up row by row, by their keys.  As joins, a plan made for any number of rows
 # could read a whole table for a few.
-STAMP: Final = """
+STAMP: Final = f"""
 WITH leader AS (
-    SELECT FROM {schema}.leases WHERE name = %(name)s AND epoch = %(epoch)s
+    SELECT FROM {{schema}}.leases WHERE name = %(name)s AND epoch = %(epoch)s
 ), first AS (
     SELECT o.batch_id, o.transaction_ids, o.recorded_at,
            sum(cardinality(o.transaction_ids)) OVER (ORDER BY o.recorded_at, o.batch_id)
            - cardinality(o.transaction_ids) AS before
-    FROM (SELECT * FROM {schema}.outbox ORDER BY recorded_at, batch_id LIMIT %(limit)s::bigint + 1) AS o, leader
+    FROM (SELECT * FROM {{schema}}.outbox ORDER BY recorded_at, batch_id LIMIT %(limit)s::bigint + 1) AS o, leader
 ), looked_into AS (
     SELECT batch_id, transaction_ids FROM first WHERE before < %(limit)s::bigint
 ), beyond AS (
@@ -86,7 +88,7 @@ WITH leader AS (
            coalesce(t.announced, ARRAY[i.transaction_id || ' 0']) AS announced
     FROM looked_into AS r CROSS JOIN unnest(r.transaction_ids) WITH ORDINALITY AS i (transaction_id, place)
     LEFT JOIN LATERAL (
-        SELECT t.recorded_at, t.announced FROM {schema}.transactions AS t
+        SELECT t.recorded_at, t.announced FROM {{schema}}.transactions AS t
         WHERE t.transaction_id = i.transaction_id OFFSET 0
     ) AS t ON true
 ), ranked AS (
@@ -97,38 +99,37 @@ WITH leader AS (
                 AND (r.events <= %(limit)s::bigint OR r.events = cardinality(r.announced)) AS taken
     FROM ranked AS r, beyond
 ), placed AS (
-    SELECT d.recorded_at, d.transaction_id, substring(a.place FROM '^(.*) [0-9]+$') COLLATE "C" AS stream,
-           substring(a.place FROM '[0-9]+$')::bigint AS version
+    SELECT d.recorded_at, d.transaction_id, {_STREAM} AS stream, {_VERSION} AS version
     FROM decided AS d CROSS JOIN unnest(d.announced) AS a (place) WHERE d.taken
 ), numbered AS MATERIALIZED (
-    SELECT (SELECT coalesce(max(position), 0) FROM {schema}.feed)
+    SELECT (SELECT coalesce(max(position), 0) FROM {{schema}}.feed)
            + row_number() OVER (ORDER BY recorded_at, transaction_id, stream, version) AS position,
            lag(version) OVER (PARTITION BY stream ORDER BY recorded_at, transaction_id, version) AS previous,
            stream, version, transaction_id, recorded_at
     FROM placed
 ), known AS (
     SELECT greatest(
-        (SELECT known_until FROM {schema}.feed_clock),
-        (SELECT known_at FROM {schema}.feed ORDER BY position DESC LIMIT 1)
+        (SELECT known_until FROM {{schema}}.feed_clock),
+        (SELECT known_at FROM {{schema}}.feed ORDER BY position DESC LIMIT 1)
     ) + interval '1 microsecond' AS next
 ), ordered AS (
     SELECT bool_and(n.version = 1 + coalesce(n.previous, (
-        SELECT f.version FROM {schema}.feed AS f WHERE f.stream = n.stream AND f.version = n.version - 1
+        SELECT f.version FROM {{schema}}.feed AS f WHERE f.stream = n.stream AND f.version = n.version - 1
     ), 0)) AS sound
     FROM numbered AS n
 ), stamped AS (
-    INSERT INTO {schema}.feed (position, stream, version, transaction_id, event_hash, known_at)
+    INSERT INTO {{schema}}.feed (position, stream, version, transaction_id, event_hash, known_at)
     SELECT n.position, n.stream, n.version, n.transaction_id, e.event_hash, greatest(n.recorded_at, known.next)
     FROM known CROSS JOIN numbered AS n LEFT JOIN LATERAL (
-        SELECT e.event_hash FROM {schema}.events AS e
+        SELECT e.event_hash FROM {{schema}}.events AS e
         WHERE e.stream = n.stream AND e.version = n.version AND e.transaction_id = n.transaction_id OFFSET 0
     ) AS e ON true
     ORDER BY n.position
 ), removed AS (
-    DELETE FROM {schema}.outbox
+    DELETE FROM {{schema}}.outbox
     WHERE batch_id = ANY(ARRAY(SELECT batch_id FROM decided GROUP BY batch_id HAVING bool_and(taken)))
 ), kept AS (
-    UPDATE {schema}.outbox AS o SET transaction_ids = r.ids, recorded_at = r.recorded_at
+    UPDATE {{schema}}.outbox AS o SET transaction_ids = r.ids, recorded_at = r.recorded_at
     FROM (
         SELECT batch_id, array_agg(transaction_id ORDER BY place) FILTER (WHERE NOT taken) AS ids,
                min(recorded_at) FILTER (WHERE NOT taken) AS recorded_at
@@ -160,21 +161,19 @@ SELECT coalesce(a.place, i.transaction_id || ' 0'), t.transaction_id IS NULL
 FROM {schema}.outbox AS o CROSS JOIN unnest(o.transaction_ids) AS i (transaction_id)
 LEFT JOIN {schema}.transactions AS t ON t.transaction_id = i.transaction_id
 LEFT JOIN LATERAL unnest(t.announced) AS a (place) ON true
-LEFT JOIN {schema}.events AS e
-  ON e.stream = substring(a.place FROM '^(.*) [0-9]+$') AND e.version = substring(a.place FROM '[0-9]+$')::bigint
- AND e.transaction_id = t.transaction_id
+LEFT JOIN {schema}.events AS e ON e.stream || ' ' || e.version = a.place AND e.transaction_id = t.transaction_id
 WHERE e.stream IS NULL ORDER BY 2 DESC, 1 LIMIT 1
 """
-_UNPRECEDED: Final = """
+_UNPRECEDED: Final = f"""
 WITH waiting AS MATERIALIZED (
-    SELECT substring(a.place FROM '^(.*) [0-9]+$') COLLATE "C" AS stream,
-           substring(a.place FROM '[0-9]+$')::bigint AS version
-    FROM {schema}.outbox AS o CROSS JOIN unnest(o.transaction_ids) AS i (transaction_id)
-    JOIN {schema}.transactions AS t ON t.transaction_id = i.transaction_id CROSS JOIN unnest(t.announced) AS a (place)
+    SELECT {_STREAM} AS stream, {_VERSION} AS version
+    FROM {{schema}}.outbox AS o CROSS JOIN unnest(o.transaction_ids) AS i (transaction_id)
+    JOIN {{schema}}.transactions AS t ON t.transaction_id = i.transaction_id
+    CROSS JOIN unnest(t.announced) AS a (place)
 )
 SELECT w.stream, w.version FROM waiting AS w
 WHERE w.version > 1
-  AND NOT EXISTS (SELECT FROM {schema}.feed AS f WHERE f.stream = w.stream AND f.version = w.version - 1)
+  AND NOT EXISTS (SELECT FROM {{schema}}.feed AS f WHERE f.stream = w.stream AND f.version = w.version - 1)
   AND NOT EXISTS (SELECT FROM waiting AS p WHERE p.stream = w.stream AND p.version = w.version - 1)
 ORDER BY w.stream, w.version LIMIT 1
 """
@@ -239,7 +238,7 @@ def _stamp(connection: Connection, epoch: int, seconds: float, limit: int) -> in
     except errors.DivisionByZero as error:
         connection.rollback()
         raise _OutOfOrder from error
-    except errors.NotNullViolation as error:
+    except (errors.NotNullViolation, errors.DataError) as error:
         connection.rollback()
         raise _refused(connection) from error
     if not held:
@@ -252,7 +251,7 @@ def _refused(connection: Connection) -> CorruptLog:
     if rows := connection.query(_UNKNOWN):
         place, nameless = rows[0]
         told = "the outbox names a transaction that is not in the log" if nameless else "it is announced and not there"
-        return CorruptLog(*place_from(place), told)
+        return CorruptLog(*first_place([place]), told)
     if rows := connection.query(_UNPRECEDED):
         stream, version = rows[0]
         return CorruptLog(stream, version, "neither the feed nor the outbox has the event before it")

@@ -69,6 +69,18 @@ def readable(moment: str) -> str:
     return f"CASE WHEN {moment} BETWEEN {first} AND {last} THEN {moment} AT TIME ZONE 'UTC' END"
 
 
+def placed(place: str) -> tuple[str, str]:
+    """
+    SQL for the stream and the version of an announced event: what `place_from` reads.
+
+    It is an error of the statement where we never announced it so.
+    """
+    version = f"split_part({place}, ' ', -1)"
+    return f'left({place}, -1 - length({version})) COLLATE "C"', f"{version}::bigint"
+
+
+_STREAM, _VERSION = placed("a.place")
+
 TRANSACTION_COLUMNS: Final = f"""
     t.transaction_id::text, t.kind, t.scope, t.idempotency_key, t.request::text, t.entry_count, t.announced,
     t.reference, {readable("t.effective_at")}, {readable("t.recorded_at")}, t.actor, t.correlation_id, t.causation_id,
@@ -98,11 +110,10 @@ WHERE e.stream = '$ledger' AND e.type = 'asset_defined' AND e.payload ->> 'asset
 """
 
 # How much of each entry of these transactions was reversed since.
-SELECT_REVERSED: Final = """
+SELECT_REVERSED: Final = f"""
 SELECT t.request ->> 'transaction_id', (e.payload ->> 'entry')::integer, sum(e.amount)::text
-FROM {schema}.transactions AS t CROSS JOIN unnest(t.announced) AS a (place)
-JOIN {schema}.events AS e
-  ON e.stream = split_part(a.place, ' ', 1) AND e.version = split_part(a.place, ' ', 2)::bigint
+FROM {{schema}}.transactions AS t CROSS JOIN unnest(t.announced) AS a (place)
+JOIN {{schema}}.events AS e ON e.stream = {_STREAM} AND e.version = {_VERSION}
 WHERE t.kind = 'reverse' AND t.request ->> 'transaction_id' = ANY(%s::text[])
 GROUP BY 1, 2
 """

@@ -165,6 +165,16 @@ def test_outbox_that_names_what_is_not_there_stops_the_stamper(funded: Ledger, p
     assert funded.feed_head() == 0
 
 
+@pytest.mark.parametrize("place", ["bob", "bob x", "bob 99999999999999999999"])
+def test_announcement_that_nobody_made_stops_the_stamper(funded: Ledger, tamper: Tamper, place: str) -> None:
+    """What is announced and is no event's place is named as it is written, and nothing is passed over."""
+    tamper(f"UPDATE transactions SET announced[2] = '{place}' WHERE idempotency_key = 'rent'")
+    with pytest.raises(CorruptLog, match="announced") as corrupt:
+        funded.stamp()
+    assert place in (corrupt.value.stream, f"{corrupt.value.stream} {corrupt.value.version}")
+    assert funded.feed_head() == 0
+
+
 def test_reader_notices_a_feed_that_was_changed(funded: Ledger, tamper: Tamper) -> None:
     """A gap, or an entry that is not what the log has, is an error and not an answer."""
     funded.stamp()
