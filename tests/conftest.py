@@ -2,7 +2,15 @@
 
 import os
 
+import pytest
+
 pytest_plugins = ["ledger.testing"]
 
 # Hundreds of programs are started here: each would compile all of the package again where nothing may be kept of that.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.hookimpl(optionalhook=True)  # Without pytest-xdist there is no such hook.
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than there are processors: a fifth of its time, a worker waits for brokers and browsers."""
+    return (os.cpu_count() or 1) + 1
