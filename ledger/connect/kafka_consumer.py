@@ -55,6 +55,9 @@ _REVOKE_SECONDS: Final = 30.0
 
 _BACKOFF_SECONDS: Final = 0.2
 _BACKOFF_SECONDS_MAX: Final = 10.0
+_DOUBT_SECONDS: Final = 60.0
+"""For how long after a claim a hole is looked at twice: as long as the client may wait for a broker's answer."""
+
 _QUEUED_BATCHES: Final = 4
 """A partition with so many batches waiting is paused, until all but one are done."""
 
@@ -76,6 +79,15 @@ class _Partition:
     waiting_bytes: int = 0
     at_work: Future[None] | None = None
     next_offset: int | None = None
+    """Where the group stands."""
+
+    awaited: int = 0
+    """Behind the last record that came, from where it was claimed."""
+
+    doubted: int | None = None
+    """Where the next one was instead."""
+
+    doubts_until: float = 0.0
     gone: bool = False
     """Given up, or taken away."""
 
@@ -103,8 +115,32 @@ class _Partition:
             self.waiting_bytes -= size
             return records
 
-    def put(self, record: confluent_kafka.Message) -> None:
+    def go_on(self, claim: Claim) -> None:
+        """It is read from where its claim says; what was fetched before that is not wanted any more."""
+        assert self.next_offset is not None
+        with self.lock:
+            self.drop()
+            self.awaited, self.doubted = self.next_offset, None
+            self.doubts_until = time.monotonic() + _DOUBT_SECONDS
+            self.epoch, self.at_end = claim.epoch, False
+
+    def skips(self, offset: int) -> bool:
+        """
+        Whether what comes at this offset seems to skip records, which are to be looked for again; under the lock.
+
+        A client that was told where to go on may go to where it was before all the same, as soon as the answer to an
+        earlier question comes in (librdkafka's issue 2256).  Records that no consumer sees leave holes, too: one that
+        is found twice is believed.
+        """
+        if offset <= self.awaited or offset == self.doubted or time.monotonic() > self.doubts_until:
+            return False
+        self.doubted = offset
+        return True
+
+    def put(self, record: confluent_kafka.Message, offset: int) -> None:
         """A record that came; under the lock."""
+        self.awaited = offset + 1
+        self.at_end = False
         self.waiting.append(record)
         self.waiting_bytes += len(record)
 
@@ -182,7 +218,7 @@ class Consumer:
         self._intake = Intake(inboxes, decode)
         self._database = self._intake.inboxes[0].database
         self._topics = list(topics)
-        self._told = consuming(config, group, protocol, to_end=to_end)
+        self._told = consuming(config, group, protocol)
         self._by_increments = protocol is not Protocol.EAGER
         self._start = start
         self._records_max = records_max
@@ -279,24 +315,40 @@ class Consumer:
     def _route(self, record: confluent_kafka.Message) -> None:
         place = Place(str(record.topic()), record.partition())  # type: ignore[arg-type]
         partition = self._partitions.get(place)
-        error = record.error()
-        if error is not None:
+        error, offset = record.error(), record.offset()
+        is_end = error is not None and error.code() == _END
+        if error is not None and not is_end:
             self._broken(partition, error)
             return
-        if partition is None or not partition.epoch:
+        if partition is None:
             return
-        partition.at_end = False
+        assert offset is not None
         with partition.lock:
-            partition.put(record)
-            if partition.at_work is None:
-                partition.at_work = self._pool.submit(self._work, partition)
+            if not partition.epoch:
+                return
+            if skips := partition.skips(offset):
+                awaited = partition.awaited
+            elif is_end:
+                partition.awaited, partition.at_end = offset, True
+            else:
+                partition.put(record, offset)
+                if partition.at_work is None:
+                    partition.at_work = self._pool.submit(self._work, partition)
+        if skips:
+            self._look_again(partition, awaited, offset)
+
+    def _look_again(self, partition: _Partition, awaited: int, found: int) -> None:
+        """Fetch again from behind the last record that came; where the client cannot, the next one leads here again."""
+        logger.info("%s: after offset %d comes %d: what may lie between is looked for", partition.place, awaited, found)
+        try:
+            self._client.seek(TopicPartition(*partition.place, awaited))
+        except KafkaException as error:
+            logger.debug("%s cannot be read again yet: %s", partition.place, error)
+            partition.doubted = None
 
     def _broken(self, partition: _Partition | None, error: KafkaError) -> None:
         """What comes in place of a record."""
-        if error.code() == _END:
-            if partition is not None:
-                partition.at_end = True
-        elif error.code() == _OUT_OF_RANGE and partition is not None:
+        if error.code() == _OUT_OF_RANGE and partition is not None:
             self._stop_partition(
                 partition,
                 f"offset {partition.next_offset}, where group {self.group!r} stands, is not in the topic any more: what"
@@ -410,8 +462,7 @@ class Consumer:
         except KafkaException as error:
             logger.debug("%s cannot be read yet: %s", partition.place, error)
         else:
-            partition.at_end = False
-            partition.epoch = partition.claim.epoch
+            partition.go_on(partition.claim)
             self._resume(partition)
 
     def _in_transaction(self, work: Callable[..., Any]) -> Any:

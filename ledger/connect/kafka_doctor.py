@@ -29,7 +29,7 @@ def examine(ledger: Ledger, group: str, topics: Sequence[str], inboxes: Sequence
     Raises:
         BrokerUnavailable: Kafka does not answer, or does not know a topic.
     """
-    client = made_consumer(consuming(config, group, Protocol.EAGER, to_end=False))
+    client = made_consumer(consuming(config, group, Protocol.EAGER))
     known = ledger.consumer_offsets(group)
     findings: list[str] = []
     try:

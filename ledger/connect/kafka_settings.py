@@ -57,7 +57,7 @@ _SAME: Final = {"acks": {"all", "-1"}}
 """What means the same in other words."""
 
 
-def consuming(config: Config, group: str, protocol: Protocol, *, to_end: bool) -> dict[str, Any]:
+def consuming(config: Config, group: str, protocol: Protocol) -> dict[str, Any]:
     """
     What a consumer is told.
 
@@ -72,7 +72,7 @@ def consuming(config: Config, group: str, protocol: Protocol, *, to_end: bool) -
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "error",
-        "enable.partition.eof": to_end,
+        "enable.partition.eof": True,
     }
     return {**_FETCH, **_with_broker(config), **_SHARING[protocol], **ours}
 

@@ -180,6 +180,38 @@ def test_goes_on_where_it_was(ledger: Ledger, ledger_url: str, mock_kafka: MockC
     assert effects(ledger_url).keys() == streams.keys()
 
 
+class Astray(Consumer):
+    """Its client does what librdkafka's issue 2256 is about: told where to go on, it goes elsewhere, once."""
+
+    def __init__(self, *arguments: Any, elsewhere: int, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.elsewhere = elsewhere
+        self.led: set[Place] = set()
+
+    def _go_to(self, partition: kafka_consumer._Partition) -> None:
+        super()._go_to(partition)
+        if partition.epoch and partition.place not in self.led:
+            self.led.add(partition.place)
+            self._client.seek(confluent_kafka.TopicPartition(*partition.place, self.elsewhere))
+
+
+@pytest.mark.parametrize("elsewhere", [7, confluent_kafka.OFFSET_END], ids=["ahead", "end"])
+def test_client_that_goes_astray_skips_nothing(
+    ledger: Ledger, ledger_url: str, mock_kafka: MockCluster, elsewhere: int
+) -> None:
+    """A hole right after a claim is looked at twice: what the client had skipped is read, each record once."""
+    streams = turns(open_accounts(ledger, 2), 5)
+    topic = topic_of(mock_kafka, 1)
+    publish(mock_kafka, topic, [message for sent in streams.values() for message in sent])
+    settings: dict[str, Any] = {"start": Start.EARLIEST, "to_end": True, "elsewhere": elsewhere}
+    inbox = ledger.inbox(SOURCE, PATIENT)
+    reader = Astray([inbox], [topic], "g", {"bootstrap.servers": mock_kafka.bootstrap}, **settings)
+    reader.run()
+    assert reader.led == {Place(topic, 0)}
+    assert (reader.counts["records"], reader.counts["duplicates"]) == (10, 0)
+    assert effects(ledger_url) == asked(streams)
+
+
 def test_partition_never_read(ledger: Ledger, mock_kafka: MockCluster) -> None:
     """Where to begin is the caller's to say: unless it is said, nothing is read, and each partition is told of."""
     topic = topic_of(mock_kafka)

@@ -32,7 +32,7 @@ def simulate(url: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 def assert_only_the_naive_one_is_wrong(url: str, done: subprocess.CompletedProcess[str]) -> None:
     """The ledger is right, the other one is not, and nothing stays behind."""
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, (done.stdout, done.stderr)
     facts: dict[str, Any] = json.loads(done.stdout)
     assert (facts["sent"], facts["delivered"], facts["sound"]) == (1200, 1200, True)
     assert (facts["ledger"]["accounts_wrong"], facts["ledger"]["refused"], facts["ledger"]["waiting"]) == (0, 0, 0)
