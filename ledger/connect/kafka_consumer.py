@@ -15,11 +15,10 @@ import random
 import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 from uuid import uuid4
@@ -28,12 +27,13 @@ import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from ledger.connect.kafka_clients import logger, made_consumer
+from ledger.connect.kafka_partition import BACKOFF_SECONDS, BACKOFF_SECONDS_MAX, Partition
 from ledger.connect.kafka_settings import Config, Protocol, Start, consuming
 from ledger.connect.problems import Problems
 from ledger.core.errors import BrokerUnavailable, InvalidCommand, LedgerError
 from ledger.inbox import TOGETHER_MAX, Inbox
 from ledger.intake import Delivery, Intake, together, totals
-from ledger.order.decoders import BODY_BYTES_MAX, Decoder, cloudevents
+from ledger.order.decoders import Decoder, cloudevents
 from ledger.storage import offsets
 from ledger.storage.offsets import AlreadyTaken, Claim, Fenced, Place
 
@@ -53,121 +53,11 @@ _ASK_SECONDS: Final = 10.0
 _REVOKE_SECONDS: Final = 30.0
 """How long a batch on its way may take, before its partition is given up all the same: the fence holds anyway."""
 
-_BACKOFF_SECONDS: Final = 0.2
-_BACKOFF_SECONDS_MAX: Final = 10.0
-_DOUBT_SECONDS: Final = 60.0
-"""For how long after a claim a hole is looked at twice: as long as the client may wait for a broker's answer."""
-
 _QUEUED_BATCHES: Final = 4
 """A partition with so many batches waiting is paused, until all but one are done."""
 
 _QUEUED_BYTES: Final = 64 * 1024 * 1024
 """With so much waiting, every partition that has some is paused, until half of it is done: few records may be large."""
-
-
-@dataclass(eq=False, slots=True)
-class _Partition:
-    """A partition that was given to us."""
-
-    place: Place
-    claim: Claim | None = None
-    epoch: int = 0
-    """0 until it is claimed, and read from where the claim says."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    waiting: deque[confluent_kafka.Message] = field(default_factory=deque)
-    waiting_bytes: int = 0
-    at_work: Future[None] | None = None
-    next_offset: int | None = None
-    """Where the group stands."""
-
-    awaited: int = 0
-    """Behind the last record that came, from where it was claimed."""
-
-    doubted: int | None = None
-    """Where the next one was instead."""
-
-    doubts_until: float = 0.0
-    gone: bool = False
-    """Given up, or taken away."""
-
-    paused: bool = False
-    stopped: bool = False
-    """A person has to look at it."""
-
-    at_end: bool = False
-    losses: int = 0
-    """How often in a row it was taken by others, or could not be claimed."""
-
-    claim_at: float = 0.0
-
-    def take(self, count: int) -> list[confluent_kafka.Message]:
-        """The next records, in order; without any, the work is over."""
-        with self.lock:
-            if self.gone or not self.epoch or not self.waiting:
-                self.at_work = None
-                return []
-            records: list[confluent_kafka.Message] = []
-            size = 0
-            while self.waiting and len(records) < count and size <= BODY_BYTES_MAX:
-                records.append(self.waiting.popleft())
-                size += len(records[-1])
-            self.waiting_bytes -= size
-            return records
-
-    def go_on(self, claim: Claim) -> None:
-        """It is read from where its claim says; what was fetched before that is not wanted any more."""
-        assert self.next_offset is not None
-        with self.lock:
-            self.drop()
-            self.awaited, self.doubted = self.next_offset, None
-            self.doubts_until = time.monotonic() + _DOUBT_SECONDS
-            self.epoch, self.at_end = claim.epoch, False
-
-    def skips(self, offset: int) -> bool:
-        """
-        Whether what comes at this offset seems to skip records, which are to be looked for again; under the lock.
-
-        A client that was told where to go on may go to where it was before all the same, as soon as the answer to an
-        earlier question comes in (librdkafka's issue 2256).  Records that no consumer sees leave holes, too: one that
-        is found twice is believed.
-        """
-        if offset <= self.awaited or offset == self.doubted or time.monotonic() > self.doubts_until:
-            return False
-        self.doubted = offset
-        return True
-
-    def put(self, record: confluent_kafka.Message, offset: int) -> None:
-        """A record that came; under the lock."""
-        self.awaited = offset + 1
-        self.at_end = False
-        self.waiting.append(record)
-        self.waiting_bytes += len(record)
-
-    def drop(self) -> None:
-        """What waits is not wanted any more; under the lock."""
-        self.waiting.clear()
-        self.waiting_bytes = 0
-
-    def let_go(self) -> None:
-        """It is somebody else's, as far as we know: nothing of it is worked on until it is claimed again."""
-        with self.lock:
-            self.epoch = 0
-            self.drop()
-            self.back_off()
-            # Last, and under the lock: from here on another worker may begin.
-            self.at_work = None
-
-    def is_due(self, now: float) -> bool:
-        """Whether it is to be claimed."""
-        return self.claim is None and not self.stopped and self.at_work is None and now >= self.claim_at
-
-    def back_off(self) -> None:
-        """Claim it again, but not at once, and not when all others do."""
-        self.claim = None
-        self.losses += 1
-        longest = min(_BACKOFF_SECONDS * 2**self.losses, _BACKOFF_SECONDS_MAX)
-        self.claim_at = time.monotonic() + random.uniform(longest / 2, longest)  # noqa: S311  (jitter is no secret)
 
 
 class Consumer:
@@ -227,7 +117,7 @@ class Consumer:
         self._problems = Problems(on_problem or (lambda problem: logger.warning("%s", problem)))
         self._progress = progress
         self._stopping = threading.Event()
-        self._partitions: dict[Place, _Partition] = {}
+        self._partitions: dict[Place, Partition] = {}
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._failure: Exception | None = None
@@ -337,7 +227,7 @@ class Consumer:
         if skips:
             self._look_again(partition, awaited, offset)
 
-    def _look_again(self, partition: _Partition, awaited: int, found: int) -> None:
+    def _look_again(self, partition: Partition, awaited: int, found: int) -> None:
         """Fetch again from behind the last record that came; where the client cannot, the next one leads here again."""
         logger.info("%s: after offset %d comes %d: what may lie between is looked for", partition.place, awaited, found)
         try:
@@ -346,7 +236,7 @@ class Consumer:
             logger.debug("%s cannot be read again yet: %s", partition.place, error)
             partition.doubted = None
 
-    def _broken(self, partition: _Partition | None, error: KafkaError) -> None:
+    def _broken(self, partition: Partition | None, error: KafkaError) -> None:
         """What comes in place of a record."""
         if error.code() == _OUT_OF_RANGE and partition is not None:
             self._stop_partition(
@@ -386,7 +276,7 @@ class Consumer:
     # Partitions come and go; called by the client, within `poll`, where nothing else may be asked of it
 
     def _assigned(self, client: Any, given: list[TopicPartition]) -> None:
-        partitions = [_Partition(Place(each.topic, each.partition)) for each in given]
+        partitions = [Partition(Place(each.topic, each.partition)) for each in given]
         self._partitions |= {partition.place: partition for partition in partitions}
         # Where to begin is known once they are claimed.
         assignment = [TopicPartition(*each.place, confluent_kafka.OFFSET_END) for each in partitions]
@@ -403,7 +293,7 @@ class Consumer:
         self._give_up(taken)
         self._unassign(client, taken)
 
-    def _give_up(self, taken: list[TopicPartition]) -> list[_Partition]:
+    def _give_up(self, taken: list[TopicPartition]) -> list[Partition]:
         places = [Place(each.topic, each.partition) for each in taken]
         partitions = [self._partitions.pop(place) for place in places if place in self._partitions]
         for partition in partitions:
@@ -420,7 +310,7 @@ class Consumer:
 
     # Who may move an offset
 
-    def _claim(self, partitions: Sequence[_Partition]) -> None:
+    def _claim(self, partitions: Sequence[Partition]) -> None:
         """Take the epochs of partitions, as far as the broker still says that they are ours, and where they begin."""
         try:
             counts = {topic: self._partitions_of(topic) for topic in {each.place.topic for each in partitions}}
@@ -434,7 +324,7 @@ class Consumer:
             for partition in partitions:
                 partition.back_off()
 
-    def _begin(self, partition: _Partition, claim: Claim) -> int | None:
+    def _begin(self, partition: Partition, claim: Claim) -> int | None:
         """Where to begin in a partition that was claimed."""
         if claim.next_offset is not None:
             return claim.next_offset
@@ -453,7 +343,7 @@ class Consumer:
         self._in_transaction(begin)
         return int(offset)
 
-    def _go_to(self, partition: _Partition) -> None:
+    def _go_to(self, partition: Partition) -> None:
         """Fetch from where the group stands; not at once, where the client is not that far yet."""
         assert partition.claim is not None
         assert partition.next_offset is not None
@@ -477,7 +367,7 @@ class Consumer:
 
     # Workers
 
-    def _work(self, partition: _Partition) -> None:
+    def _work(self, partition: Partition) -> None:
         """Take the records of a partition in, for as long as there are any."""
         try:
             while not self._stopping.is_set() and (records := partition.take(self._records_max)):
@@ -490,7 +380,7 @@ class Consumer:
             self._failed(error, partition.place)
             partition.let_go()
 
-    def _take_in(self, partition: _Partition, records: list[confluent_kafka.Message]) -> None:
+    def _take_in(self, partition: Partition, records: list[confluent_kafka.Message]) -> None:
         deliveries = [self._read(record) for record in records]
         attempts = 0
         while records:
@@ -505,7 +395,7 @@ class Consumer:
                 if not error.retryable or partition.gone or self._stopping.is_set():
                     raise
                 self._tell(partition.place, str(error))
-                longest = min(_BACKOFF_SECONDS * 2**attempts, _BACKOFF_SECONDS_MAX)
+                longest = min(BACKOFF_SECONDS * 2**attempts, BACKOFF_SECONDS_MAX)
                 self._stopping.wait(random.uniform(longest / 2, longest))  # noqa: S311  (jitter is no secret)
                 continue
             attempts = 0
@@ -513,7 +403,7 @@ class Consumer:
             del records[:count], deliveries[:count]
 
     def _take_together(
-        self, partition: _Partition, records: Sequence[confluent_kafka.Message], deliveries: Sequence[Delivery]
+        self, partition: Partition, records: Sequence[confluent_kafka.Message], deliveries: Sequence[Delivery]
     ) -> None:
         first, last = records[0].offset(), records[-1].offset()
         assert first is not None
@@ -561,7 +451,7 @@ class Consumer:
         else:
             self._tell(None, error.str())
 
-    def _stop_partition(self, partition: _Partition, problem: str) -> None:
+    def _stop_partition(self, partition: Partition, problem: str) -> None:
         with partition.lock:
             partition.stopped = True
             partition.epoch = 0
@@ -579,7 +469,7 @@ class Consumer:
         with self._counting:
             self._counts.update(counts)
 
-    def _hint(self, partitions: Iterable[_Partition]) -> None:
+    def _hint(self, partitions: Iterable[Partition]) -> None:
         """Tell the broker where the group stands.  Nothing rests on it but tools that show its lag."""
         known = [
             TopicPartition(*each.place, each.next_offset)
@@ -598,10 +488,10 @@ class Consumer:
             for each in self._partitions.values()
         )
 
-    def _pause(self, partition: _Partition) -> None:
+    def _pause(self, partition: Partition) -> None:
         self._client.pause([TopicPartition(*partition.place)])
         partition.paused = True
 
-    def _resume(self, partition: _Partition) -> None:
+    def _resume(self, partition: Partition) -> None:
         self._client.resume([TopicPartition(*partition.place)])
         partition.paused = False

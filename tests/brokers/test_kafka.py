@@ -25,6 +25,7 @@ from mock_cluster import MockCluster
 from ledger import BrokerUnavailable, InvalidCommand, Ledger, Timeouts
 from ledger.connect import kafka_consumer
 from ledger.connect.kafka_consumer import RECORDS_MAX
+from ledger.connect.kafka_partition import Partition
 from ledger.kafka import Consumer, Protocol, Publisher, Start, examine, partition_of, read_config
 from ledger.order.cursor import Strict
 from ledger.order.decoders import decoder
@@ -188,7 +189,7 @@ class Astray(Consumer):
         self.elsewhere = elsewhere
         self.led: set[Place] = set()
 
-    def _go_to(self, partition: kafka_consumer._Partition) -> None:
+    def _go_to(self, partition: Partition) -> None:
         super()._go_to(partition)
         if partition.epoch and partition.place not in self.led:
             self.led.add(partition.place)
