@@ -64,8 +64,9 @@ FLOW: Final = """
     simulation                                  | the incident, at any scale
     testing settings wire                       | what surrounds it
     connect.problems connect.partitions         | what brings messages
-    connect.kafka_settings connect.kafka_clients connect.kafka_consumer connect.kafka_publisher connect.kafka_feed
-    connect.kafka_doctor connect.kafka_naive connect.kafka_simulation connect.rabbitmq_consumer
+    connect.kafka_settings connect.kafka_clients connect.kafka_partition connect.kafka_consumer
+    connect.kafka_publisher connect.kafka_feed connect.kafka_doctor connect.kafka_naive connect.kafka_simulation
+    connect.rabbitmq_consumer
     connect kafka rabbitmq
     service.occasion service.logs service.problem_details service.metrics   | the API
     service.tokens service.gate service.group_commit service.tracing service.desk service.deadlines

@@ -23,7 +23,7 @@ from chaos import SOURCE, WAIT_SECONDS, asked, effects, open_accounts, turns
 from mock_cluster import MockCluster
 
 from ledger import BrokerUnavailable, InvalidCommand, Ledger, Timeouts
-from ledger.connect import kafka_consumer
+from ledger.connect import kafka_consumer, kafka_partition
 from ledger.connect.kafka_consumer import RECORDS_MAX
 from ledger.connect.kafka_partition import Partition
 from ledger.kafka import Consumer, Protocol, Publisher, Start, examine, partition_of, read_config
@@ -317,7 +317,7 @@ def test_few_large_records_are_held_back(
     """Records are counted by their bytes, too, in memory and in one transaction."""
     limit = 200_000
     monkeypatch.setattr(kafka_consumer, "_QUEUED_BYTES", limit)
-    monkeypatch.setattr(kafka_consumer, "BODY_BYTES_MAX", limit // 4)
+    monkeypatch.setattr(kafka_partition, "BODY_BYTES_MAX", limit // 4)
     (account,) = open_accounts(ledger, 1)
     sent = [
         replace(message, data={**cast("dict[str, Any]", message.data), "metadata": {"note": "x" * 3_000}})
