@@ -173,7 +173,7 @@ def parse(file: Any, handler: ContentHandler, refuse: Refuse) -> None:
     """
     try:
         from defusedxml import DefusedXmlException  # noqa: PLC0415  (an extra)
-        from defusedxml.expatreader import DefusedExpatParser  # noqa: PLC0415
+        from defusedxml.expatreader import DefusedExpatParser  # noqa: PLC0415  (an extra)
     except ImportError:
         raise InvalidCommand("statement", "camt.053 is read by defusedxml: pip install 'ledger[reconcile]'") from None
     parser = DefusedExpatParser(forbid_dtd=True)
@@ -224,7 +224,7 @@ class _Reader(ContentHandler):
     def setDocumentLocator(self, locator: Locator) -> None:  # noqa: N802  (the name is SAX's)
         self._locator = locator
 
-    def startElementNS(self, name: tuple[str | None, str], qname: str | None, attrs: Any) -> None:  # noqa: ARG002, N802
+    def startElementNS(self, name: tuple[str | None, str], qname: str | None, attrs: Any) -> None:  # noqa: ARG002, N802  (SAX's)
         space, local = name
         line = (self._locator.getLineNumber() if self._locator is not None else None) or 1
         if not self._open:
@@ -276,7 +276,7 @@ class _Reader(ContentHandler):
         if len(node.texts[0]) > TEXT_MAX:
             raise self._refuse(node.where, f"its text is longer than {TEXT_MAX:,} characters")
 
-    def endElementNS(self, name: tuple[str | None, str], qname: str | None) -> None:  # noqa: ARG002, N802
+    def endElementNS(self, name: tuple[str | None, str], qname: str | None) -> None:  # noqa: ARG002, N802  (SAX's)
         node = self._open.pop()
         if node is self._kept[-1]:
             self._kept.pop()

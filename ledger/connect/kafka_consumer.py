@@ -214,27 +214,14 @@ class Consumer:
             return
         assert offset is not None
         with partition.lock:
-            if not partition.epoch:
+            if not partition.epoch or partition.skips(offset):
                 return
-            if skips := partition.skips(offset):
-                awaited = partition.awaited
-            elif is_end:
+            if is_end:
                 partition.awaited, partition.at_end = offset, True
             else:
                 partition.put(record, offset)
                 if partition.at_work is None:
                     partition.at_work = self._pool.submit(self._work, partition)
-        if skips:
-            self._look_again(partition, awaited, offset)
-
-    def _look_again(self, partition: Partition, awaited: int, found: int) -> None:
-        """Fetch again from behind the last record that came; where the client cannot, the next one leads here again."""
-        logger.info("%s: after offset %d comes %d: what may lie between is looked for", partition.place, awaited, found)
-        try:
-            self._client.seek(TopicPartition(*partition.place, awaited))
-        except KafkaException as error:
-            logger.debug("%s cannot be read again yet: %s", partition.place, error)
-            partition.doubted = None
 
     def _broken(self, partition: Partition | None, error: KafkaError) -> None:
         """What comes in place of a record."""
@@ -260,15 +247,23 @@ class Consumer:
             self._claim(due)
         size = self._waiting_bytes()
         for partition in self._partitions.values():
-            count = len(partition.waiting)
             if not partition.epoch:
-                if partition.claim is not None and not partition.stopped:
-                    self._go_to(partition)
-            elif partition.paused:
-                if count <= self._records_max and size <= _QUEUED_BYTES // 2:
+                if partition.claim is not None and not partition.stopped and self._sought(partition):
+                    partition.go_on(partition.claim)
                     self._resume(partition)
-            elif count >= _QUEUED_BATCHES * self._records_max or (count and size >= _QUEUED_BYTES):
-                self._pause(partition)
+            elif partition.astray:
+                partition.astray = not self._sought(partition)
+            else:
+                self._hold_back(partition, size)
+
+    def _hold_back(self, partition: Partition, size: int) -> None:
+        """Let a partition pause, or go on, by what waits of it, and of all."""
+        count = len(partition.waiting)
+        if partition.paused:
+            if count <= self._records_max and size <= _QUEUED_BYTES // 2:
+                self._resume(partition)
+        elif count >= _QUEUED_BATCHES * self._records_max or (count and size >= _QUEUED_BYTES):
+            self._pause(partition)
 
     def _waiting_bytes(self) -> int:
         return sum(each.waiting_bytes for each in self._partitions.values())
@@ -343,17 +338,16 @@ class Consumer:
         self._in_transaction(begin)
         return int(offset)
 
-    def _go_to(self, partition: Partition) -> None:
-        """Fetch from where the group stands; not at once, where the client is not that far yet."""
-        assert partition.claim is not None
-        assert partition.next_offset is not None
+    def _sought(self, partition: Partition) -> bool:
+        """Fetch from where the next record is awaited; whether the client is that far yet, or it is asked again."""
+        offset = partition.awaited if partition.epoch else partition.next_offset
+        assert offset is not None
         try:
-            self._client.seek(TopicPartition(*partition.place, partition.next_offset))
+            self._client.seek(TopicPartition(*partition.place, offset))
         except KafkaException as error:
             logger.debug("%s cannot be read yet: %s", partition.place, error)
-        else:
-            partition.go_on(partition.claim)
-            self._resume(partition)
+            return False
+        return True
 
     def _in_transaction(self, work: Callable[..., Any]) -> Any:
         with self._database.connection() as connection, connection.transaction():

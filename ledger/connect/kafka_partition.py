@@ -45,6 +45,9 @@ class Partition:
     """Where the next one was instead."""
 
     doubts_until: float = 0.0
+    astray: bool = False
+    """What comes is not what is awaited: the client has to be sent back."""
+
     gone: bool = False
     """Given up, or taken away."""
 
@@ -79,7 +82,8 @@ class Partition:
             self.drop()
             self.awaited, self.doubted = self.next_offset, None
             self.doubts_until = time.monotonic() + _DOUBT_SECONDS
-            self.epoch, self.at_end = claim.epoch, False
+            self.astray = self.at_end = False
+            self.epoch = claim.epoch
 
     def skips(self, offset: int) -> bool:
         """
@@ -89,10 +93,11 @@ class Partition:
         earlier question comes in (librdkafka's issue 2256).  Records that no consumer sees leave holes, too: one that
         is found twice is believed.
         """
-        if offset <= self.awaited or offset == self.doubted or time.monotonic() > self.doubts_until:
+        if offset <= self.awaited:
             return False
-        self.doubted = offset
-        return True
+        if not self.astray and offset != self.doubted and time.monotonic() <= self.doubts_until:
+            self.astray, self.doubted = True, offset
+        return self.astray
 
     def put(self, record: confluent_kafka.Message, offset: int) -> None:
         """A record that came; under the lock."""

@@ -189,11 +189,12 @@ class Astray(Consumer):
         self.elsewhere = elsewhere
         self.led: set[Place] = set()
 
-    def _go_to(self, partition: Partition) -> None:
-        super()._go_to(partition)
-        if partition.epoch and partition.place not in self.led:
+    def _sought(self, partition: Partition) -> bool:
+        sought = super()._sought(partition)
+        if sought and partition.place not in self.led:
             self.led.add(partition.place)
             self._client.seek(confluent_kafka.TopicPartition(*partition.place, self.elsewhere))
+        return sought
 
 
 @pytest.mark.parametrize("elsewhere", [7, confluent_kafka.OFFSET_END], ids=["ahead", "end"])
