@@ -32,7 +32,7 @@ from ledger.order.decoders import decoder
 from ledger.order.message import Message
 from ledger.storage import offsets
 from ledger.storage.database import Connection, Database, engine_for
-from ledger.storage.offsets import AlreadyTaken, Fenced, Place
+from ledger.storage.offsets import AlreadyTaken, Claim, Fenced, Place
 
 PATIENT: Final = Strict(timedelta(minutes=5))
 PLACE: Final = Place("payments", 3)
@@ -195,6 +195,16 @@ class Astray(Consumer):
             self.led.add(partition.place)
             self._client.seek(confluent_kafka.TopicPartition(*partition.place, self.elsewhere))
         return sought
+
+
+def test_client_that_cannot_be_sent_back_at_once_is_waited_for() -> None:
+    """What an astray client brings meanwhile is left alone; a hole that is found again is believed."""
+    partition = Partition(PLACE, next_offset=3)
+    partition.go_on(Claim(1, 3))
+    assert [partition.skips(offset) for offset in (3, 7, 8, 7, 3)] == [False, True, True, True, False]
+    assert partition.astray
+    partition.astray = False
+    assert [partition.skips(offset) for offset in (3, 7, 8)] == [False, False, True]
 
 
 @pytest.mark.parametrize("elsewhere", [7, confluent_kafka.OFFSET_END], ids=["ahead", "end"])
