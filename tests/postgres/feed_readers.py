@@ -93,8 +93,9 @@ class TransactionReader:
     def read(self) -> None:
         """See what is new."""
         sql = """
-        SELECT stream, version, xid::text, serial FROM ledger.events
-        WHERE (xid, serial) > (%s::xid8, %s) AND xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY xid, serial
+        SELECT stream, version, xid::text, serial FROM ledger.events AS e
+        WHERE (xid, serial) > (%s::xid8, %s) AND xid < pg_snapshot_xmin(pg_current_snapshot())
+        ORDER BY e.xid, e.serial  -- Without the table's name it is the text, in which 10 comes before 9.
         """
         for stream, version, xid, serial in self._psql.execute(sql, self._last):
             self.seen.append((stream, version))
