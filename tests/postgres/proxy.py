@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
+import psycopg
 from sqlalchemy import URL
 
 JOIN_SECONDS: Final = 10
+REST_SECONDS: Final = 30
 
 _EXECUTE, _QUERY, _SYNC = b"E", b"Q", b"S"
 _READY, _KEY = b"Z", b"K"
@@ -44,10 +47,12 @@ class Session:
         self.client = client
         self.server = server
         self.backend_pid = 0
+        self.is_cut = False
         self.withheld_for: Fault | None = None
 
     def cut(self) -> None:
         """Hang up on both sides."""
+        self.is_cut = True
         _hang_up(self.client)
         _hang_up(self.server)
 
@@ -96,6 +101,17 @@ class FaultyProxy:
         with self._lock:
             struck, self._fault = self._fault is None, None
             return struck
+
+    def await_rest(self, psql: psycopg.Connection[Any]) -> None:
+        """
+        Wait until the server has ended every session that was cut.
+
+        Until then it may even begin what was sent to it last, and take a lease for a client that is gone.
+        """
+        cut = [session.backend_pid for session in self._sessions if session.is_cut]
+        deadline = time.monotonic() + REST_SECONDS
+        while psql.execute("SELECT FROM pg_stat_activity WHERE pid = ANY(%s)", (cut,)).rowcount:
+            assert time.monotonic() < deadline, "the server is still at work for a client that is gone"
 
     def __enter__(self) -> Self:
         self._start(self._accept)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
+import psycopg
 import pytest
 from feed_readers import disordered
 from proxy import Fault, FaultyProxy, Point
@@ -13,12 +14,14 @@ from sqlalchemy import make_url
 from ledger import ConnectionLost, Ledger, Transfer
 from ledger.core.commands import build
 
+Psql = psycopg.Connection[Any]
+
 POINTS_MAX: Final = 30
 """More statements than a step may ever send: the search for the last one is bounded."""
 
 
 @pytest.mark.parametrize("point", Point)
-def test_stamper_whose_connection_breaks(funded: Ledger, ledger_url: str, point: Point) -> None:
+def test_stamper_whose_connection_breaks(funded: Ledger, ledger_url: str, psql: Psql, point: Point) -> None:
     """Wherever it breaks, the next step goes on where the last one that was committed ended."""
     written = 8
     with FaultyProxy(make_url(ledger_url)) as proxy, Ledger.connect(proxy.url, pool_size=1) as client:
@@ -29,6 +32,7 @@ def test_stamper_whose_connection_breaks(funded: Ledger, ledger_url: str, point:
             with suppress(ConnectionLost):
                 stamper.step()
             struck = proxy.disarm()
+            proxy.await_rest(psql)
             while stamper.step():
                 pass
             entries = list(funded.feed())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +27,6 @@ Tamper = Callable[..., None]
 
 NAME: Final = "example.org/ledger"
 POINTS_MAX: Final = 60
-TIMEOUT_SECONDS: Final = 30
 
 
 @pytest.fixture
@@ -198,17 +196,6 @@ def test_a_sealer_that_lost_its_lease_writes_nothing(funded: Ledger, key: Signin
     sealer.close()
 
 
-def at_rest(psql: Psql) -> None:
-    """Wait until nobody is at work: a session whose client is gone ends what it has begun, and may take the lease."""
-    at_work = (
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'"
-    )
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while psql.execute(at_work).fetchone() != (0,):
-        assert time.monotonic() < deadline
-
-
 @pytest.mark.parametrize("point", Point)
 def test_sealer_whose_connection_breaks(
     funded: Ledger, ledger_url: str, psql: Psql, key: SigningKey, state: Path, point: Point
@@ -222,7 +209,7 @@ def test_sealer_whose_connection_breaks(
             with suppress(ConnectionLost):
                 client.sealer(key, state=state).step()
             struck = proxy.disarm()
-            at_rest(psql)
+            proxy.await_rest(psql)
             psql.execute("UPDATE leases SET until = now() WHERE name = 'sealer'")
             funded.seal(key, state=state)
             size = funded.feed_head()
