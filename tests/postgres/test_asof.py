@@ -277,7 +277,7 @@ def check_trial_balance(ledger: Ledger, asked: int | None, effective: datetime |
     assert {line.account_type: [line.accounts, line.debits.minor, line.credits.minor] for line in found.lines} == sums
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=12, suppress_health_check=list(HealthCheck), database=None)
 @given(steps=STEPS, stripes=st.sampled_from([1, 3]))
 def test_every_question_has_the_answer_of_a_reckoning(place: Ledger, steps: list[Any], stripes: int) -> None:
     """

@@ -172,11 +172,11 @@ def test_held_account_does_not_stop_others(bank: Ledger, impatient: Ledger, lent
 
 def test_lock_timeout_bounds_the_call(url: str, bank: Ledger, lent: psycopg.Connection[Any]) -> None:
     """A caller waits for a lock as long as they said, and not again and again."""
-    with bank.join(lent, accounts=["alice"]), Ledger.connect(url, timeouts=Timeouts(lock_seconds=0.3)) as waiting:
+    with bank.join(lent, accounts=["alice"]), Ledger.connect(url, timeouts=Timeouts(lock_seconds=1)) as waiting:
         began = time.monotonic()
         with pytest.raises(ConcurrencyError):
             waiting.transfer("1 USD", debit="world", credit="alice")
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 6
     lent.rollback()
 
 

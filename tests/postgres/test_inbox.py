@@ -74,7 +74,7 @@ def test_the_incident_does_not_happen(bank: Ledger) -> None:
     assert (counters["gaps_opened"], counters["gaps_filled"]) == (1, 1)
 
 
-@settings(max_examples=15, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_order_is_the_right_order(bank: Ledger, data: st.DataObject) -> None:
     """Any permutation with duplicates, in any batches, makes the same events per stream as in order, without loss."""

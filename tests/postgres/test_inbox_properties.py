@@ -38,7 +38,7 @@ RUNS = count(1)
 
 EXAMPLES: Final = int(os.environ.get("LEDGER_PROPERTY_EXAMPLES", "40"))
 
-database = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), deadline=None)
+database = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
 
 
 class Step(NamedTuple):

@@ -378,7 +378,7 @@ def test_no_changed_field_is_followed(rows: dict[str, list[Any]], busy: Ledger, 
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     texts=st.tuples(TEXTS, TEXTS, TEXTS, TEXTS),
     micro=st.sampled_from([0, 1, 100, 120_000, 123_456, 999_999]),

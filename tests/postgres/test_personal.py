@@ -19,7 +19,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ledger import (
@@ -97,7 +97,6 @@ def in_memory(*subjects: str) -> PersonalData:
 
 @given(TEXTS, TEXTS)
 @example("", "0")
-@settings(deadline=None)
 def test_fields_round_trip(text: str, other: str) -> None:
     """What was encrypted is revealed, the same text gives the same field, and another text or subject another."""
     data = in_memory("s", "t")
@@ -112,7 +111,6 @@ def test_fields_round_trip(text: str, other: str) -> None:
 
 
 @given(TEXTS, st.data())
-@settings(deadline=None)
 def test_changed_fields_are_refused(text: str, drawn: st.DataObject) -> None:
     """One character of a field changed, or one left out or added, is no field, or does not hold."""
     data = in_memory("s")

@@ -531,7 +531,7 @@ _accounts: Final = count(1)
 
 
 @given(plans=st.lists(PLANS, min_size=1, max_size=2))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_every_planted_difference_is_reported(
     ledger: Ledger, write: Write, plans: list[list[tuple[str, int, bool, int]]]
 ) -> None:

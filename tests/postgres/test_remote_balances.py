@@ -79,7 +79,7 @@ def test_any_disturbance_ends_with_the_right_balances(funded: Ledger, entries: l
     expected = {account: funded.balance(account) for account in ACCOUNTS}
     messages = [message_of(entry, source_of("x")) for entry in entries]
 
-    @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, database=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.sampled_from(range(len(messages))), max_size=2 * len(messages)))
     def disturbed(chosen: list[int]) -> None:
         remote = RemoteBalances(Log(entries).refetch)

@@ -660,5 +660,5 @@ def test_every_answer_is_the_models_at_length(ledger_server: URL, ledger_templat
 
 
 _BOUNDED: Final = settings(
-    stateful_step_count=STEPS, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck)
+    stateful_step_count=STEPS, database=None, print_blob=True, suppress_health_check=list(HealthCheck)
 )

@@ -91,7 +91,7 @@ def test_a_line_cut_short_is_passed_over(anchor: FileAnchor) -> None:
         assert anchor.path.read_bytes().startswith(whole)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_any_changed_bit_in_the_file_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """With any bit changed the file does not verify, or it ends sooner: the last line alone has nothing after it."""
@@ -218,7 +218,7 @@ def test_what_is_no_response_is_refused(authority: TimestampAuthority) -> None:
             verify_timestamp(note(20), response, roots)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_changed_timestamp_says_no_other_time(authority: TimestampAuthority, data: st.DataObject) -> None:
     """A response with any bit changed is refused, or says the same: some of its bits are outside of what is signed."""

@@ -128,7 +128,7 @@ def test_records_are_as_long_as_the_format_allows(tmp_path: Path) -> None:
         write_log(tmp_path / "more", [b"x" * 0x10000], signed)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_any_changed_bit_is_found(small: Path, data: st.DataObject) -> None:
     """A folder with any bit of any file changed is not verified, and none of its files is spare."""
