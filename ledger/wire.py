@@ -29,7 +29,7 @@ from ledger.storage.api_keys import AccountRead, ApiKey
 from ledger.storage.dead_letters import DeadLetter
 from ledger.storage.inbox_queries import Gap, Stats
 from ledger.storage.migrations import Migrated
-from ledger.storage.queries import AccountLine, HoldLine, StreamState, TransactionDetail, TrialBalance
+from ledger.storage.queries import AccountLine, HoldLine, Page, StreamState, TransactionDetail, TrialBalance
 from ledger.storage.statement import Statement, StatementLine
 from ledger.storage.subject_keys import Forgotten
 from ledger.storage.subscriptions import Standing
@@ -115,14 +115,21 @@ def balance_json(balance: Balance) -> Json:
     }
 
 
-def terms_json(terms: Terms) -> Json:
-    """What an account is: what it was opened as, and what was changed since."""
-    limits = [None if limit is None else str(terms.money(limit)) for limit in (terms.min_balance, terms.max_balance)]
+def opened_json(terms: Terms) -> Json:
+    """What an account was opened as, which never changes."""
     return {
         "type": terms.account_type.value,
         "normal": terms.normal.value,
         "asset": terms.asset,
         "scale": terms.scale,
+    }
+
+
+def terms_json(terms: Terms) -> Json:
+    """What an account is: what it was opened as, and what was changed since."""
+    limits = [None if limit is None else str(terms.money(limit)) for limit in (terms.min_balance, terms.max_balance)]
+    return {
+        **opened_json(terms),
         "min_balance": limits[0],
         "max_balance": limits[1],
         "state": terms.state,
@@ -163,6 +170,12 @@ def event_json(event: Recorded, terms: Terms | None) -> Json:
     if terms is not None and event.numbers is not None and terms.streams == 1:
         plain["balance"] = balance_json(Balance.from_numbers(event.stream, terms, event.numbers, event.version))
     return plain
+
+
+def page_json(page: Page, terms: Terms | None) -> list[Json]:
+    """The events of a page, as of an account with so many streams as it had by then."""
+    by_then = terms and terms._replace(streams=page.streams)
+    return [event_json(event, by_then) for event in page]
 
 
 def transaction_json(transaction: Transaction) -> Json:

@@ -22,7 +22,8 @@ from ledger.wire import (
     account_json,
     balance_json,
     detail_json,
-    event_json,
+    opened_json,
+    page_json,
     personal_json,
     terms_json,
     transaction_json,
@@ -82,8 +83,8 @@ def history(
             known_as_of=as_of.known,
         )
         terms = None if account.startswith(_OURS) else ledger.account(account).terms
-        about = {"stream": account} if terms is None else {"account": account, **terms_json(terms)}
-        plain = {**about, "events": [event_json(event, terms) for event in events], "next": events.next}
+        about = {"stream": account} if terms is None else {"account": account, **_about(terms, events.position)}
+        plain = {**about, "events": page_json(events, terms), "next": events.next}
         plain |= {"position": events.position}
         personal = _personal(ledger, plain, reveal=reveal)
     if target.as_json:
@@ -96,7 +97,7 @@ def history(
     _show_personal(events, personal)
     for line in pinned(events.position):
         console().print(line)
-    _lead_on(account, events, terms, full=len(events) == limit)
+    _lead_on(account, events, full=len(events) == limit)
     return 0
 
 
@@ -245,11 +246,16 @@ def _show_stream(stream: str, events: list[Recorded]) -> None:
     console().print(fitting(shown, (*few, "transaction"), few, right=("version",)))
 
 
+def _about(terms: Terms, position: int | None) -> Mapping[str, object]:
+    """What is said of an account: in an answer that is the same for ever, nothing that may change."""
+    return terms_json(terms) if position is None else opened_json(terms)
+
+
 def _show_history(account: str, terms: Terms, events: Page) -> None:
-    console().print(
-        f"[bold]{escape(account)}[/]  {terms.asset}, {terms.account_type.value}: grows by {terms.normal.value}s"
-        f"{_limits(terms)}{'' if terms.state == 'open' else f', [yellow]{terms.state}[/]'}"
-    )
+    about = f"{terms.asset}, {terms.account_type.value}: grows by {terms.normal.value}s"
+    if events.position is None:
+        about += f"{_limits(terms)}{'' if terms.state == 'open' else f', [yellow]{terms.state}[/]'}"
+    console().print(f"[bold]{escape(account)}[/]  {about}")
     shown = []
     for event in events:
         debited, credited = _sides(event, terms)
@@ -263,7 +269,7 @@ def _show_history(account: str, terms: Terms, events: Page) -> None:
     some: tuple[str, ...] = ("version", "recorded (UTC)", "event", "debit", "credit", "balance")
     # What is available is worth a column only where holds make it differ.
     more = (*some, "available") if any(each["balance"] != each["available"] for each in shown) else some
-    if terms.streams > 1:
+    if events.streams > 1:
         # An event knows the balance of its own stripe, and nobody asked for that.
         few, some = ("stream", *few[:-1]), ("stream", *some[:-1])
         more = some
@@ -271,9 +277,9 @@ def _show_history(account: str, terms: Terms, events: Page) -> None:
     console().print(made)
 
 
-def _lead_on(stream: str, events: Page, terms: Terms | None, *, full: bool) -> None:
+def _lead_on(stream: str, events: Page, *, full: bool) -> None:
     out = console()
-    if terms is not None and terms.streams > 1:
+    if events.streams > 1:
         if full:
             out.print(f"[dim]there may be more: --after or --before {events.next}[/]", soft_wrap=True)
         return

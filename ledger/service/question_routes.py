@@ -33,8 +33,8 @@ from ledger.wire import (
     account_json,
     balance_json,
     detail_json,
-    event_json,
     hold_json,
+    page_json,
     state_json,
     statement_json,
     statement_line_json,
@@ -207,9 +207,9 @@ class _Questions:
             return page, None if stream.startswith(("#", "$")) else self._ledger.account(stream).terms
 
         page, terms = await self._desk.read(credential, "history", asked, lambda _: [stream])
-        events = [event_json(event, terms) for event in page]
         following = page.next if len(page) == limit else None
-        return json_response({"stream": stream, "events": events, "position": page.position, "next": following})
+        plain = {"stream": stream, "events": page_json(page, terms), "position": page.position, "next": following}
+        return json_response(plain)
 
     async def transaction(self, credential: Reading, transaction_id: UUID) -> Response:
         """A transaction with all its events."""

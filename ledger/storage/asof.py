@@ -379,7 +379,7 @@ def history(
     if effective is None:
         page = queries.history(connection, name, after_version, before_version, limit, known)
     else:
-        places = queries.begun(connection, name, after_version, before_version, limit)
+        places = queries.begun(connection, name, after_version, before_version, limit, known)
         parameters = {
             "streams": text_array(places),
             "begun": plain_array(map(str, places.values())),

@@ -203,12 +203,14 @@ class Page(list[Recorded]):
     """
     Events of an account in order, and `next`, from which the next page goes on in the same direction.
 
-    `position` is that of the feed which the answer is pinned to, if it is.
+    They are of so many `streams`: more than one, if the account had stripes by then.  `position` is that of the feed
+    which the answer is pinned to, if it is.
     """
 
-    def __init__(self, events: Iterable[Recorded], next: str, position: int | None = None) -> None:
+    def __init__(self, events: Iterable[Recorded], next: str, streams: int, position: int | None = None) -> None:
         super().__init__(events)
         self.next = next
+        self.streams = streams
         self.position = position
 
 
@@ -315,7 +317,7 @@ def history(
         StripedAccount: No version of one stream is a version of the account; its pages are found by their `next`.
         InvalidCommand: That leads to no page.
     """
-    places = begun(connection, name, after_version, before_version, limit)
+    places = begun(connection, name, after_version, before_version, limit, known)
     sql = HISTORY_FORWARD if before_version is None else HISTORY_BACKWARD
     streams, versions = store.text_array(places), store.plain_array(map(str, places.values()))
     last = [_LAST_VERSION if known is None else known.get(stream, 0) for stream in places]
@@ -323,10 +325,18 @@ def history(
 
 
 def begun(
-    connection: Connection, name: str, after_version: int | str, before_version: int | str | None, limit: int
+    connection: Connection,
+    name: str,
+    after_version: int | str,
+    before_version: int | str | None,
+    limit: int,
+    known: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """
     Stream → the version after which a page of `history` begins, or before which, in order.
+
+    Where it is said what is `known`, none behind the last of it: what an answer says does not change with stripes that
+    are made later.
 
     Raises:
         UnknownAccount, UnknownStream, StripedAccount, InvalidCommand, Drift: As `history`.
@@ -335,17 +345,20 @@ def begun(
     stream = _head(connection, account_of(name))
     if not stream.version or account_of(name) != name:
         raise unknown(name)
+    streams = stripes_of(name, 1 if stream.terms is None else stream.terms.streams)
+    if known is not None:
+        streams = streams[: 1 + max(map(streams.index, known), default=0)]
     if before_version is not None:
         # A stripe that is not in it was made since, and everything in it comes later.
-        return _places(stream, "before_version", before_version, unsaid=1)
-    return _places(stream, "after_version", after_version, unsaid=0)
+        return _places(stream, streams, "before_version", before_version, unsaid=1)
+    return _places(stream, streams, "after_version", after_version, unsaid=0)
 
 
 def page(rows: Iterable[Row], places: Mapping[str, int]) -> Page:
     """The page of these events, which began at these places."""
     events = [recorded_from(row) for row in rows]
     reached = {**places, **{event.stream: event.version for event in events}}
-    return Page(events, ".".join(map(str, reached.values())))
+    return Page(events, ".".join(map(str, reached.values())), len(places))
 
 
 def stream(connection: Connection, name: str, after_version: int, limit: int) -> list[Recorded]:
@@ -371,9 +384,8 @@ def streams_of(connection: Connection, name: str) -> list[str]:
     return stripes_of(name, 1 if terms is None else terms.streams)
 
 
-def _places(stream: Stream, field: str, version: int | str, unsaid: int) -> dict[str, int]:
+def _places(stream: Stream, streams: Sequence[str], field: str, version: int | str, unsaid: int) -> dict[str, int]:
     """Where a page begins in each stream of an account, in order: at a version, or where another page says."""
-    streams = stripes_of(stream.stream, 1 if stream.terms is None else stream.terms.streams)
     if isinstance(version, str):
         if len(version) > _CURSOR_MAX or not _CURSOR.fullmatch(version):
             raise InvalidCommand(field, f"{version[:160]!r} is neither a version nor the `next` of a page")

@@ -509,6 +509,29 @@ def test_history_shows_sides_and_running_balance(program: Program, answer: Answe
     assert [event["version"] for event in back["events"]] == [2, 1]
 
 
+@pytest.mark.parametrize("stripes", ["1", "3"])
+def test_pinned_history_stays_as_it_is(program: Program, answer: Answer, funded: Ledger, stripes: str) -> None:
+    """Whatever is changed about the account later, also where the next page begins, and what a person is shown."""
+    answer("open", "till", "--asset", "USD", "--type", "asset", "--stripes", stripes)
+    for _ in range(4):
+        funded.transfer("2 USD", debit="till", credit="alice")
+    while funded.stamp():
+        pass
+    pinned = ("history", "till", "--limit", "4", "--known-as-of", str(funded.feed_head()))
+    asked = [(*pinned, *way, *form) for way in ((), ("--before", "9")) for form in ((), ("--json",))]
+    before = [program(*each).stdout for each in asked]
+    answer("change-account", "till", "--stripes", "5", "--metadata", "owner=bob", "--max-balance", "99 USD")
+    answer("freeze", "till")
+    while funded.stamp():
+        pass
+    assert [program(*each).stdout for each in asked] == before
+    place = json.loads(before[1])["next"]
+    events, rest = json.loads(before[1])["events"], json.loads(program(*pinned, "--after", place, "--json").stdout)
+    places = {(event["stream"], event["version"]) for event in events + rest["events"]}
+    assert len(places) == len(events) + len(rest["events"]) > len(events)
+    assert (events[-1]["balance"] is None) == (stripes == "3")
+
+
 def test_a_hot_account_is_one_account(program: Program, answer: Answer, funded: Ledger) -> None:
     """An account with stripes is opened, changed, frozen and asked for by its name; a page leads to the next one."""
     code, opened = answer("open", "till", "--asset", "USD", "--type", "asset", "--stripes", "3")

@@ -25,7 +25,7 @@ from ledger.core.canonical import canonical_json, utc_text
 from ledger.core.errors import InvalidCommand
 from ledger.core.fields import Frozen
 from ledger.core.money import Money
-from ledger.storage import store
+from ledger.storage import store, trail
 from ledger.storage.database import Connection
 
 Cell: TypeAlias = str | int | bool | None
@@ -235,6 +235,8 @@ class PinnedReport:
         with self._connect() as connection, connection.transaction(read_only=True, unbounded=True):
             ((read_at,),) = connection.query("SELECT now() AT TIME ZONE 'UTC'")
             tally.live["read_at"] = utc_text(store.in_utc(read_at))
+            if "trail" in self.definition.pinned_by:
+                tally.live["trail_unnumbered"] = trail.waiting(connection)
             with closing(self.definition.make(connection, self.pin, self._asked, tally)) as rows:
                 for cells in rows:
                     # In the order of the names, which all are plain ASCII: that is what makes it canonical.

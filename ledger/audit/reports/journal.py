@@ -141,8 +141,9 @@ _CONDITIONS: Final = {
     "until": "AND t.recorded_at < %(until)s::timestamptz",
 }
 
-# Up to what nothing of ours has caused, and from there down to all that came of it.  A transaction that says that it
-# caused itself, or two that say so of each other, do not make it go round.
+# Up to what nothing of ours has caused, and from there down to all that came of it: both ways one step further than is
+# shown, so that what is too deep is seen to be.  A transaction that says that it caused itself, or two that say so of
+# each other, do not make it go round.
 _TREE: Final = f"""
 WITH RECURSIVE up AS (
     SELECT t.transaction_id, t.causation_id, 0 AS height, ARRAY[t.transaction_id] AS path
@@ -152,7 +153,7 @@ WITH RECURSIVE up AS (
     FROM up JOIN {{schema}}.transactions AS t ON t.transaction_id = CASE
         WHEN up.causation_id ~ '^[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$' THEN up.causation_id::uuid
     END
-    WHERE t.transaction_id <> ALL (up.path) AND up.height < %(depth)s
+    WHERE t.transaction_id <> ALL (up.path) AND up.height <= %(depth)s
 ), down AS (
     SELECT t.*, f.position, 0 AS depth, ARRAY[f.position] AS path
     FROM (SELECT transaction_id FROM up ORDER BY height DESC LIMIT 1) AS root

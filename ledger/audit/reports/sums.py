@@ -233,7 +233,6 @@ def completeness(connection: Connection, pin: Pin, _: CompletenessQuestion, tall
         events_first_nowhere=[
             dict(zip(("stream", "version", "transaction_id"), row[1:], strict=True)) for row in nowhere
         ],
-        trail_unnumbered=trail.waiting(connection),
         inbox_streams_waiting=waiting[0][0] if waiting else 0,
         inbox_first_waiting=[
             dict(zip(("source", "stream", "missing", "highest", "held", "status"), row[1:], strict=True))
