@@ -48,6 +48,7 @@ class Session:
         self.server = server
         self.backend_pid = 0
         self.is_cut = False
+        self.is_mute = False
         self.withheld_for: Fault | None = None
 
     def cut(self) -> None:
@@ -166,10 +167,13 @@ class FaultyProxy:
             # Before the last message leaves: its answer may be here sooner than the next line.
             if ends_flight and (fault := self._reached(Point.UNACKNOWLEDGED)):
                 session.withheld_for = fault
+            unanswered = self._reached(Point.UNANSWERED) if ends_flight else None
+            # No answer overtakes the strike: the client would have one, and be struck in its next call.
+            session.is_mute = unanswered is not None
             if not _send(session.server, message):
                 break
-            if ends_flight and (fault := self._reached(Point.UNANSWERED)):
-                fault.strike(session)
+            if unanswered is not None:
+                unanswered.strike(session)
         session.cut()
 
     def _forward_answers(self, session: Session) -> None:
@@ -180,7 +184,7 @@ class FaultyProxy:
                 if kind == _READY:
                     fault.strike(session)
                     break
-            elif not _send(session.client, message):
+            elif not session.is_mute and not _send(session.client, message):
                 break
         session.cut()
 
