@@ -24,7 +24,7 @@ from benchmarks import asof, batches, calls, charts, feed, growth, logs, message
 from benchmarks.report import keep, results, show
 from benchmarks.rounds import Benchmark, Effort, measured
 from benchmarks.server import conditions, database, server
-from ledger import InvalidCommand
+from ledger import InvalidCommand, LedgerError
 from ledger.wire import error_json
 
 
@@ -55,13 +55,30 @@ QUICK_SECONDS: Final = 0.2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, and keep results as JSON and as pictures; returns the exit code."""
     asked = _parser().parse_args(arguments)
-    unknown = [name for name in asked.names if name not in BENCHMARKS]
-    if unknown:
-        return _refused(f"there is no benchmark {unknown[0]!r}, but {', '.join(BENCHMARKS)}", asked.as_json)
-    if asked.memory and asked.names != ["messages"]:
-        return _refused("--memory goes with messages alone; all others show memory in their tables", asked.as_json)
     # By way of an exception, so that an embedded server is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        everything = _measured(asked)
+    except LedgerError as error:
+        if asked.as_json:
+            sys.stdout.write(json.dumps({"error": error_json(error)}) + "\n")
+        else:
+            sys.stderr.write(f"ledger: {error}\n")
+        return 2
+    if asked.as_json:
+        sys.stdout.write(json.dumps(everything) + "\n")
+    return 0
+
+
+def _measured(asked: argparse.Namespace) -> dict[str, Any]:
+    for name in asked.names:
+        if name not in BENCHMARKS:
+            raise InvalidCommand("benchmarks", f"there is no benchmark {name!r}, but {', '.join(BENCHMARKS)}")
+    if asked.memory and asked.names != ["messages"]:
+        raise InvalidCommand("--memory", "it goes with messages alone; all others show memory in their tables")
+    for option in ("rounds", "seconds", "messages", "events"):
+        if (given := getattr(asked, option)) is not None and not given > 0:
+            raise InvalidCommand(f"--{option}", f"{given} is not above 0")
     folder = asked.output or Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"  # noqa: TID251
     console = Console(stderr=asked.as_json)
     effort = Effort(
@@ -75,23 +92,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     everything = {}
     with server(asked.database_url) as url:
+        # Before anything is measured: what cannot be kept is not worth an hour.
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidCommand("--output", str(error)) from None
         for name in asked.names or ALL:
             with database(url, name) as own:
                 everything[name] = (
                     _memory(own, effort, folder, console) if asked.memory else _run(name, own, effort, folder, console)
                 )
-    if asked.as_json:
-        sys.stdout.write(json.dumps(everything) + "\n")
-    return 0
-
-
-def _refused(problem: str, as_json: bool) -> int:
-    error = InvalidCommand("benchmarks", problem)
-    if as_json:
-        sys.stdout.write(json.dumps({"error": error_json(error)}) + "\n")
-    else:
-        sys.stderr.write(f"ledger: {error}\n")
-    return 2
+    return everything
 
 
 def _run(name: str, url: URL, effort: Effort, folder: Path, console: Console) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import psycopg
 from sqlalchemy import URL, make_url
 
 from ledger.storage import embedded
+from ledger.storage.database import Database, Timeouts, engine_for
 
 _SETTINGS: Final = (
     "server_version",
@@ -32,9 +33,16 @@ _PACKAGES: Final = ("ledger", "psycopg", "sqlalchemy", "eventsourcing")
 
 @contextmanager
 def server(named: str | None = None) -> Iterator[URL]:
-    """The server that is named, here or by LEDGER_BENCH_DATABASE_URL; else an embedded one of our own."""
+    """
+    The server that is named, here or by LEDGER_BENCH_DATABASE_URL; else an embedded one of our own.
+
+    Raises:
+        LedgerError: There is no such server, or it lets nobody in who asks so.
+    """
     named = named or os.environ.get("LEDGER_BENCH_DATABASE_URL")
     if named:
+        with Database(engine_for(named, Timeouts(), pool_size=1)).connection():
+            pass
         yield make_url(named).set(drivername="postgresql")
         return
     folder = Path(tempfile.mkdtemp(prefix="ledger-bench-"))

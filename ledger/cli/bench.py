@@ -21,7 +21,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="calls, batches, growth, logs, feed, asof, reports, peer, messages or kafka; without: all but kafka.",
+            help="calls, batches, growth, logs, feed, asof, peer, reports, messages, service or kafka; without: all but"
+            " kafka.",
             metavar="NAME",
         ),
     ] = None,
@@ -31,6 +32,17 @@ def bench(
         float | None, typer.Option(help="Seconds per figure and round (default: 4).", min=0.1, max=3600)
     ] = None,
     largest: Annotated[bool, typer.Option("--largest", help="growth: up to 10,000,000 events.")] = False,
+    events: Annotated[
+        int | None,
+        typer.Option(help="logs, feed, asof, reports: how long the log is (default: 5,000,000).", min=1),
+    ] = None,
+    messages: Annotated[int | None, typer.Option(help="messages, kafka: in each run (default: 20,000).", min=1)] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="messages: a consumer's memory instead of its speed.")
+    ] = False,
+    bootstrap: Annotated[
+        str | None, typer.Option(help="kafka: brokers (default: a mock of its own).", metavar="HOST:PORT")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Where JSON and pictures go (default: a new one in benchmarks/results/).", metavar="FOLDER"),
@@ -51,6 +63,10 @@ def bench(
         *(["--rounds", str(rounds)] if rounds else []),
         *(["--seconds", str(seconds)] if seconds else []),
         *(["--largest"] if largest else []),
+        *(["--events", str(events)] if events else []),
+        *(["--messages", str(messages)] if messages else []),
+        *(["--memory"] if memory else []),
+        *(["--bootstrap", bootstrap] if bootstrap else []),
         *(["--output", str(output.absolute())] if output else []),
         # Not the one in LEDGER_DATABASE_URL: nobody wants to find out how fast that is by accident.
         *(["--database-url", target.database_url] if target.database_url else []),

@@ -136,16 +136,48 @@ def test_bench_works_in_databases_of_its_own(tmp_path: Path, ledger_url: str) ->
     assert left == []
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["calls", "--memory"]])
-def test_what_there_is_not_is_refused(arguments: list[str]) -> None:
-    """A benchmark or a combination that does not exist is refused in one line, before anything is started."""
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["nonsense"], "benchmarks: there is no benchmark 'nonsense'"),
+        (["calls", "--memory"], "--memory: it goes with messages alone"),
+        (["calls", "--rounds", "0"], "--rounds: 0 is not above 0"),
+        (["logs", "--events", "-1"], "--events: -1 is not above 0"),
+        (["calls", "--database-url", "notaurl"], "database URL: "),
+        (["calls", "--database-url", "mysql://x/y"], "database URL: mysql is not PostgreSQL"),
+        (["calls", "--database-url", "postgresql://nobody@127.0.0.1:1/x"], "Cannot reach PostgreSQL"),
+    ],
+)
+def test_what_there_is_not_is_refused(arguments: list[str], problem: str) -> None:
+    """A benchmark, a combination or a server that does not exist is refused, before anything is measured."""
     command = [sys.executable, "-m", "benchmarks", *arguments]
 
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    answered = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("ledger: benchmarks: ")
-    assert done.stderr.count("\n") == 1
+    assert (told.returncode, told.stdout) == (answered.returncode, answered.stderr) == (2, "")
+    assert told.stderr.startswith(f"ledger: {problem}")
+    assert "Traceback" not in told.stderr
+    assert json.loads(answered.stdout)["error"]["message"].startswith(problem)
+
+
+def test_results_that_cannot_be_kept_are_not_measured(tmp_path: Path, ledger_url: str) -> None:
+    """Where results are to go is looked at first; `ledger bench` hands over all that the benchmarks take."""
+    (tmp_path / "file").write_text("kept")
+    command = [sys.executable, "-m", "ledger", "bench", "messages", "--quick", "--memory", "--messages", "10", "--json"]
+    command += ["--events", "10", "--bootstrap", "127.0.0.1:1", "--database-url", ledger_url]
+
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "file")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (2, "")
+    assert json.loads(done.stdout)["error"]["message"].startswith("--output: ")
 
 
 def test_bench_outside_of_a_checkout_says_where_to_get_it(tmp_path: Path) -> None:
