@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from multiprocessing.connection import Connection as Pipe
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeAlias
 
-from ledger.core.errors import DatabaseUnavailable, LedgerError
+from ledger.core.errors import DatabaseUnavailable, InvalidCommand, LedgerError
 
-Tell: TypeAlias = Callable[[int, str], None]
-"""Is told how far a step is: how much is done, and what was the last of it."""
+Tell: TypeAlias = Callable[[str, Any], None]
+"""Is told how far a step is: what was the last that is done, and what was found since it was told before."""
 
 Workplace: TypeAlias = Callable[..., AbstractContextManager[Callable[[Any, Tell], Any]]]
 """Called in each process: sets up what it needs, and lends the function that does a step."""
@@ -26,7 +26,7 @@ def in_order(
     jobs: int,
     workplace: Workplace,
     arguments: Sequence[Any],
-    tell: Callable[[int, int, str], None],
+    tell: Callable[[int, str, Any], None],
 ) -> Generator[Any, None, None]:
     """
     The outcomes of `steps`, in their order, while `jobs` processes do them.
@@ -35,6 +35,7 @@ def in_order(
 
     Raises:
         LedgerError: As raised by a step, or because a process is gone.
+        InvalidCommand: This process may begin no others.
     """
     outcomes: dict[int, Any] = {}
     waiting = iter(enumerate(steps))
@@ -61,6 +62,8 @@ class _Crew:
     """Processes, each at the other end of a pipe."""
 
     def __init__(self, jobs: int, workplace: Workplace, arguments: Sequence[Any]) -> None:
+        if current_process().daemon:
+            raise InvalidCommand("jobs", "a daemonic process may begin no others: ask for 1, or from another process")
         # A fork would share the sockets of this process's connections.
         context = get_context("spawn")
         self._processes: list[BaseProcess] = []
@@ -120,18 +123,18 @@ def _work(pipe: Pipe, workplace: Workplace, arguments: Sequence[Any]) -> None:
     # A Ctrl-C reaches all processes of a terminal; whoever began this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        with workplace(*arguments) as perform:
-            pipe.send(("ready",))
-            while (work := pipe.recv()) is not None:
-                number, step = work
-                pipe.send(("done", number, perform(step, partial(_tell, pipe, number))))
+    # Whoever hears of it may be gone.
+    with suppress(EOFError, OSError):
+        try:
+            with workplace(*arguments) as perform:
                 pipe.send(("ready",))
-    except LedgerError as error:
-        pipe.send(("failed", error))
-    except EOFError:
-        return
+                while (work := pipe.recv()) is not None:
+                    number, step = work
+                    pipe.send(("done", number, perform(step, partial(_tell, pipe, number))))
+                    pipe.send(("ready",))
+        except LedgerError as error:
+            pipe.send(("failed", error))
 
 
-def _tell(pipe: Pipe, number: int, done: int, last: str) -> None:
-    pipe.send(("at", number, done, last))
+def _tell(pipe: Pipe, number: int, last: str, found: Any) -> None:
+    pipe.send(("at", number, last, found))

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from ledger.audit.jobs import Tell, in_order
 from ledger.audit.lawful import verify_event
-from ledger.audit.report import Report
+from ledger.audit.report import Finding, Report
 from ledger.audit.stamped import CHECKS, SCOPE
 from ledger.audit.texts import EVENT_TEXTS, TRANSACTION_TEXTS, Entries, event_row, sealed, transaction_row
 from ledger.core import chain
@@ -246,7 +246,7 @@ def verify(
 
     Raises:
         UnknownAccount: Of one of `accounts` there is no trace.
-        Interrupted: By the user.
+        Interrupted: By the user; it has what was found by then, and so have notes on any other error.
     """
     whole = Outcome()
     with connection.transaction(read_only=True, unbounded=True):
@@ -261,10 +261,12 @@ def verify(
                     if step.name == "holds" and not (accounts or after):
                         _verify_sums(connection, whole)
         except KeyboardInterrupt:
-            raise Interrupted(stand.last) from None
+            raise Interrupted(stand.last, stand.found) from None
         except LedgerError as error:
             if stand.last:
                 error.add_note(f"All before {stand.last!r} is done: go on with after={stand.last!r}.")
+            for finding in stand.found:
+                error.add_note(f"Found by then: {finding}")
             raise
     if unknown := set(map(account_of, accounts)) - whole.known:
         raise UnknownAccount(min(unknown))
@@ -306,9 +308,9 @@ class Stand:
 
     def __init__(self, todo: Sequence[Step], progress: Callable[[int], None] | None) -> None:
         self._progress = progress
-        self._events = dict.fromkeys(range(len(todo)), 0)
         self._runs = [(number, step.part.after) for number, step in enumerate(todo) if step.part is not None]
         self._last = dict(self._runs)
+        self._found = {number: Report() for number, _ in self._runs}
         self._done: set[int] = set()
 
     @property
@@ -319,11 +321,22 @@ class Stand:
                 return self._last[number]
         return self._last[self._runs[-1][0]]
 
-    def tell(self, number: int, events: int, stream: str) -> None:
+    @property
+    def found(self) -> list[Finding]:
+        """What was found up to there."""
+        report = Report()
+        for number, _ in self._runs:
+            report.take(self._found[number])
+            if number not in self._done:
+                break
+        return report.findings
+
+    def tell(self, number: int, stream: str, found: Report) -> None:
         """Note that a step has come so far."""
-        self._events[number], self._last[number] = events, stream
+        self._last[number] = stream
+        self._found[number].take(found)
         if self._progress is not None:
-            self._progress(sum(self._events.values()))
+            self._progress(sum(report.checked["events"] for report in self._found.values()))
 
     def done(self, number: int) -> None:
         """Note that a step is done."""
@@ -369,7 +382,7 @@ class _Page:
         self.report.findings.sort(key=attrgetter("stream"))
         self.report.checked["streams"] += len(self.streams)
         found.take(self.report)
-        tell(found.checked["events"], self.streams[-1].stream)
+        tell(self.streams[-1].stream, self.report)
 
 
 def _verify_stream(name: str, rows: Iterator[TextRow], book: Book, report: Report) -> Stream:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, TypeAlias, get_type_hints
 import typer
 
 from ledger.application import Ledger
-from ledger.cli.output import complain
+from ledger.cli.output import print_interrupted
 from ledger.core.errors import Interrupted, InvalidCommand
 from ledger.core.fields import MOMENT, checked
 from ledger.core.lifecycle import StateMachine
@@ -295,7 +295,8 @@ def command(function: Callable[..., int]) -> Callable[..., int]:
             raise typer.Exit(READER_GONE) from None
         except Interrupted as interrupted:
             # Before typer as well, which would end without a word.
-            complain(f"interrupted; go on with --after {interrupted.after}" if interrupted.after else "interrupted")
+            as_json = any(getattr(values[name], "as_json", False) for name in groups)
+            print_interrupted(interrupted.after, interrupted.found, as_json=as_json)
             raise typer.Exit(INTERRUPTED) from None
 
     run.__signature__ = inspect.Signature(shown, return_annotation=int)  # type: ignore[attr-defined]

@@ -70,6 +70,19 @@ def print_error(error: LedgerError, *, as_json: bool) -> None:
         complain(str(error))
 
 
+def print_interrupted(after: str = "", found: Sequence[object] = (), *, as_json: bool) -> None:
+    """As an error: where to go on, and what was found by then, which is not found again."""
+    said = f"interrupted; go on with --after {after}" if after else "interrupted"
+    places = [" ".join(str(each).split()) for each in found]
+    if as_json:
+        fields = {"after": after, "found": places}
+        print_json({"error": {"code": "interrupted", "message": said, "retryable": True, "fields": fields}})
+        return
+    for place in places:
+        complain(f"found by then: {place}")
+    complain(said)
+
+
 def complain(problem: str) -> None:
     """One line on standard error."""
     sys.stderr.write(f"ledger: {seen(' '.join(problem.split()))}\n")

@@ -40,7 +40,7 @@ from ledger.cli import (
     writing,
 )
 from ledger.cli.options import INTERRUPTED, READER_GONE, Target
-from ledger.cli.output import complain, print_error
+from ledger.cli.output import complain, print_error, print_interrupted
 from ledger.core.errors import (
     CorruptLog,
     DecidedAlready,
@@ -200,6 +200,8 @@ def _run(arguments: list[str]) -> int:
         _explain_usage(usage, as_json)
         return COULD_NOT
     except (KeyboardInterrupt, typer.Abort):
+        if as_json:
+            print_interrupted(as_json=True)
         return INTERRUPTED
     except OSError as error:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""

@@ -41,7 +41,7 @@ The message of an error is its docstring, filled with its fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import ClassVar
@@ -618,8 +618,13 @@ class UnsupportedConnection(LedgerError, TypeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A rebuild or a verification was interrupted; it goes on where it stood if it is given this `after`."""
+    """
+    A rebuild or a verification was interrupted; it goes on where it stood if it is given this `after`.
 
-    def __init__(self, after: str) -> None:
+    What it had `found` up to there it does not find again: findings of a verification, a rebuild's `CorruptLog`s.
+    """
+
+    def __init__(self, after: str, found: Sequence[object] = ()) -> None:
         super().__init__(f"interrupted; go on with after={after!r}" if after else "interrupted")
         self.after = after
+        self.found = tuple(found)

@@ -41,8 +41,8 @@ def rebuild_all(
     with database.connection() as connection:
         work = _Work(database, noticed_by, parts(connection, jobs, after))
     work.run(jobs, progress)
-    if work.corrupt:
-        raise _together([work.corrupt[stream] for stream in sorted(work.corrupt)])
+    if broken := work.broken():
+        raise _together(broken)
     return sorted(work.mended)
 
 
@@ -111,10 +111,20 @@ class _Work:
                 self._stop()
                 threads.shutdown(cancel_futures=True)
                 if isinstance(error, KeyboardInterrupt):
-                    raise Interrupted(self._stand()) from None
-                if isinstance(error, LedgerError) and self._stand():
-                    error.add_note(_GOES_ON.format(self._stand()))
+                    raise Interrupted(self._stand(), self.broken()) from None
+                self._note(error)
                 raise
+
+    def _note(self, error: BaseException) -> None:
+        """Where to go on, and what was found by then, on an error of the ledger's own."""
+        if isinstance(error, LedgerError):
+            notes = [_GOES_ON.format(self._stand())] if self._stand() else []
+            for note in (*notes, *(f"Found by then: {corrupt}" for corrupt in self.broken())):
+                error.add_note(note)
+
+    def broken(self) -> list[CorruptLog]:
+        """What is wrong with logs that contradict themselves, in order."""
+        return [self.corrupt[stream] for stream in sorted(self.corrupt)]
 
     def _stop(self) -> None:
         """End all jobs at once: what their connections wait for is cancelled."""

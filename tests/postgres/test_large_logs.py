@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -219,6 +221,41 @@ def test_interrupted_verification_goes_on(busy: Ledger, monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("jobs", [1, 2])
+def test_what_was_found_is_told_when_it_is_interrupted(
+    busy: Ledger, tamper: Tamper, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    """What it found before, and what is found from there on, is all that there is to be found: of either work."""
+    monkeypatch.setattr(verification, "_PAGE_STREAMS", 3)
+    tamper(
+        "UPDATE balances SET posted_debits = posted_debits + 1 WHERE stream LIKE 'acct-_0'",
+        "UPDATE events SET amount = amount + 1 WHERE amount IS NOT NULL AND stream LIKE 'acct-_5'",
+    )
+    whole = busy.verify().findings
+    streams = {finding.stream for finding in whole}
+
+    def interrupt(done: int) -> None:
+        if done > 20:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted) as verified:
+        busy.verify(jobs=jobs, progress=interrupt)
+    rest = busy.verify(after=verified.value.after).findings
+    assert {*verified.value.found, *rest} == {*whole}
+    assert not {*verified.value.found} & {*rest}
+
+    with pytest.raises(Interrupted) as rebuilt:
+        busy.rebuild(jobs=jobs, progress=interrupt)
+    with pytest.raises(CorruptLog) as later:
+        busy.rebuild(after=rebuilt.value.after)
+    told = " ".join((*map(str, rebuilt.value.found), str(later.value))) + " "
+    assert rebuilt.value.found
+    assert [stream for stream in sorted(streams) if re.search(rf"\b{stream}\b", told)] == [
+        stream for stream in sorted(streams) if stream.endswith("5")
+    ]
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_interrupted_rebuild_goes_on(busy: Ledger, psql: Psql, jobs: int) -> None:
     """Ctrl-C in the midst ends all jobs and says where it stood; from there it mends what is left."""
     psql.execute("UPDATE balances SET posted_debits = 7 WHERE stream LIKE 'acct-%' OR stream = 'world'")
@@ -262,14 +299,15 @@ def test_rebuild_is_interrupted_while_it_waits(busy: Ledger, ledger_url: str, ps
         assert watch.execute(waiting).fetchone() == (0,)
 
 
-def test_command_line_says_where_to_go_on(busy: Ledger, ledger_url: str, psql: Psql) -> None:
-    """An interrupted command exits with 130 and one line; with --after it goes on."""
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+def test_command_line_says_where_to_go_on(busy: Ledger, ledger_url: str, psql: Psql, form: list[str]) -> None:
+    """An interrupted command exits with 130 and one line, or one object; with --after it goes on."""
     command = [sys.executable, "-m", "ledger", "rebuild", "--jobs", "2", "--database-url", ledger_url]
     psql.execute("UPDATE balances SET posted_debits = 7 WHERE stream = 'acct-50'")
     with psycopg.connect(ledger_url) as other, psycopg.connect(ledger_url, autocommit=True) as watch:
         other.execute("SELECT FROM ledger.balances WHERE stream > 'acct-40' FOR UPDATE")
         process = subprocess.Popen(
-            [*command, "--after", "acct-10"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, "--after", "acct-10", *form], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         deadline = time.monotonic() + WAIT_SECONDS
         waiting = (
@@ -278,8 +316,12 @@ def test_command_line_says_where_to_go_on(busy: Ledger, ledger_url: str, psql: P
         while watch.execute(waiting).fetchone() == (0,):
             assert time.monotonic() < deadline, "it never came to wait"
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=WAIT_SECONDS)
+        answered, said = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 130
+    if form:
+        error = json.loads(answered)["error"]
+        assert (said, error["code"], error["fields"]["found"]) == ("", "interrupted", [])
+        said = f"ledger: {error['message']}"
     assert said.startswith("ledger: interrupted; go on with --after acct-")
     after = said.split()[-1]
     done = subprocess.run(
