@@ -7,6 +7,7 @@ Document types, entities and references to the outside are refused by defusedxml
 What decides, from the message definition: an entry counts if its status is BOOK; `CdtDbtInd` is the direction of the
 entry itself, also where `RvslInd` says that it reverses another; the opening balance is OPBD, or PRCD where a bank
 gives that instead, and the closing one CLBD; `Amt` of the entry is in the account's currency, whatever was instructed.
+Elements of another namespace, and all that is in `SplmtryData`, are the bank's own and left out.
 """
 
 from __future__ import annotations
@@ -48,7 +49,13 @@ TEXT_MAX: Final = 10_000
 STATEMENTS_MAX: Final = 1_000
 _SHOWN_MAX: Final = 10
 
-_WHOLE: Final = ("Stmt", "Ntry")
+_STATEMENT: Final = ("Document", "BkToCstmrStmt", "Stmt")
+_WHOLE: Final = {"Stmt": _STATEMENT, "Ntry": (*_STATEMENT, "Ntry")}
+"""What is kept until it ends, and where it stands: elsewhere it is nothing of the kind."""
+
+_FREE: Final = "SplmtryData"
+"""What may have anything in it."""
+
 _TOLD_EVERY: Final = 1_000
 
 _DIGITS: Final = re.compile(r"[0-9]{1,18}(\.[0-9]{1,17})?")
@@ -217,6 +224,8 @@ class _Reader(ContentHandler):
         self._open: list[Node] = []
         # What is kept as a whole until it ends: the document, a statement, an entry.
         self._kept: list[Node] = []
+        # Elements that are open and left out: the first is of another namespace, or has anything in it.
+        self._foreign = 0
         self._progress = progress
         self._entries = 0
         self._locator: Locator | None = None
@@ -226,6 +235,9 @@ class _Reader(ContentHandler):
 
     def startElementNS(self, name: tuple[str | None, str], qname: str | None, attrs: Any) -> None:  # noqa: ARG002, N802  (SAX's)
         space, local = name
+        if self._foreign or (self._open and (space != NAMESPACE + self.version or local == _FREE)):
+            self._foreign += 1
+            return
         line = (self._locator.getLineNumber() if self._locator is not None else None) or 1
         if not self._open:
             self._root(space, local, line)
@@ -234,8 +246,9 @@ class _Reader(ContentHandler):
         else:
             node = self._child(self._open[-1], local, line, attrs)
         self._open.append(node)
-        if local in _WHOLE:
-            self._kept.append(node)
+        if local not in _WHOLE or tuple(each.name for each in self._open) != _WHOLE[local]:
+            return
+        self._kept.append(node)
         if local == "Stmt":
             if len(self.parts) == STATEMENTS_MAX:
                 raise self._refuse(node.where, f"it is one of more than {STATEMENTS_MAX:,} statements in one file")
@@ -265,7 +278,7 @@ class _Reader(ContentHandler):
         return node
 
     def characters(self, content: str) -> None:
-        if not self._open:
+        if self._foreign or not self._open:
             return
         node = self._open[-1]
         if content.isspace() and not node.texts:
@@ -277,18 +290,19 @@ class _Reader(ContentHandler):
             raise self._refuse(node.where, f"its text is longer than {TEXT_MAX:,} characters")
 
     def endElementNS(self, name: tuple[str | None, str], qname: str | None) -> None:  # noqa: ARG002, N802  (SAX's)
-        node = self._open.pop()
-        if node is self._kept[-1]:
-            self._kept.pop()
-        if not self._open:
+        if self._foreign:
+            self._foreign -= 1
             return
-        parent = self._open[-1]
-        if node.name == "Ntry" and parent.name == "Stmt":
+        node = self._open.pop()
+        if node is not self._kept[-1]:
+            return
+        self._kept.pop()
+        if node.name == "Ntry":
             self._entry(node)
-            parent.children.pop()
         elif node.name == "Stmt":
             self._identified(self.parts[-1])
-            parent.children.pop()
+        if self._open:
+            self._open[-1].children.pop()
 
     def _identified(self, part: _Part) -> _Part:
         """A part with its names, which stand before its entries."""

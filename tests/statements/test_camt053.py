@@ -84,6 +84,42 @@ def test_a_reversal_counts_as_it_is_booked(tmp_path: Path) -> None:
     ]
 
 
+SUPPLEMENTS = {
+    "a statement within an entry": ("</NtryDtls>", "<Stmt><Id>x</Id></Stmt>"),
+    "an entry behind the entries": ("</Stmt>", '<Ntry><Amt Ccy="EUR">1.00</Amt></Ntry>'),
+    "a reference": ("</TxDtls>", "<Refs><EndToEndId>x</EndToEndId></Refs>"),
+    "a balance": ("<TxsSummry>", "<Bal><Tp><CdOrPrtry><Cd>CLBD</Cd></CdOrPrtry></Tp></Bal>"),
+    "deep, long and many": ("</Stmt>", "<A>" * 60 + "x" * 10_001 + "</A>" * 60 + "<A/>" * 200_001),
+}
+
+
+@pytest.mark.parametrize("how", SUPPLEMENTS)
+def test_what_the_bank_adds_is_left_out(tmp_path: Path, how: str) -> None:
+    """What is in SplmtryData or of another namespace is none of camt.053, whatever it is called."""
+    place, added = SUPPLEMENTS[how]
+    foreign = f'<x:Own xmlns:x="urn:bank:x" xmlns="urn:bank:x">{added}</x:Own>'
+    expected = read_camt053(MARCH, EUR)
+
+    for inserted in (
+        f"<SplmtryData><Envlp>{added}</Envlp></SplmtryData>",
+        f"<SplmtryData><Envlp>{foreign}</Envlp></SplmtryData>",
+        foreign,
+        f'<Own xmlns="urn:bank:x"><In xmlns="urn:iso:std:iso:20022:tech:xsd:camt.053.001.02">{added}</In></Own>',
+    ):
+        read = read_camt053(changed(tmp_path, MARCH, (place, inserted + place)), EUR, statement_id="2024-03")
+        assert read.entries == [
+            each._replace(place=one.place) for each, one in zip(expected.entries, read.entries, strict=True)
+        ]
+        assert (read.statement_id, read.opening, read.closing) == ("2024-03", 100_000, 128_850)
+
+
+def test_statements_and_entries_stand_where_they_stand(tmp_path: Path) -> None:
+    """An element with the name of a statement is none within an entry."""
+    path = changed(tmp_path, MARCH, ("</TxDtls>", "<Stmt><Id>x</Id><Ntry/></Stmt></TxDtls>"))
+
+    assert len(read_camt053(path, EUR, statement_id="2024-03").entries) == 6
+
+
 def test_one_of_several_is_chosen() -> None:
     """By id, or by account number; without either the file's statements are named."""
     dollars = read_camt053(APRIL, Currency("USD", 2), statement_id="2024-04-USD")
