@@ -378,6 +378,11 @@ def test_a_person_cannot_match_what_does_not_add_up(bank: Ledger) -> None:
     ):
         with pytest.raises(InvalidCommand, match=problem):
             desk.match(ours, theirs, actor="ann", reason="r")
+    nameless: Any = [None]
+    with pytest.raises(InvalidCommand, match="ours: None is not STREAM#VERSION"):
+        desk.match(nameless, [], actor="ann", reason="r")
+    with pytest.raises(InvalidCommand, match="theirs: None is not STATEMENT#NUMBER"):
+        desk.note([], nameless, actor="ann", reason="r")
     for actor, reason in (("", "r"), ("ann", "")):
         with pytest.raises(InvalidCommand, match="say who decides, and why"):
             desk.match(["bank#10"], [], actor=actor, reason=reason)
