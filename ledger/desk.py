@@ -216,7 +216,7 @@ def _places(ours: Sequence[str], theirs: Sequence[str]) -> list[tuple[str, str, 
         if isinstance(names, str):
             raise InvalidCommand(side, f"name the entries in a list: [{names!r}]")
         for name in names:
-            found = _ENTRY.fullmatch(name)
+            found = _ENTRY.fullmatch(name) if isinstance(name, str) else None
             if found is None or not 0 < int(found[2]) <= INTEGER_MAX:
                 form = "STREAM#VERSION" if side == OURS else "STATEMENT#NUMBER"
                 raise InvalidCommand(side, f"{name!r} is not {form}")

@@ -7,14 +7,19 @@ Document types, entities and references to the outside are refused by defusedxml
 What decides, from the message definition: an entry counts if its status is BOOK; `CdtDbtInd` is the direction of the
 entry itself, also where `RvslInd` says that it reverses another; the opening balance is OPBD, or PRCD where a bank
 gives that instead, and the closing one CLBD; `Amt` of the entry is in the account's currency, whatever was instructed.
+Elements of another namespace, and all that is in `SplmtryData`, are the bank's own and left out.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from decimal import Context, Decimal
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -48,12 +53,31 @@ TEXT_MAX: Final = 10_000
 STATEMENTS_MAX: Final = 1_000
 _SHOWN_MAX: Final = 10
 
-_WHOLE: Final = ("Stmt", "Ntry")
+_STATEMENT: Final = ("Document", "BkToCstmrStmt", "Stmt")
+_WHOLE: Final = {"Stmt": _STATEMENT, "Ntry": (*_STATEMENT, "Ntry")}
+"""What is kept until it ends, and where it stands: elsewhere it is nothing of the kind."""
+
+_FREE: Final = "SplmtryData"
+"""What may have anything in it."""
+
 _TOLD_EVERY: Final = 1_000
 
 _DIGITS: Final = re.compile(r"[0-9]{1,18}(\.[0-9]{1,17})?")
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _SIGNS: Final = {"CRDT": 1, "DBIT": -1}
+
+_DAY: Final = r"([0-9]{4}-[0-9]{2}-[0-9]{2})"
+_TIME: Final = r"T(?:(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?|24:00:00(?:\.0+)?)"
+_ZONE: Final = r"(?:Z|[+-](?:(?:0[0-9]|1[0-3]):[0-5][0-9]|14:00))?"
+_DATES: Final = {"Dt": re.compile(_DAY + _ZONE), "DtTm": re.compile(_DAY + _TIME + _ZONE)}
+"""`date` and `dateTime` of XML Schema, in the years that a calendar has."""
+
+_SUMMED: Final = {"TtlNtries": (1, -1), "TtlCdtNtries": (1,), "TtlDbtNtries": (-1,)}
+"""What a summary counts and adds up: entries of which signs."""
+
+_EXACT: Final = Context(prec=60)
+"""No sum of entries has more digits."""
+
 _BOOKED: Final = "BOOK"
 _NOT_BOOKED: Final = ("PDNG", "INFO", "FUTR")
 
@@ -132,7 +156,9 @@ class _Part:
     last: bool = True
     entries: list[BankEntry] = field(default_factory=list)
     left_out: int = 0
-    entry_count: int = 0
+    # Of each sign: how many entries there are, whatever their status, and what they come to, whatever their currency.
+    counts: Counter[int] = field(default_factory=Counter)
+    totals: dict[int, Decimal] = field(default_factory=lambda: defaultdict(Decimal))
     wanted: bool = True
     several: bool = False
 
@@ -217,6 +243,8 @@ class _Reader(ContentHandler):
         self._open: list[Node] = []
         # What is kept as a whole until it ends: the document, a statement, an entry.
         self._kept: list[Node] = []
+        # Elements that are open and left out: the first is of another namespace, or has anything in it.
+        self._foreign = 0
         self._progress = progress
         self._entries = 0
         self._locator: Locator | None = None
@@ -226,6 +254,9 @@ class _Reader(ContentHandler):
 
     def startElementNS(self, name: tuple[str | None, str], qname: str | None, attrs: Any) -> None:  # noqa: ARG002, N802  (SAX's)
         space, local = name
+        if self._foreign or (self._open and (space != NAMESPACE + self.version or local == _FREE)):
+            self._foreign += 1
+            return
         line = (self._locator.getLineNumber() if self._locator is not None else None) or 1
         if not self._open:
             self._root(space, local, line)
@@ -234,8 +265,9 @@ class _Reader(ContentHandler):
         else:
             node = self._child(self._open[-1], local, line, attrs)
         self._open.append(node)
-        if local in _WHOLE:
-            self._kept.append(node)
+        if local not in _WHOLE or tuple(each.name for each in self._open) != _WHOLE[local]:
+            return
+        self._kept.append(node)
         if local == "Stmt":
             if len(self.parts) == STATEMENTS_MAX:
                 raise self._refuse(node.where, f"it is one of more than {STATEMENTS_MAX:,} statements in one file")
@@ -265,7 +297,7 @@ class _Reader(ContentHandler):
         return node
 
     def characters(self, content: str) -> None:
-        if not self._open:
+        if self._foreign or not self._open:
             return
         node = self._open[-1]
         if content.isspace() and not node.texts:
@@ -277,18 +309,19 @@ class _Reader(ContentHandler):
             raise self._refuse(node.where, f"its text is longer than {TEXT_MAX:,} characters")
 
     def endElementNS(self, name: tuple[str | None, str], qname: str | None) -> None:  # noqa: ARG002, N802  (SAX's)
-        node = self._open.pop()
-        if node is self._kept[-1]:
-            self._kept.pop()
-        if not self._open:
+        if self._foreign:
+            self._foreign -= 1
             return
-        parent = self._open[-1]
-        if node.name == "Ntry" and parent.name == "Stmt":
+        node = self._open.pop()
+        if node is not self._kept[-1]:
+            return
+        self._kept.pop()
+        if node.name == "Ntry":
             self._entry(node)
-            parent.children.pop()
         elif node.name == "Stmt":
             self._identified(self.parts[-1])
-            parent.children.pop()
+        if self._open:
+            self._open[-1].children.pop()
 
     def _identified(self, part: _Part) -> _Part:
         """A part with its names, which stand before its entries."""
@@ -312,7 +345,6 @@ class _Reader(ContentHandler):
 
     def _entry(self, node: Node) -> None:
         part = self._identified(self.parts[-1])
-        part.entry_count += 1
         self._entries += 1
         if self._progress is not None and self._entries % _TOLD_EVERY == 0:
             self._progress(self._entries)
@@ -320,12 +352,15 @@ class _Reader(ContentHandler):
             return
         status = node.said("Sts", "Cd") or node.said("Sts")
         where = _named(node)
+        if status not in (_BOOKED, *_NOT_BOOKED):
+            raise self._refuse(where, f"its status {status[:40]!r} is none of BOOK, {', '.join(_NOT_BOOKED)}")
+        sign, told = _told(node, where, self._refuse)
+        part.counts[sign] += 1
+        part.totals[sign] = _EXACT.add(part.totals[sign], Decimal(told.text))
         if status != _BOOKED:
-            if status not in _NOT_BOOKED:
-                raise self._refuse(where, f"its status {status[:40]!r} is none of BOOK, {', '.join(_NOT_BOOKED)}")
             part.left_out += 1
             return
-        amount = _signed(node, node.first("Amt"), self._currency, where, self._refuse)
+        amount = sign * _minor(told, self._currency, where, self._refuse)
         if amount == 0:
             part.left_out += 1
             return
@@ -358,28 +393,35 @@ def _named(node: Node) -> str:
     return f"{node.where} ({name[:60]})" if name else node.where
 
 
-def _signed(node: Node, amount: Node | None, currency: Currency, where: str, refuse: Refuse) -> int:
-    """The amount of a balance or of an entry: positive where it is a credit."""
+def _told(node: Node, where: str, refuse: Refuse) -> tuple[int, Node]:
+    """The sign of a balance or of an entry, which is positive where it is a credit, and its amount."""
+    amount = node.first("Amt")
     if amount is None:
         raise refuse(where, "it has no Amt")
-    told = amount.attributes.get("Ccy", "")
-    if told != currency.asset:
-        raise refuse(f"{where}, Amt", f"it is in {told[:10] or 'no currency'}, and the account is in {currency.asset}")
     if not _DIGITS.fullmatch(amount.text):
         raise refuse(f"{where}, Amt", f"{amount.text[:40]!r} is not an amount")
     sign = _SIGNS.get(node.said("CdtDbtInd"))
     if sign is None:
         raise refuse(where, f"its CdtDbtInd {node.said('CdtDbtInd')[:10]!r} is neither CRDT nor DBIT")
-    return sign * amount_of(amount.text, currency, f"{where}, Amt", refuse)
+    return sign, amount
+
+
+def _minor(amount: Node, currency: Currency, where: str, refuse: Refuse) -> int:
+    """An amount of the account's currency in minor units."""
+    told = amount.attributes.get("Ccy", "")
+    if told != currency.asset:
+        raise refuse(f"{where}, Amt", f"it is in {told[:10] or 'no currency'}, and the account is in {currency.asset}")
+    return amount_of(amount.text, currency, f"{where}, Amt", refuse)
 
 
 def _day_in(node: Node, refuse: Refuse) -> date:
     """A choice of date and time: the day, as the bank writes it."""
+    for name, form in _DATES.items():
+        if (found := form.fullmatch(node.said(name))) is not None:
+            with suppress(ValueError):
+                return date.fromisoformat(found[1])
     text = node.said("Dt") or node.said("DtTm")
-    try:
-        return date.fromisoformat(text[:10])
-    except ValueError:
-        raise refuse(node.where, f"{text[:40]!r} is not a date") from None
+    raise refuse(node.where, f"{text[:40]!r} is not a date")
 
 
 def _divided(node: Node, amount: int, currency: Currency) -> Iterator[tuple[int, tuple[str, ...], str]]:
@@ -462,23 +504,22 @@ def _statement(
     first, last = parts[0], parts[-1]
     for part in parts:
         _check_currency(part.node, currency, refuse)
-        _check_summary(part, refuse)
-    opening = _opening(first.node, currency, refuse)
+        _check_summary(part, parts, refuse)
     closing = _balance(last.node, "CLBD", currency, refuse)
     if closing is None:
         raise refuse(last.node.where, "it has no closing balance (CLBD)")
+    opening = _opening(first.node, closing.on, currency, refuse)
     entries = [entry for part in parts for entry in part.entries]
     if len(parts) > 1:
         entries = [entry._replace(number=number) for number, entry in enumerate(entries, 1)]
     check_total(opening.amount, entries, closing.amount, currency, closing.where, refuse)
-    opens_on = min(opening.on, closing.on)
-    check_days(opens_on, closing.on, closing.where, refuse)
+    check_days(opening.on, closing.on, closing.where, refuse)
     sequence = first.node.said("ElctrncSeqNb") or first.node.said("LglSeqNb")
     return BankStatement(
         statement_id=first.statement_id,
         format=f"camt.053.001.{version}",
         file_sha256=file_sha256,
-        opens_on=opens_on,
+        opens_on=opening.on,
         closes_on=closing.on,
         opening=opening.amount,
         closing=closing.amount,
@@ -494,7 +535,7 @@ def _check_currency(node: Node, currency: Currency, refuse: Refuse) -> None:
         raise refuse(told.where, f"the statement is in {told.text[:10]}, and the account is in {currency.asset}")
 
 
-def _opening(node: Node, currency: Currency, refuse: Refuse) -> _Balance:
+def _opening(node: Node, closes_on: date, currency: Currency, refuse: Refuse) -> _Balance:
     opened = _balance(node, "OPBD", currency, refuse)
     previous = _balance(node, "PRCD", currency, refuse)
     if opened is None and previous is None:
@@ -507,8 +548,8 @@ def _opening(node: Node, currency: Currency, refuse: Refuse) -> _Balance:
     if opened is not None:
         return opened
     assert previous is not None
-    # The day after the one that it closed on.
-    return previous._replace(on=previous.on + timedelta(days=1)) if previous.on < date.max else previous
+    # The day after the one that it closed on, if this one does not close on the same.
+    return previous._replace(on=previous.on + timedelta(days=1)) if previous.on < closes_on else previous
 
 
 def _balance(node: Node, code: str, currency: Currency, refuse: Refuse) -> _Balance | None:
@@ -516,21 +557,38 @@ def _balance(node: Node, code: str, currency: Currency, refuse: Refuse) -> _Bala
     found = [balance for balance in node.all("Bal") if balance.said("Tp", "CdOrPrtry", "Cd") == code]
     read = []
     for balance in found:
-        amount = _signed(balance, balance.first("Amt"), currency, f"{balance.where} ({code})", refuse)
+        where = f"{balance.where} ({code})"
+        sign, told = _told(balance, where, refuse)
         day = balance.first("Dt")
         if day is None:
-            raise refuse(f"{balance.where} ({code})", "it has no Dt")
-        read.append(_Balance(amount, _day_in(day, refuse), f"{balance.where} ({code})"))
+            raise refuse(where, "it has no Dt")
+        read.append(_Balance(sign * _minor(told, currency, where, refuse), _day_in(day, refuse), where))
     for one, other in pairwise(read):
         if one.amount != other.amount:
             raise refuse(other.where, f"it is given twice, as {one.amount} and as {other.amount} minor units")
     return read[0] if read else None
 
 
-def _check_summary(part: _Part, refuse: Refuse) -> None:
-    """Hold that there are as many entries as the summary counts: of a shortened statement it may be all that tells."""
-    counted = part.node.first("TxsSummry", "TtlNtries", "NbOfNtries")
-    if counted is None:
-        return
-    if counted.text != "" and (not _NUMBER.fullmatch(counted.text) or int(counted.text) != part.entry_count):
-        raise refuse(counted.where, f"it says {counted.text[:20]} entries, and there are {part.entry_count:,}")
+def _check_summary(part: _Part, parts: Sequence[_Part], refuse: Refuse) -> None:
+    """
+    Hold that entries are as many, and come to as much, as the summary says: what was cut may show nowhere else.
+
+    What a page says is of that page, or of all.
+    """
+    for name, signs in _SUMMED.items():
+        for figure, form, summed in (("NbOfNtries", _NUMBER, _count), ("Sum", _DIGITS, _total)):
+            said = part.node.first("TxsSummry", name, figure)
+            if said is None or said.text == "":
+                continue
+            there = [summed([part], signs), summed(parts, signs)]
+            if not form.fullmatch(said.text) or Decimal(said.text) not in there:
+                shown = " or ".join(dict.fromkeys(map(str, there)))
+                raise refuse(said.where, f"it says {said.text[:40]}, and of the entries that are there it is {shown}")
+
+
+def _count(parts: Iterable[_Part], signs: Sequence[int]) -> Decimal:
+    return Decimal(sum(part.counts[sign] for part in parts for sign in signs))
+
+
+def _total(parts: Iterable[_Part], signs: Sequence[int]) -> Decimal:
+    return reduce(_EXACT.add, (part.totals[sign] for part in parts for sign in signs), Decimal(0))

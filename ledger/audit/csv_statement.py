@@ -6,9 +6,11 @@ import csv
 import io
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from datetime import date, datetime
+from datetime import UTC, date, datetime
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +35,7 @@ MEANINGS: Final = ("date", "amount", "reference", "credit_debit", "currency", "d
 SKIP_MAX: Final = 1_000
 _PROFILE_BYTES_MAX: Final = 64 * 1024
 _SHOWN_MAX: Final = 60
+_SOME_DAY: Final = datetime(2001, 12, 31, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,10 @@ class CsvProfile:
             raise InvalidCommand("delimiter", f"{self.delimiter!r} is not one character")
         if not 0 <= self.skip_lines <= SKIP_MAX:
             raise InvalidCommand("skip_lines", f"{self.skip_lines} is not a number of lines from 0 to {SKIP_MAX:,}")
+        _check_date_format(self.date_format)
+        for name, words in (("credit", self.credit), ("debit", self.debit)):
+            if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+                raise InvalidCommand(name, f"{words!r} is not a list of words")
         try:
             "".encode(self.encoding)
         except (LookupError, ValueError):
@@ -84,6 +91,17 @@ def _check_columns(meanings: Sequence[str]) -> None:
             raise InvalidCommand("columns", f"{meaning} is given twice")
     if not {"date", "amount"} <= set(meanings):
         raise InvalidCommand("columns", "say which are the columns date and amount: date=Booked,amount=Amount")
+
+
+def _check_date_format(form: str) -> None:
+    """Hold that a day that is written so can be read again."""
+    try:
+        read = datetime.strptime(_SOME_DAY.strftime(form), form).date()  # noqa: DTZ007  (a day has no zone)
+    except (ValueError, re.error):
+        # strptime makes a regular expression of it, in which no part is named twice.
+        read = None
+    if read != _SOME_DAY.date():
+        raise InvalidCommand("date_format", f"{form!r} does not say day, month and year, each once: %d.%m.%Y")
 
 
 def parse_columns(text: str) -> list[tuple[str, str]]:
@@ -131,7 +149,10 @@ def read_profile(path: Path) -> CsvProfile:
             raise InvalidCommand(path.name, f"{name} = {value!r} is not part of a profile")
     if not all(isinstance(text, str) for _, text in pairs):
         raise InvalidCommand(path.name, "the heading of a column is a text")
-    return CsvProfile(columns=pairs, **said)
+    try:
+        return CsvProfile(columns=pairs, **said)
+    except InvalidCommand as error:
+        raise InvalidCommand(path.name, f"{error.where}: {error.problem}") from None
 
 
 def read_csv(
@@ -205,48 +226,53 @@ class _Table:
         whole = rf"(?:[0-9]{{1,3}}(?:{group}[0-9]{{3}})+|[0-9]+)" if group else "[0-9]+"
         self._amount = re.compile(rf"([+-]?)({whole})(?:{point}([0-9]+))?")
         self._places: dict[str, int] = {}
+        self._line = 0
 
     def entries(self, file: io.BufferedReader) -> list[BankEntry]:
         found: list[BankEntry] = []
         text = io.TextIOWrapper(file, encoding=self._profile.encoding, newline="")
-        rows = csv.reader(text, delimiter=self._profile.delimiter, strict=True)
         try:
-            for line, row in self._rows(rows):
+            for row in self._rows(self._lines(text)):
                 if len(found) == ENTRIES_MAX:
-                    raise self._refuse(f"line {line}", f"it has more than {ENTRIES_MAX:,} entries")
-                if (entry := self._entry(len(found) + 1, line, row)) is not None:
+                    raise self._refuse(f"line {self._line}", f"it has more than {ENTRIES_MAX:,} entries")
+                if (entry := self._entry(len(found) + 1, self._line, row)) is not None:
                     found.append(entry)
         except csv.Error as error:
-            raise self._refuse(f"line {rows.line_num}", f"it is not CSV as declared: {error}") from None
+            raise self._refuse(f"line {self._line}", f"it is not CSV as declared: {error}") from None
         except UnicodeError as error:
-            raise self._refuse(
-                f"after line {rows.line_num}", f"it is not text in {self._profile.encoding}: {error}"
-            ) from None
+            line = _undecoded(Path(file.name), self._profile.encoding)
+            problem = getattr(error, "reason", error)
+            raise self._refuse(f"line {line}", f"it is not text in {self._profile.encoding}: {problem}") from None
         finally:
             text.detach()
         return found
 
-    def _rows(self, rows: Any) -> Iterator[tuple[int, list[str]]]:
-        for _ in range(self._profile.skip_lines):
-            next(rows, None)
+    def _lines(self, text: Iterable[str]) -> Iterator[str]:
+        """Lines without the mark of the byte order, and `_line` as the number of the last."""
+        for self._line, line in enumerate(text, 1):
+            yield line.removeprefix("\ufeff") if self._line == 1 else line
+
+    def _rows(self, lines: Iterator[str]) -> Iterator[list[str]]:
+        # What stands before the headings is text, and need not be CSV.
+        rows = csv.reader(islice(lines, self._profile.skip_lines, None), delimiter=self._profile.delimiter, strict=True)
         heading = next(rows, None)
         if heading is None:
-            raise self._refuse("line 1", "it has no line of headings")
-        heading = [each.strip().removeprefix("\ufeff") for each in heading]
+            raise self._refuse(f"line {self._line + 1}", "it has no line of headings")
+        heading = [each.strip() for each in heading]
         for _, name in self._profile.columns:
             if heading.count(name) != 1:
                 many = "twice" if name in heading else "not"
                 shown = ", ".join(heading)[:200]
-                raise self._refuse(f"line {rows.line_num}", f"column {name!r} is {many} there; there are: {shown}")
+                raise self._refuse(f"line {self._line}", f"column {name!r} is {many} there; there are: {shown}")
             self._places[name] = heading.index(name)
         for row in rows:
             if not row:
                 continue
             if len(row) != len(heading):
                 raise self._refuse(
-                    f"line {rows.line_num}", f"it has {len(row)} columns, and the headings are {len(heading)}"
+                    f"line {self._line}", f"it has {len(row)} columns, and the headings are {len(heading)}"
                 )
-            yield rows.line_num, row
+            yield row
 
     def _entry(self, number: int, line: int, row: list[str]) -> BankEntry | None:
         cells = {
@@ -306,6 +332,20 @@ class _Table:
                 self._at(line, "credit_debit"), f"{word[:_SHOWN_MAX]!r} is no side as declared ({known})"
             )
         return 1
+
+
+def _undecoded(path: Path, encoding: str) -> int:
+    """The line in which a file is no text: the first that is another one without what cannot be decoded."""
+    with (
+        path.open(encoding=encoding, errors="replace", newline="") as replaced,
+        path.open(encoding=encoding, errors="ignore", newline="") as without,
+        # Some can say at the beginning already that it is none of theirs.
+        suppress(UnicodeError),
+    ):
+        for number, (one, other) in enumerate(zip_longest(replaced, without), 1):
+            if one != other:
+                return number
+    return 1
 
 
 def _called(references: Sequence[str]) -> str:

@@ -5,16 +5,19 @@ Passes, each over what the one before has left: the same reference; the same amo
 is the other's only nearest; one entry and several of the other side that come to it exactly, where there is one way
 only.  Whatever there is more than one way for stays unmatched, and is listed with its candidates.  They are repeated
 until nothing more is found, so that what was left is left again when the same is asked later.
+
+Entries of one amount that are called the same are told apart by nothing.  Where there are as many on both sides, none
+is left over whichever belong together: they are paired in order of their days.  Where there are not, the day tells.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from itertools import accumulate
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from ledger.core.errors import InvalidCommand
 from ledger.storage.reconciliations import OURS, Item
@@ -106,7 +109,12 @@ class Matched:
 
 
 Key = tuple[str, str, int]
-ByDay = Mapping[date, list[Item]]
+Group = TypeVar("Group", bound=Hashable)
+Way = tuple[Item, tuple[Item, ...]]
+"""One entry, and several of the other side that come to it."""
+
+ByDay = Mapping[int, list[Item]]
+"""By the ordinals of days, which go on where the calendar ends."""
 
 
 def key(item: Item) -> Key:
@@ -158,12 +166,18 @@ class _Passes:
     # The same reference
 
     def _by_reference(self) -> None:
-        named_ours, named_theirs = _by_name(self._ours.values()), _by_name(self._theirs.values())
-        shared = named_ours.keys() & named_theirs.keys()
+        self._pair_alike(_names_and_amount)
+        self._pair_alike(_names_amount_and_day)
+        named_ours, named_theirs = self._grouped(_names)
         # What few entries are called says more than what many are.
-        names = sorted(shared, key=lambda name: (len(named_ours[name]) + len(named_theirs[name]), name))
-        for name in names:
-            self._pair(self._still(self._ours, named_ours[name]), self._still(self._theirs, named_theirs[name]))
+        names = sorted(
+            named_ours.keys() & named_theirs.keys(),
+            key=lambda name: (len(named_ours[name]) + len(named_theirs[name]), name),
+        )
+        ways = [way for name in names if (way := _whole(named_ours[name], named_theirs[name]))]
+        # Two names of the same entries are one way.
+        self._settle_ways(BY_REFERENCE, dict.fromkeys(ways))
+        self._list_alike()
         for name in names:
             ours, theirs = self._still(self._ours, named_ours[name]), self._still(self._theirs, named_theirs[name])
             if ours and theirs:
@@ -174,25 +188,31 @@ class _Passes:
     def _still(left: Mapping[Key, Item], items: Iterable[Item]) -> list[Item]:
         return [item for item in items if key(item) in left]
 
-    def _pair(self, ours: list[Item], theirs: list[Item]) -> None:
-        """Match entries of one reference: those of one amount in order of their days, and one with all that is left."""
-        if not ours or not theirs:
-            return
-        by_amount: dict[int, list[Item]] = defaultdict(list)
-        for item in reversed(ours):
-            by_amount[item.amount].append(item)
-        rest = []
-        for item in theirs:
-            if by_amount[item.amount]:
-                self._settle(BY_REFERENCE, [by_amount[item.amount].pop()], [item])
-            else:
-                rest.append(item)
-        left = self._still(self._ours, ours)
-        whole = sum(item.amount for item in left) == sum(item.amount for item in rest)
-        # What several of both sides come to says nothing of which is which: they are reported as differing.
-        one = min(len(left), len(rest)) == 1
-        if one and whole and len(left) + len(rest) <= GROUP_MAX:
-            self._settle(BY_REFERENCE, left, rest)
+    def _grouped(self, groups: Callable[[Item], Iterable[Group]]) -> tuple[dict[Group, list[Item]], ...]:
+        """What is left of ours and of theirs, in groups of which an entry is in any number."""
+        return _grouped(self._ours.values(), groups), _grouped(self._theirs.values(), groups)
+
+    def _pair_alike(self, groups: Callable[[Item], Iterable[Hashable]]) -> None:
+        """Match entries that are in the same groups with the other side, in order, where they are as many as there."""
+        in_ours, in_theirs = self._grouped(groups)
+        shared = in_ours.keys() & in_theirs.keys()
+        ours, theirs = self._grouped(lambda item: [frozenset(shared.intersection(groups(item)))])
+        for which, mine in ours.items():
+            other = theirs.get(which, [])
+            if which and len(mine) == len(other):
+                for one, two in zip(mine, other, strict=True):
+                    self._settle(BY_REFERENCE, [one], [two])
+
+    def _list_alike(self) -> None:
+        """Set aside what is called the same and comes to the same as too many others, or too few."""
+        named_ours, named_theirs = self._grouped(_names_and_amount)
+        shared = named_ours.keys() & named_theirs.keys()
+        for item in self._theirs.values():
+            names = [name for name in _names_and_amount(item) if name in shared]
+            candidates = {key(one): one for name in names for one in named_ours[name][:LISTED_MAX]}
+            if candidates:
+                self._found.ambiguous.append(Ambiguous(BY_REFERENCE, item, tuple(candidates.values())[:LISTED_MAX]))
+        self._set_aside(item for name in shared for item in (*named_ours[name], *named_theirs[name]))
 
     # The same amount, and nearly the same day
 
@@ -210,7 +230,7 @@ class _Passes:
                     self._found.ambiguous.append(Ambiguous(BY_AMOUNT, item, tuple(near)))
                     self._set_aside((item, *near))
 
-    def _nearest_pairs(self, ours: dict[date, list[Item]], theirs: dict[date, list[Item]]) -> bool:
+    def _nearest_pairs(self, ours: dict[int, list[Item]], theirs: dict[int, list[Item]]) -> bool:
         """Match entries of one amount of which each is the other's only nearest; whether there were any."""
         pairs = []
         for item in [items[0] for items in theirs.values() if len(items) == 1]:
@@ -218,8 +238,8 @@ class _Passes:
             if len(nearest) == 1 and self._nearest(theirs, nearest[0].day) == [item]:
                 pairs.append((nearest[0], item))
         for mine, item in pairs:
-            ours[mine.day].remove(mine)
-            theirs[item.day].remove(item)
+            ours[mine.day.toordinal()].remove(mine)
+            theirs[item.day.toordinal()].remove(item)
             self._settle(BY_AMOUNT, [mine], [item])
         return bool(pairs)
 
@@ -236,8 +256,9 @@ class _Passes:
     def _near(self, by_day: ByDay, day: date, most: int) -> list[tuple[int, Item]]:
         """Entries within the window with their distance in days, the nearest first, and at most so many."""
         near: list[tuple[int, Item]] = []
+        middle = day.toordinal()
         for away in range(self._rules.days + 1):
-            for when in (day - timedelta(days=away), day + timedelta(days=away))[: 2 if away else 1]:
+            for when in (middle - away, middle + away)[: 2 if away else 1]:
                 near += [(away, item) for item in by_day.get(when, ())[: most - len(near)]]
             if len(near) >= most:
                 break
@@ -247,21 +268,23 @@ class _Passes:
 
     def _by_several(self) -> None:
         self._steps = ALL_STEPS_MAX
-        ways: list[tuple[Item, tuple[Item, ...]]] = []
+        ways: list[Way] = []
         ours, theirs = list(self._ours.values()), list(self._theirs.values())
         for ones, others in ((theirs, ours), (ours, theirs)):
-            by_day: dict[date, list[Item]] = defaultdict(list)
-            for other in others:
-                by_day[other.day].append(other)
+            by_day = _grouped(others, lambda item: [item.day.toordinal()])
             for one in ones:
                 ways += [(one, way) for way in self._ways(one, by_day)]
-        # An entry that is part of two ways belongs to neither without a doubt.
+        self._settle_ways(BY_SEVERAL, ways)
+
+    def _settle_ways(self, rule: str, ways: Collection[Way]) -> None:
+        """Match an entry and those that come to it, where none of them is part of another way."""
         uses = Counter(key(item) for one, way in ways for item in (one, *way))
         for one, way in ways:
             if all(uses[key(item)] == 1 for item in (one, *way)):
-                self._settle(BY_SEVERAL, *(((one,), way) if one.side == OURS else (way, (one,))))
+                self._settle(rule, *(((one,), way) if one.side == OURS else (way, (one,))))
             else:
-                self._found.ambiguous.append(Ambiguous(BY_SEVERAL, one, way))
+                self._found.ambiguous.append(Ambiguous(rule, one, way))
+                self._set_aside((one, *way))
 
     def _ways(self, one: Item, by_day: ByDay) -> list[tuple[Item, ...]]:
         """The ways in which several entries near one come to it: none, one, or the first two of more."""
@@ -325,16 +348,39 @@ def _order(item: Item) -> tuple[date, str, int]:
     return item.day, item.origin, item.number
 
 
-def _by_name(items: Iterable[Item]) -> dict[str, list[Item]]:
-    named: dict[str, list[Item]] = defaultdict(list)
+def _grouped(items: Iterable[Item], groups: Callable[[Item], Iterable[Group]]) -> dict[Group, list[Item]]:
+    found: dict[Group, list[Item]] = defaultdict(list)
     for item in items:
-        for name in dict.fromkeys(item.names):
-            named[name].append(item)
-    return named
+        for each in groups(item):
+            found[each].append(item)
+    return found
 
 
-def _by_amount_and_day(items: Iterable[Item]) -> dict[int, dict[date, list[Item]]]:
-    found: dict[int, dict[date, list[Item]]] = defaultdict(lambda: defaultdict(list))
+def _names(item: Item) -> Iterable[str]:
+    return dict.fromkeys(item.names)
+
+
+def _names_and_amount(item: Item) -> Iterable[Hashable]:
+    return [(name, item.amount) for name in _names(item)]
+
+
+def _names_amount_and_day(item: Item) -> Iterable[Hashable]:
+    return [(name, item.amount, item.day) for name in _names(item)]
+
+
+def _whole(ours: Sequence[Item], theirs: Sequence[Item]) -> Way | None:
+    """
+    The one entry of a name and all of the other side, if they come to it.
+
+    What several of both sides come to says nothing of which is which: they are reported as differing.
+    """
+    (one, *more), others = sorted((ours, theirs), key=len)
+    whole = not more and 1 < len(others) < GROUP_MAX and sum(item.amount for item in others) == one.amount
+    return (one, tuple(others)) if whole else None
+
+
+def _by_amount_and_day(items: Iterable[Item]) -> dict[int, dict[int, list[Item]]]:
+    found: dict[int, dict[int, list[Item]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
-        found[item.amount][item.day].append(item)
+        found[item.amount][item.day.toordinal()].append(item)
     return found

@@ -75,9 +75,10 @@ def test_a_broken_file_is_one_line_and_exits_with_2(program: Program, complaint:
     for command in (("--statement", "/nope.xml"), ("--statement", str(MARCH), "--profile", "/nope.xml")):
         said = complaint("reconcile", "--account", "bank", *command)
         assert said == (2, "ledger: /nope.xml: No such file or directory\n")
-    csv = ("--columns", "date=D,amount=A", "--encoding", "undefined")
-    code, line = complaint("reconcile", "--account", "bank", "--statement", str(MARCH), *csv)
-    assert (code, "encoding" in line) == (2, True)
+    for option, value, name in (("--encoding", "undefined", "encoding"), ("--date-format", "%d %d", "date_format")):
+        csv = ("--columns", "date=D,amount=A", option, value)
+        code, line = complaint("reconcile", "--account", "bank", "--statement", str(MARCH), *csv)
+        assert (code, name in line) == (2, True)
     assert complaint("reconcile", "--account", "none", "--statement", str(MARCH))[0] == 1
     assert program("reconcile", "--help").returncode == 0
 

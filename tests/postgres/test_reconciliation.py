@@ -317,6 +317,22 @@ def test_ambiguous_entries_stay_open(ledger: Ledger, write: Write) -> None:
     assert open_items(report) == ([(first, 500)], [])
 
 
+def test_days_at_the_ends_of_the_calendar(ledger: Ledger, write: Write) -> None:
+    """What a bank books on the first or the last day of any calendar is compared as on any other."""
+    ledger.open_account("world", asset="EUR", type="equity")
+    ledger.open_account("bank", asset="EUR", type="asset")
+    move(ledger, "bank", 500, on(3, 1))
+    lines = [Written(date.min, 500), Written(date(2024, 3, 1), 500), Written(date(9999, 12, 30), 700)]
+    path, declared = write(lines, until=date(9999, 12, 30), since=date.min)
+
+    report = ledger.reconcile("bank", path, statement_id="S", **declared)
+
+    assert [(each.rule, each.theirs) for each in report.matched] == [("amount_and_date", ("S#2",))]
+    assert [item.day for item in report.only_theirs] == [date.min, date(9999, 12, 30)]
+    assert report.proved
+    assert ledger.reconcile("bank", path, statement_id="S", **declared).sha256 == report.sha256
+
+
 def test_what_a_person_took_apart_stays_apart(bank: Ledger) -> None:
     """After an unmatch no rule matches the entries again, a person may, and everything is on record."""
     bank.reconcile("bank", MARCH, actor="robot")
@@ -362,6 +378,11 @@ def test_a_person_cannot_match_what_does_not_add_up(bank: Ledger) -> None:
     ):
         with pytest.raises(InvalidCommand, match=problem):
             desk.match(ours, theirs, actor="ann", reason="r")
+    nameless: Any = [None]
+    with pytest.raises(InvalidCommand, match="ours: None is not STREAM#VERSION"):
+        desk.match(nameless, [], actor="ann", reason="r")
+    with pytest.raises(InvalidCommand, match="theirs: None is not STATEMENT#NUMBER"):
+        desk.note([], nameless, actor="ann", reason="r")
     for actor, reason in (("", "r"), ("ann", "")):
         with pytest.raises(InvalidCommand, match="say who decides, and why"):
             desk.match(["bank#10"], [], actor=actor, reason=reason)

@@ -84,6 +84,42 @@ def test_a_reversal_counts_as_it_is_booked(tmp_path: Path) -> None:
     ]
 
 
+SUPPLEMENTS = {
+    "a statement within an entry": ("</NtryDtls>", "<Stmt><Id>x</Id></Stmt>"),
+    "an entry behind the entries": ("</Stmt>", '<Ntry><Amt Ccy="EUR">1.00</Amt></Ntry>'),
+    "a reference": ("</TxDtls>", "<Refs><EndToEndId>x</EndToEndId></Refs>"),
+    "a balance": ("<TxsSummry>", "<Bal><Tp><CdOrPrtry><Cd>CLBD</Cd></CdOrPrtry></Tp></Bal>"),
+    "deep, long and many": ("</Stmt>", "<A>" * 60 + "x" * 10_001 + "</A>" * 60 + "<A/>" * 200_001),
+}
+
+
+@pytest.mark.parametrize("how", SUPPLEMENTS)
+def test_what_the_bank_adds_is_left_out(tmp_path: Path, how: str) -> None:
+    """What is in SplmtryData or of another namespace is none of camt.053, whatever it is called."""
+    place, added = SUPPLEMENTS[how]
+    foreign = f'<x:Own xmlns:x="urn:bank:x" xmlns="urn:bank:x">{added}</x:Own>'
+    expected = read_camt053(MARCH, EUR)
+
+    for inserted in (
+        f"<SplmtryData><Envlp>{added}</Envlp></SplmtryData>",
+        f"<SplmtryData><Envlp>{foreign}</Envlp></SplmtryData>",
+        foreign,
+        f'<Own xmlns="urn:bank:x"><In xmlns="urn:iso:std:iso:20022:tech:xsd:camt.053.001.02">{added}</In></Own>',
+    ):
+        read = read_camt053(changed(tmp_path, MARCH, (place, inserted + place)), EUR, statement_id="2024-03")
+        assert read.entries == [
+            each._replace(place=one.place) for each, one in zip(expected.entries, read.entries, strict=True)
+        ]
+        assert (read.statement_id, read.opening, read.closing) == ("2024-03", 100_000, 128_850)
+
+
+def test_statements_and_entries_stand_where_they_stand(tmp_path: Path) -> None:
+    """An element with the name of a statement is none within an entry."""
+    path = changed(tmp_path, MARCH, ("</TxDtls>", "<Stmt><Id>x</Id><Ntry/></Stmt></TxDtls>"))
+
+    assert len(read_camt053(path, EUR, statement_id="2024-03").entries) == 6
+
+
 def test_one_of_several_is_chosen() -> None:
     """By id, or by account number; without either the file's statements are named."""
     dollars = read_camt053(APRIL, Currency("USD", 2), statement_id="2024-04-USD")
@@ -137,7 +173,10 @@ BROKEN = {
     "no opening balance": (("<Cd>OPBD</Cd>", "<Cd>OPAV</Cd>"), r".*/Stmt\[1\]", "no opening balance"),
     "no closing balance": (("<Cd>CLBD</Cd>", "<Cd>CLAV</Cd>"), r".*/Stmt\[1\]", "no closing balance"),
     "an entry left out": (
-        ("<NbOfNtries>6</NbOfNtries>", "<NbOfNtries>7</NbOfNtries>"), r".*/NbOfNtries", "says 7 entries",
+        ("<NbOfNtries>6</NbOfNtries>", "<NbOfNtries>7</NbOfNtries>"), r".*/NbOfNtries", "says 7, and .* it is 6",
+    ),
+    "a statement that closes before it opens": (
+        ("<Dt>2024-03-01</Dt>", "<Dt>2024-04-01</Dt>"), r".*/Bal\[2\] \(CLBD\)", "begins on 2024-04-01 and ends on",
     ),
     "two closing balances": (("<Cd>CLAV</Cd>", "<Cd>CLBD</Cd>"), r".*/Bal\[3\] \(CLBD\)", "given twice"),
     "another version": (('001.02"', '001.06"'), "line 3, /Document", "is not camt.053; 001.02 and 001.08 are read"),
@@ -153,7 +192,79 @@ def test_broken_files_are_refused(tmp_path: Path, how: str) -> None:
     error = refused(changed(tmp_path, MARCH, change))
 
     assert re.fullmatch(where, error.where), error.where
-    assert problem in error.problem
+    assert re.search(problem, error.problem), error.problem
+
+
+def summary(kind: str, number: object, total: object) -> str:
+    """What a summary says of one kind of entries."""
+    return f"<{kind}><NbOfNtries>{number}</NbOfNtries><Sum>{total}</Sum></{kind}>"
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "total"),
+    [("TtlNtries", 6, "655.5"), ("TtlCdtNtries", 3, "447.00"), ("TtlDbtNtries", 3, "208.50")],
+)
+def test_summaries_are_checked(tmp_path: Path, kind: str, number: int, total: str) -> None:
+    """Number and sum of all entries, of the credits and of the debits are of what is there, whatever its status."""
+    said = "<TtlNtries><NbOfNtries>6</NbOfNtries></TtlNtries>"
+
+    right = changed(tmp_path, MARCH, (said, summary(kind, number, total)))
+    assert len(read_camt053(right, EUR).entries) == 6
+    for wrong, where in (((number + 1, total), "NbOfNtries"), ((number, f"{total}1"), "Sum"), ((number, "x"), "Sum")):
+        error = refused(changed(tmp_path, MARCH, (said, summary(kind, *wrong))))
+        assert error.where.endswith(f"/TxsSummry/{kind}/{where}")
+
+
+@pytest.mark.parametrize(("number", "total", "right"), [(2, "1059", True), (3, "1109", True), (1, "50", False)])
+def test_a_page_is_summed_up_alone_or_with_all(tmp_path: Path, number: int, total: str, right: bool) -> None:
+    """A summary of a page is of its entries, or of those of the whole statement."""
+    first = "<Ntry>\n        <NtryRef>0008"
+    said = f"<TxsSummry>{summary('TtlNtries', number, total)}</TxsSummry>{first}"
+
+    path = changed(tmp_path, APRIL, (first, said))
+
+    if right:
+        assert len(read_camt053(path, EUR, account_number=IBAN).entries) == 3
+    else:
+        assert refused(path).problem == "it says 1, and of the entries that are there it is 2 or 3"
+
+
+DATES = {
+    "<Dt>2024-03-20</Dt>": True,
+    "<Dt>2024-03-20Z</Dt>": True,
+    "<Dt>2024-03-20+14:00</Dt>": True,
+    "<DtTm>2024-03-20T23:59:59.999-05:00</DtTm>": True,
+    "<DtTm>2024-03-20T24:00:00</DtTm>": True,
+    "<Dt>2024-03-20GARBAGE</Dt>": False,
+    "<Dt>2024-W12-3</Dt>": False,
+    "<Dt>20240320</Dt>": False,
+    "<Dt>2024-03-20T10:00:00</Dt>": False,
+    "<Dt>2024-03-20+15:00</Dt>": False,
+    "<Dt>٢٠٢٤-03-20</Dt>": False,
+    "<DtTm>2024-03-20</DtTm>": False,
+    "<DtTm>2024-03-20T25:00:00</DtTm>": False,
+    "<DtTm>2024-03-20 10:00:00</DtTm>": False,
+}
+
+
+@pytest.mark.parametrize("written", DATES)
+def test_dates_are_those_of_xml_schema(tmp_path: Path, written: str) -> None:
+    """The day is as the bank writes it, whatever the zone; nothing else is taken for one."""
+    path = changed(tmp_path, MARCH, ("<Dt>2024-03-20</Dt>", written))
+
+    if DATES[written]:
+        assert read_camt053(path, EUR).entries[4].booked_on == date(2024, 3, 20)
+    else:
+        assert refused(path).problem.endswith("is not a date")
+
+
+def test_the_previous_closing_may_be_of_the_same_day(tmp_path: Path) -> None:
+    """A statement opens on the day after PRCD, or on its own day if it closes on that; never after it has closed."""
+    days = ("<Dt>2024-03-31</Dt>", "<Dt>2024-04-30</Dt>")
+    read = read_camt053(changed(tmp_path, APRIL, days), EUR, account_number=IBAN)
+    assert (read.opens_on, read.closes_on) == (date(2024, 4, 30), date(2024, 4, 30))
+    late = changed(tmp_path, APRIL, (days[0], "<Dt>2024-05-01</Dt>"))
+    assert refused(late).problem == "it begins on 2024-05-01 and ends on 2024-04-30"
 
 
 @pytest.mark.parametrize("length", [0, 1, 300, 1500, 4000, -20])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,58 @@ def test_broken_csv_is_refused(tmp_path: Path, how: str) -> None:
     assert problem in error.value.problem
 
 
-def test_wrong_encoding_is_refused(tmp_path: Path) -> None:
-    """Bytes that are no text in the declared encoding are refused."""
-    path = tmp_path / "bank.csv"
-    path.write_bytes(GERMAN.replace("Miete", "Mieté").encode("latin-1"))
+WRONG = {
+    "utf-8": (GERMAN.replace("Miete", "Mieté").encode("latin-1"), 4),
+    "far into the file": ((GERMAN + "05.03.2026;1;EUR;Miete;;S\n" * 700 + "é\n" + "\n" * 9_000).encode("latin-1"), 705),
+    "a skipped line": (("é" + GERMAN).encode("latin-1"), 1),
+    "an end too early": (GERMAN.replace("RENT;S\n", "RENT;ü").encode()[:-1], 4),
+}
 
-    with pytest.raises(BrokenStatement, match="it is not text in utf-8"):
+
+@pytest.mark.parametrize("how", WRONG)
+def test_wrong_encoding_is_refused(tmp_path: Path, how: str) -> None:
+    """Bytes that are no text in the declared encoding are refused in their line."""
+    written, line = WRONG[how]
+    path = tmp_path / "bank.csv"
+    path.write_bytes(written)
+
+    with pytest.raises(BrokenStatement) as error:
         read_csv(path, EUR, PROFILE, statement_id=None, opening="0", closing="0")
+
+    assert error.value.where == f"line {line}"
+    assert error.value.problem.startswith("it is not text in utf-8: ")
+
+
+@pytest.mark.parametrize(("encoding", "line"), [("utf-16", 1), ("utf-16-le", 3), ("idna", 1)])
+def test_wrong_encodings_of_other_kinds_are_refused(tmp_path: Path, encoding: str, line: int) -> None:
+    """However an encoding says that something is none of it, the line is named."""
+    path = tmp_path / "bank.csv"
+    path.write_bytes(GERMAN.encode("utf-16-le").replace(b"I\0N\0V", b"I\xd8N\0V"))
+
+    with pytest.raises(BrokenStatement, match=f"line {line}: it is not text in {encoding}"):
+        read_csv(path, EUR, replace(PROFILE, encoding=encoding), statement_id=None, opening="0", closing="0")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_the_mark_of_the_byte_order_is_no_text(tmp_path: Path, encoding: str) -> None:
+    """It is removed before anything is read, also where a quote follows."""
+    marked = encoding in ("utf-8-sig", "utf-16")
+    text = GERMAN.removeprefix("Umsatzliste\n").replace("Buchung", '"Buchung"')
+    profile = replace(PROFILE, encoding=encoding, skip_lines=0)
+
+    assert len(read(tmp_path, text if marked else f"\ufeff{text}", profile).entries) == 2
+
+
+def test_lines_before_the_headings_need_not_be_csv(tmp_path: Path) -> None:
+    """They are passed over as they are, and counted."""
+    preamble = '"Umsaetze" vom 01.03.2026\r\nKonto;"Max Muster\n\n'
+    profile = replace(PROFILE, skip_lines=4)
+
+    assert [each.place for each in read(tmp_path, preamble + GERMAN, profile).entries] == ["line 6", "line 7"]
+    for text, line in ((GERMAN.replace('1001"', '1001"x'), 6), (GERMAN.replace("50,5;", ""), 7), ("Umsatzliste", 5)):
+        with pytest.raises(BrokenStatement) as error:
+            read(tmp_path, preamble + text, profile)
+        assert error.value.where == f"line {line}"
 
 
 @pytest.mark.parametrize(
@@ -140,12 +186,24 @@ def test_a_statement_without_entries_needs_its_days(tmp_path: Path) -> None:
         ({"encoding": "undefined"}, "'undefined' is not known"),
         ({"encoding": "utf\0"}, "is not known"),
         ({"skip_lines": -1}, "not a number of lines"),
+        ({"date_format": "%Y-%m-%d %d"}, "'%Y-%m-%d %d' does not say day, month and year, each once"),
+        ({"date_format": "%d.%m."}, "does not say day, month and year"),
+        ({"date_format": "%Y-%m-%Q"}, "does not say"),
+        ({"date_format": "%Y-%m-%d %"}, "does not say"),
+        ({"credit": [1]}, r"credit: \[1\] is not a list of words"),
+        ({"debit": "DBIT"}, "debit: 'DBIT' is not a list of words"),
     ],
 )
 def test_profiles_are_checked(change: dict[str, Any], problem: str) -> None:
     """A declaration that cannot work is refused before anything is read."""
     with pytest.raises(InvalidCommand, match=problem):
         CsvProfile(**({"columns": [("date", "D"), ("amount", "A")]} | change))
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%dT%H:%M:%S%z", "%d %b %y", "%Y%m%d", "%j/%Y", "%G-W%V-%u", "%I %p %c"])
+def test_days_can_be_written_in_many_ways(form: str) -> None:
+    """Whatever says a day is a form of dates."""
+    assert CsvProfile(columns=[("date", "D"), ("amount", "A")], date_format=form).date_format == form
 
 
 def test_profiles_are_read_from_toml(tmp_path: Path) -> None:
@@ -158,7 +216,15 @@ def test_profiles_are_read_from_toml(tmp_path: Path) -> None:
         'reference = ["Ref"]\ncredit_debit = "S/H"\n'
     )
     assert read_profile(path) == PROFILE
-    for text in ("decimals = 2\n[columns]\ndate = 1", "columns = 3", "x ="):
+    columns = '[columns]\ndate = "D"\namount = "A"\n'
+    for text, problem in (
+        ("decimals = 2\n[columns]\ndate = 1", "decimals = 2 is not part of a profile"),
+        ("columns = 3", "its columns are a table"),
+        ("x =", "it is not TOML"),
+        (f"credit = [1]\n{columns}", r"credit: \[1\] is not a list of words"),
+        (f"debit = [[1]]\n{columns}", r"debit: \[\[1\]\] is not a list of words"),
+        (f'date_format = "%d %d"\n{columns}', "date_format: '%d %d' does not say day"),
+    ):
         path.write_text(text)
-        with pytest.raises(InvalidCommand, match=r"bank\.toml"):
+        with pytest.raises(InvalidCommand, match=rf"bank\.toml: {problem}"):
             read_profile(path)

@@ -47,7 +47,48 @@ CASES = {
         theirs((7, 0, "r"), (5, 0, "r")),
         [("reference", [1], [2]), ("reference", [2], [1])],
     ),
-    "booked twice": (ours((5, 0, "r")), theirs((5, 1, "r"), (5, 2, "r")), [("reference", [1], [1])]),
+    "booked twice": (ours((5, 0, "r")), theirs((5, 1, "r"), (5, 2, "r")), []),
+    "booked twice, once on the same day": (
+        ours((5, 2, "r")), theirs((5, 1, "r"), (5, 2, "r")), [("reference", [1], [2])],
+    ),
+    "a rent that is missing": (ours((5, 0, "r"), (5, 19, "r")), theirs((5, 19, "r")), [("reference", [2], [1])]),
+    "a rent that is late": (ours((5, 0, "r"), (5, 19, "r")), theirs((5, 20, "r")), []),
+    "as many rents": (
+        ours((5, 20, "r"), (5, 0, "r")),
+        theirs((5, 20, "r"), (5, 40, "r")),
+        [("reference", [2], [1]), ("reference", [1], [2])],
+    ),
+    "several rents of one day": (
+        ours((5, 0, "r"), (5, 9, "r"), (5, 9, "r")),
+        theirs((5, 9, "r"), (5, 9, "r")),
+        [("reference", [2], [1]), ("reference", [3], [2])],
+    ),
+    "two references of two": (ours((5, 0, "a"), (5, 0, "b")), theirs((5, 0, "a", "b")), []),
+    "two references of two days": (
+        ours((5, 0, "a"), (5, 1, "b")), theirs((5, 1, "a", "b")), [("reference", [2], [1])],
+    ),
+    "two references of two of theirs": (ours((5, 0, "a", "b")), theirs((5, 1, "a"), (5, 1, "b")), []),
+    "one reference of one, another of two": (ours((5, 0, "a"), (5, 0, "b"), (5, 0, "b")), theirs((5, 1, "a", "b")), []),
+    "both references rather than one": (
+        ours((5, 0, "a", "all"), (5, 0, "b", "all")),
+        theirs((5, 9, "all", "b"), (5, 9, "all", "a")),
+        [("reference", [2], [1]), ("reference", [1], [2])],
+    ),
+    "both references, and the other is missing": (
+        ours((5, 0, "a", "all"), (5, 0, "b", "all")), theirs((5, 9, "all", "b")), [("reference", [2], [1])],
+    ),
+    "two references of other amounts": (
+        ours((5, 0, "a"), (7, 0, "b")), theirs((5, 9, "a", "b")), [("reference", [1], [1])],
+    ),
+    "booked, returned and booked again": (
+        ours((5, 0, "r")), theirs((5, 1, "r"), (-5, 2, "r"), (5, 3, "r")), [("reference", [1], [1, 2, 3])],
+    ),
+    "two references that are each a whole": (
+        ours((12, 0, "a", "b")), theirs((5, 0, "a"), (7, 0, "a"), (4, 0, "b"), (8, 0, "b")), [],
+    ),
+    "two references of one whole": (
+        ours((12, 0, "a", "b")), theirs((5, 0, "a", "b"), (7, 0, "b", "a")), [("reference", [1], [1, 2])],
+    ),
     "one reference for a whole": (
         ours((5, 0, "r")),
         theirs((2, 0, "r"), (3, 0, "r")),
@@ -77,7 +118,7 @@ CASES = {
     "more than may come to one": (ours(*((n, 0) for n in (1, 2, 4, 8, 16, 32))), theirs((63, 0)), []),
     "one for two": (ours((10, 0)), theirs((4, 0), (6, 0), (10, 9)), [("several", [1], [1, 2])]),
     "an entry that two would need": (ours((5, 0), (7, 0), (9, 0)), theirs((12, 0), (14, 0)), []),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -114,18 +155,65 @@ def test_ambiguous_entries_are_listed() -> None:
     assert [each.rule for each in matched.ambiguous] == ["several", "several"]
 
 
+@pytest.mark.parametrize(
+    ("case", "listed"),
+    [
+        ("booked twice", [(1, [1]), (2, [1])]),
+        ("a rent that is late", [(1, [1, 2])]),
+        ("two references of two", [(1, [1, 2])]),
+        ("two references of two of theirs", [(1, [1]), (2, [1])]),
+        ("one reference of one, another of two", [(1, [1, 2, 3])]),
+    ],
+)
+def test_references_that_too_many_have_are_listed(case: str, listed: list[tuple[int, list[int]]]) -> None:
+    """Each of theirs with those of ours that it may be; neither amount nor day decides about them afterwards."""
+    mine, other, _ = CASES[case]
+
+    matched = match(mine, other, Rules(31))
+
+    assert {(each.rule, each.item.side) for each in matched.ambiguous} == {("reference", THEIRS)}
+    assert [(each.item.number, [one.number for one in each.candidates]) for each in matched.ambiguous] == listed
+    assert (matched.matches, matched.differing) == ([], [])
+
+
+def test_a_reference_of_two_wholes_is_listed() -> None:
+    """One entry that the entries of either of its names come to is listed with both."""
+    mine, other, _ = CASES["two references that are each a whole"]
+
+    matched = match(mine, other, Rules())
+
+    assert [(each.rule, each.item.side, [one.number for one in each.candidates]) for each in matched.ambiguous] == [
+        ("reference", OURS, [1, 2]),
+        ("reference", OURS, [3, 4]),
+    ]
+
+
+@pytest.mark.parametrize("end", [date.min, date.max])
+def test_the_calendar_may_end_within_the_window(end: date) -> None:
+    """Entries near the first or the last day that there is are matched as others are."""
+    mine = [Item(OURS, "a", number, end, amount) for number, amount in enumerate((5, 7, 9), 1)]
+    other = [Item(THEIRS, "S", number, end, amount) for number, amount in enumerate((5, 16), 1)]
+
+    assert found(match(mine, other, Rules(31))) == [("amount_and_date", [1], [1]), ("several", [2, 3], [2])]
+
+
 AMOUNTS = st.integers(-8, 8).filter(bool)
-ROWS = st.lists(st.tuples(AMOUNTS, st.integers(0, 9), st.sampled_from(["", "a", "b", "c"])), max_size=14)
+CALLED = st.lists(st.sampled_from("abc"), max_size=2)
+ROWS = st.lists(st.tuples(AMOUNTS, st.integers(0, 9), CALLED), max_size=14)
 
 
-def named(rows: Sequence[tuple[int, int, str]]) -> list[tuple[object, ...]]:
-    """Rows with their name, where they have one."""
-    return [(amount, day, *([name] if name else [])) for amount, day, name in rows]
+def named(rows: Sequence[tuple[int, int, list[str]]]) -> list[tuple[object, ...]]:
+    """Rows with their names, where they have any."""
+    return [(amount, day, *names) for amount, day, names in rows]
 
 
 @given(ROWS, ROWS, st.integers(0, 5), st.integers(0, 4), st.randoms())
 def test_whatever_the_entries_are(
-    mine: list[tuple[int, int, str]], other: list[tuple[int, int, str]], days: int, several: int, random: Random
+    mine: list[tuple[int, int, list[str]]],
+    other: list[tuple[int, int, list[str]]],
+    days: int,
+    several: int,
+    random: Random,
 ) -> None:
     """Nothing is matched twice, both sides come to the same, the limits hold, and the input's order says nothing."""
     rules = Rules(days, several)
