@@ -172,6 +172,17 @@ DAMAGE: dict[str, tuple[str, str, str]] = {
         "function",
         "check_appended()",
     ),
+    "guard whose answer is kept": ("ALTER FUNCTION check_appended() IMMUTABLE", "function", "check_appended()"),
+    "guard that sees no more than a query": ("ALTER FUNCTION check_appended() STABLE", "function", "check_appended()"),
+    "guard that is not called for null": ("ALTER FUNCTION check_clock() STRICT", "function", "check_clock()"),
+    "guard that is said to leak nothing": ("ALTER FUNCTION check_known() LEAKPROOF", "function", "check_known()"),
+    "guard for workers": ("ALTER FUNCTION check_stamped() PARALLEL SAFE", "function", "check_stamped()"),
+    "guard for the leader of workers": (
+        "ALTER FUNCTION check_stamped() PARALLEL RESTRICTED",
+        "function",
+        "check_stamped()",
+    ),
+    "settings of a guard": ("ALTER FUNCTION check_appended() SET work_mem = '64kB'", "function", "check_appended()"),
     "function added": (
         "CREATE FUNCTION extra(integer) RETURNS integer LANGUAGE sql AS 'SELECT $1'",
         "function",
