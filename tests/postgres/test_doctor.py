@@ -332,7 +332,7 @@ def test_dangerous_settings_are_warnings(ledger: Ledger, psql: Psql) -> None:
     diagnosis = ledger.doctor()
     assert diagnosis.ok
     settings = {symptom.place for symptom in diagnosis.warnings if symptom.kind == "setting"}
-    assert settings == expected | {"synchronous_commit = off"}
+    assert settings == expected | {"synchronous_commit = off", "synchronous_commit = off for this database"}
     assert [s.place for s in diagnosis.warnings if "superuser" in s.problem] == [psql.info.user]
 
 
@@ -346,8 +346,64 @@ def test_guards_that_are_put_to_rest_by_a_setting(ledger_url: str, psql: Psql) -
     with Ledger.connect(ledger_url) as ledger:
         assert found(ledger.doctor()) == [
             ("setting", "session_replication_role = replica"),
-            ("setting", "session_replication_role for this database"),
+            ("setting", "session_replication_role = replica for this database"),
         ]
+
+
+PRESETS: dict[str, tuple[str, str]] = {
+    "of the application": ("ALTER ROLE {app} SET synchronous_commit = off", "synchronous_commit = off for role {app}"),
+    "of a login": (
+        "ALTER ROLE {login} SET synchronous_commit = 'FALSE'",
+        "synchronous_commit = FALSE for role {login}",
+    ),
+    "of a login in this database": (
+        "ALTER ROLE {login} IN DATABASE {database} SET synchronous_commit = 0",
+        "synchronous_commit = 0 for role {login} in this database",
+    ),
+    "of the database": (
+        "ALTER DATABASE {database} SET synchronous_commit = off",
+        "synchronous_commit = off for this database",
+    ),
+    "of a login that reads damaged pages": (
+        "ALTER ROLE {login} SET zero_damaged_pages = t",
+        "zero_damaged_pages = t for role {login}",
+    ),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_others_begin_with_is_looked_at(funded: Ledger, psql: Psql, prefix: str, preset: str) -> None:
+    """A setting that loses data is a warning for whichever session begins with it, and the advice takes it back."""
+    _, app, _ = funded.create_roles(prefix)
+    login = f"{prefix}_login"
+    psql.execute(f"CREATE ROLE {login} LOGIN IN ROLE {app}".encode())
+    before = funded.doctor()
+    statement, place = PRESETS[preset]
+    names = {"app": app, "login": login}
+    psql.execute(statement.format(**names, database=_quoted(psql.info.dbname)).encode())
+    diagnosis = funded.doctor()
+    assert found(diagnosis) == []
+    (more,) = [symptom for symptom in diagnosis.warnings if symptom not in before.warnings]
+    assert (more.kind, more.place) == ("setting", place.format(**names))
+    psql.execute(more.advice.partition(", unless")[0].encode())
+    assert funded.doctor() == before
+
+
+def test_role_that_begins_in_a_replicas_role(funded: Ledger, psql: Psql, prefix: str) -> None:
+    """It is a finding of whoever gets at the ledger, by way of another role too; of somebody else it is nothing."""
+    _, app, _ = funded.create_roles(prefix)
+    psql.execute(f"CREATE ROLE {prefix}_other; CREATE ROLE {prefix}_login LOGIN".encode())
+    for setting in ("session_replication_role = replica", "synchronous_commit = off"):
+        psql.execute(f"ALTER ROLE {prefix}_login SET {setting}".encode())
+    before = funded.doctor()
+    assert found(before) == []
+    psql.execute(f"GRANT {app} TO {prefix}_other; GRANT {prefix}_other TO {prefix}_login".encode())
+    diagnosis = funded.doctor()
+    assert found(diagnosis) == [("setting", f"session_replication_role = replica for role {prefix}_login")]
+    assert diagnosis.findings[0].advice.startswith(f"ALTER ROLE {prefix}_login RESET session_replication_role, and")
+    assert [symptom.place for symptom in diagnosis.warnings if symptom not in before.warnings] == [
+        f"synchronous_commit = off for role {prefix}_login"
+    ]
 
 
 def test_rows_from_another_server(ledger: Ledger, psql: Psql) -> None:
