@@ -102,6 +102,14 @@ def test_history_ends(busy: Ledger) -> None:
         busy.history("nobody")
 
 
+def test_history_goes_one_way(busy: Ledger) -> None:
+    """A page is asked for forward or backward: both at once is refused, as of a time too."""
+    for known in (None, 0):
+        with pytest.raises(InvalidCommand, match=r"^before_version: .*after_version"):
+            busy.history("alice", after_version=2, before_version=9, known_as_of=known)
+    assert len(busy.history("alice", after_version=0, before_version=9)) == 8
+
+
 def test_transaction_with_its_events(funded: Ledger) -> None:
     """A transaction comes with its header and its events, in the order in which they were asked for."""
     done = funded.post(

@@ -725,6 +725,9 @@ def drop(psql: Psql, roles: Sequence[str]) -> None:
         ("repairs", {"trail": 10**6}, "its last number so far"),
         ("general-journal", {"position": -1}, "position"),
         ("general-journal", {"position": 8, "known_as_of": PAST}, "one of the two"),
+        ("general-journal", {"position": "8"}, "^position: "),
+        ("general-journal", {"known_as_of": -1}, "^known_as_of: "),
+        ("general-journal", {"known_as_of": "yesterday"}, "^known_as_of: .*not a time with its zone"),
     ],
 )
 def test_what_cannot_be_asked_is_said(told: Ledger, name: str, asked: dict[str, Any], said: str) -> None:
@@ -740,11 +743,13 @@ def test_form_that_there_is_not(told: Ledger) -> None:
 
 
 def test_known_as_of_stands_for_a_position(told: Ledger) -> None:
-    """A moment gives what was known by then; one of which not all is known yet is refused."""
+    """A moment, as a text too, gives what was known by then; one of which not all is known yet is refused."""
     header = body(told, "general-journal", position=8)[1]
     assert header.known_at is not None
     pin = told.report("general-journal", known_as_of=header.known_at).pin
     assert (pin.position >= 8, pin.known_at) == (True, header.known_at)
+    written: Any = header.known_at.isoformat()
+    assert told.report("general-journal", known_as_of=written).pin == pin
     with pytest.raises(NotYetKnown):
         told.report("general-journal", known_as_of=FUTURE)
     with pytest.raises(NotYetKnown):
