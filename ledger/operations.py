@@ -310,7 +310,7 @@ class Operations(Commands[Done]):
         """
         checked(TEXT, "account", account)
         start, end = checked(MOMENT, "since", since), checked(MOMENT, "until", until)
-        _, known = _times(None, known_as_of)
+        known = known_then(known_as_of)
         return self._ask(lambda connection: statement(connection, self._lend, account, start, end, known))
 
     def history(

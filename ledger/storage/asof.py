@@ -23,7 +23,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from ledger.core.book import Balance, Terms
 from ledger.core.canonical import utc_text
-from ledger.core.errors import NotYetKnown, UnknownAccount
+from ledger.core.errors import NotYetKnown, UnknownAccount, UnknownStream
 from ledger.core.events import Numbers, stripes_of
 from ledger.core.money import Money
 from ledger.storage import queries
@@ -277,16 +277,24 @@ def position(connection: Connection, known_as_of: KnownAsOf) -> int | None:
     """
     if known_as_of is None:
         return None
+    said = _said(known_as_of)
     if isinstance(known_as_of, int):
         ((head, until, whole),) = connection.query(WHOLE, {"position": known_as_of})
         if known_as_of > head:
-            raise NotYetKnown(f"position {known_as_of}", utc_text(in_utc(until)), head)
+            raise NotYetKnown(said, utc_text(in_utc(until)), head)
         return int(whole)
-    moment = utc_text(known_as_of)
-    ((found, head, until, known),) = connection.query(POSITION, {"moment": moment})
+    ((found, head, until, known),) = connection.query(POSITION, {"moment": said})
     if not known:
-        raise NotYetKnown(moment, utc_text(in_utc(until)), head)
+        raise NotYetKnown(said, utc_text(in_utc(until)), head)
     return int(found)
+
+
+def _said(known_as_of: datetime | int) -> str:
+    return f"position {known_as_of}" if isinstance(known_as_of, int) else utc_text(known_as_of)
+
+
+def _not_then(name: str, known_as_of: KnownAsOf) -> UnknownAccount | UnknownStream:
+    return queries.unknown(name, None if known_as_of is None else _said(known_as_of))
 
 
 def known_versions(connection: Connection, streams: list[str], pinned: int | None) -> dict[str, int]:
@@ -337,7 +345,7 @@ def account(connection: Connection, name: str, known_as_of: KnownAsOf) -> tuple[
         if pinned is not None or _terms(connection, name).streams == terms.streams:
             break
     if name not in known:
-        raise UnknownAccount(name)
+        raise _not_then(name, known_as_of)
     return terms, known, pinned
 
 
@@ -375,7 +383,7 @@ def history(
     pinned = position(connection, known_as_of)
     known = known_versions(connection, queries.streams_of(connection, name), pinned)
     if not known:
-        raise queries.unknown(name)
+        raise _not_then(name, known_as_of)
     if effective is None:
         page = queries.history(connection, name, after_version, before_version, limit, known)
     else:

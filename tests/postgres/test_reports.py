@@ -266,8 +266,10 @@ def test_statement_checks_itself(told: Ledger) -> None:
     assert (len(striped), striped[-1]["balance"]) == (6, "8.00")
     _, header = body(told, "account-statement", account="alice", since=PAST, until=FUTURE, position=3)
     assert (header.totals["opening"], header.totals["closing"], header.rows) == ("0.00", "0.00", 2)
-    with pytest.raises(UnknownAccount):
+    with pytest.raises(UnknownAccount, match="does not exist"):
         rows(told, "account-statement", account="nobody", since=PAST, until=FUTURE)
+    with pytest.raises(UnknownAccount, match=r"^Account alice was not yet known by position 0: it was opened later"):
+        rows(told, "account-statement", account="alice", since=PAST, until=FUTURE, position=0)
 
 
 def test_statement_that_does_not_add_up_is_bad_news(told: Ledger, tamper: Tamper) -> None:
