@@ -17,15 +17,16 @@ for ever, and needs no snapshot that is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ledger.core.book import Balance, Terms
 from ledger.core.canonical import utc_text
-from ledger.core.errors import NotYetKnown, UnknownAccount, UnknownStream
+from ledger.core.commands import AccountType
+from ledger.core.errors import CorruptLog, NotYetKnown, UnknownAccount, UnknownStream
 from ledger.core.events import Numbers, stripes_of
-from ledger.core.money import Money
+from ledger.core.money import SCALE_MAX, Money
 from ledger.storage import queries
 from ledger.storage.database import Connection
 from ledger.storage.queries import Page, TrialBalance, TrialLine
@@ -219,9 +220,9 @@ SELECT stream, recorded, {", ".join(f"{name}::text" for name in _NUMBERS)} FROM 
 TRIAL_BALANCE: Final = f"""
 WITH RECURSIVE {_HEADS.replace("{streams}", _ACCOUNTS)}{_KNOWN}, {_RECORDED}, {_DISTANCES}, {_CROSSING}, {_PARTS}
 SELECT o.asset, o.scale, o.account_type, count(DISTINCT split_part(s.stream, '#', 1)),
-       sum(s.posted_debits)::text, sum(s.posted_credits)::text
+       sum(s.posted_debits)::text, sum(s.posted_credits)::text, min(s.stream)
 FROM standing AS s CROSS JOIN LATERAL (
-    SELECT e.payload ->> 'asset' COLLATE "C" AS asset, (e.payload ->> 'scale')::integer AS scale,
+    SELECT e.payload ->> 'asset' COLLATE "C" AS asset, e.payload ->> 'scale' COLLATE "C" AS scale,
            e.payload ->> 'account_type' COLLATE "C" AS account_type
     FROM {{schema}}.events AS e WHERE e.stream = s.stream AND e.version = 1 OFFSET 0
 ) AS o
@@ -256,6 +257,9 @@ ORDER BY e.recorded_at {{order}}, e.stream {{order}}, e.version {{order}} LIMIT 
 """
 HISTORY_FORWARD: Final = _HISTORY.replace("{beyond}", ">").replace("{order}", "ASC")
 HISTORY_BACKWARD: Final = _HISTORY.replace("{beyond}", "<").replace("{order}", "DESC")
+
+_SCALES: Final = {str(scale): scale for scale in range(SCALE_MAX + 1)}
+_KINDS: Final = frozenset(map(str, AccountType))
 
 
 class Counted(NamedTuple):
@@ -407,11 +411,27 @@ def trial_balance(connection: Connection, effective: datetime | None, known_as_o
 
     Raises:
         NotYetKnown: As `position`.
+        CorruptLog: An event that opens an account does not say what is counted in it, or how.
     """
     pinned = position(connection, known_as_of)
     rows = connection.query(TRIAL_BALANCE, {"position": pinned, "effective": effective and utc_text(effective)})
-    lines = (
-        TrialLine(asset, kind, count, Money(int(debits), asset, scale), Money(int(credits), asset, scale))
-        for asset, scale, kind, count, debits, credits in rows
-    )
-    return TrialBalance(tuple(lines), pinned)
+    return TrialBalance(tuple(_lines(rows)), pinned)
+
+
+def _lines(rows: Iterable[tuple[Any, ...]]) -> Iterator[TrialLine]:
+    scales: dict[str, tuple[int, str]] = {}
+    for asset, stated, kind, count, debits, credits, stream in rows:
+        scale = opened_scale(asset, kind, stated)
+        if scale is None:
+            raise CorruptLog(
+                stream, 1, f"it opens no account, with {asset}, {stated} and {kind} as asset, scale and type"
+            )
+        first, other = scales.setdefault(asset, (scale, stream))
+        if scale != first:
+            raise CorruptLog(stream, 1, f"it counts {asset} with {scale} decimal places, and {other} with {first}")
+        yield TrialLine(asset, kind, count, Money(int(debits), asset, scale), Money(int(credits), asset, scale))
+
+
+def opened_scale(asset: str | None, kind: str | None, scale: str | None) -> int | None:
+    """The decimal places of an account, as its opening event states them; None where it is none that we write."""
+    return _SCALES.get(scale or "") if asset and kind in _KINDS else None

@@ -10,6 +10,7 @@ import os
 import tarfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,6 +23,7 @@ from test_promises import programs, restore
 
 from ledger import (
     ConcurrencyError,
+    CorruptLog,
     Done,
     InvalidCommand,
     Ledger,
@@ -296,6 +298,31 @@ def test_trial_balance_is_that_of_the_ledger(told: Ledger, tamper: Tamper) -> No
         " AND version = (SELECT max(version) FROM events WHERE stream = 'bob')"
     )
     assert body(told, "trial-balance")[1].findings == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "'{}'",
+        "'[]'",
+        "(payload::jsonb - 'scale')::json",
+        '(payload::jsonb || \'{"scale": "x"}\')::json',
+        "(payload::jsonb || '{\"scale\": 99}')::json",
+        "(payload::jsonb || '{\"scale\": 3}')::json",
+        '(payload::jsonb || \'{"account_type": "nonsense"}\')::json',
+    ],
+)
+def test_opening_that_was_changed_is_named(told: Ledger, tamper: Tamper, change: str) -> None:
+    """An account whose opening event nobody of ours wrote is in no sum: the event is named, by each report its way."""
+    tamper(f"UPDATE events SET payload = {change} WHERE stream = 'bob' AND version = 1")
+    for question in (partial(rows, told, "trial-balance"), partial(told.trial_balance, known_as_of=8)):
+        with pytest.raises(CorruptLog) as refused:
+            question()
+        assert {"bob"} <= {refused.value.stream, *refused.value.problem.split()}
+        assert refused.value.version == 1
+    if "3" not in change:
+        (line,) = [line for line in rows(told, "sum-of-transactions") if line["account_type"] is None]
+        assert (line["account"], line["agrees"]) == ("bob", False)
 
 
 def test_who_when_why(told: Ledger) -> None:
