@@ -423,9 +423,8 @@ def _lines(rows: Iterable[tuple[Any, ...]]) -> Iterator[TrialLine]:
     for asset, stated, kind, count, debits, credits, stream in rows:
         scale = opened_scale(asset, kind, stated)
         if scale is None:
-            raise CorruptLog(
-                stream, 1, f"it opens no account, with {asset}, {stated} and {kind} as asset, scale and type"
-            )
+            problem = f"it opens no account, with {asset}, {stated} and {kind} as asset, scale and type"
+            raise CorruptLog(stream, 1, problem)
         first, other = scales.setdefault(asset, (scale, stream))
         if scale != first:
             raise CorruptLog(stream, 1, f"it counts {asset} with {scale} decimal places, and {other} with {first}")
