@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any, Final
 
 from ledger.audit.reports import catalogue
 from ledger.audit.reports.accounts import StatementQuestion
 from ledger.audit.reports.form import Definition, PinnedReport
 from ledger.core.errors import DatabaseUnavailable, InvalidCommand
-from ledger.core.fields import MOMENT, checked
-from ledger.operations import POSITION
+from ledger.core.fields import checked
+from ledger.operations import POSITION, known_then
 from ledger.storage import trail
 from ledger.storage.asof import KnownAsOf
 from ledger.storage.database import Database
@@ -59,11 +58,7 @@ class Auditing:
         asked = catalogue.asked(definition, parameters)
         if position is not None and known_as_of is not None:
             raise InvalidCommand("known_as_of", "it stands for a position: give one of the two")
-        known = position if known_as_of is None else known_as_of
-        if isinstance(known, datetime):
-            known = checked(MOMENT, "known_as_of", known)
-        elif known is not None:
-            known = checked(POSITION, "position", known)
+        known = known_then(known_as_of) if position is None else checked(POSITION, "position", position)
         if isinstance(asked, StatementQuestion):
             self.account(asked.account)  # A projection that has drifted is mended before anything is read.
         if trail is None and "trail" in definition.pinned_by:

@@ -310,7 +310,7 @@ class Operations(Commands[Done]):
         """
         checked(TEXT, "account", account)
         start, end = checked(MOMENT, "since", since), checked(MOMENT, "until", until)
-        _, known = _times(None, known_as_of)
+        known = known_then(known_as_of)
         return self._ask(lambda connection: statement(connection, self._lend, account, start, end, known))
 
     def history(
@@ -338,13 +338,17 @@ class Operations(Commands[Done]):
         what was recorded on the other side of the moment than it is effective.
 
         Raises:
+            UnknownAccount, UnknownStream: There is none, or nothing was known of it by then.
             StripedAccount: The account has stripes, and is asked for from a version of one.
             NotYetKnown: Something may still be stamped that was known by then.
+            InvalidCommand: It is asked for in both directions.
         """
         checked(TEXT, "account", account)
         for name, place in (("after_version", after_version), ("before_version", before_version or 0)):
-            _ = checked(TEXT, name, place) if isinstance(place, str) else checked(NUMBER, name, place)
+            _ = checked(TEXT, name, place) if isinstance(place, str) else checked(POSITION, name, place)
         checked(NUMBER, "limit", limit)
+        if before_version is not None and after_version != 0:
+            raise InvalidCommand("before_version", "it goes the other way than after_version: give one of the two")
         effective, known = _times(effective_as_of, known_as_of)
         asked = (account, after_version, before_version, limit)
         if (effective, known) == (None, None):
@@ -359,7 +363,7 @@ class Operations(Commands[Done]):
         none.  What `RemoteBalances` fetches again.
         """
         checked(TEXT, "stream", stream)
-        checked(NUMBER, "after_version", after_version)
+        checked(POSITION, "after_version", after_version)
         checked(NUMBER, "limit", limit)
         return self._ask(lambda connection: queries.stream(connection, stream, after_version, limit))
 
@@ -492,11 +496,20 @@ def _check_criteria(limit: int, metadata: Mapping[str, Any] | None, **texts: str
 
 
 def _times(effective: object, known: object) -> tuple[datetime | None, KnownAsOf]:
-    """The two times of a question, each of which may be left out; the second one may be a position of the feed."""
-    counts = None if effective is None else checked(MOMENT, "effective_as_of", effective)
+    """The two times of a question, each of which may be left out."""
+    return None if effective is None else checked(MOMENT, "effective_as_of", effective), known_then(known)
+
+
+def known_then(known: object) -> KnownAsOf:
+    """
+    A moment or a position of the feed, by which something was known; or nothing.
+
+    Raises:
+        InvalidCommand: It is neither.
+    """
     if type(known) is int:
-        return counts, checked(POSITION, "known_as_of", known)
-    return counts, None if known is None else checked(MOMENT, "known_as_of", known)
+        return checked(POSITION, "known_as_of", known)
+    return None if known is None else checked(MOMENT, "known_as_of", known)
 
 
 def _id_of(taken: Taken) -> UUID | str:

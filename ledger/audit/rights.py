@@ -38,24 +38,38 @@ SELECT rolname::text, rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolb
 FROM pg_roles WHERE rolname = ANY(%(roles)s::text[])
 """
 
+# What lets a role write, or read, around the ledger's grants and guards.  Other predefined roles only watch or disturb.
+_POWERS: Final = (
+    "pg_write_all_data",
+    "pg_maintain",  # It locks and rewrites every table: MAINTAIN on one would be found among the grants.
+    "pg_create_subscription",  # What is replicated into a table passes by ordinary triggers.
+    "pg_read_server_files",
+    "pg_write_server_files",
+    "pg_execute_server_program",
+)
+
+# The application may read everything; an auditor may not read keys.  Whoever may become a superuser may do everything.
+_HARMFUL: Final = """(
+    r.rolsuper OR r.rolname = ANY(%(powers)s::text[])
+    OR r.rolname = 'pg_read_all_data' AND NOT pg_has_role(m.oid, CAST(%(app)s AS name), 'MEMBER')
+)"""
+
 # A superuser is a member of everything, which is said of it already.
-_MEMBERSHIPS: Final = """
+_MEMBERSHIPS: Final = f"""
 SELECT m.rolname::text, r.rolname::text
 FROM pg_roles AS m CROSS JOIN pg_roles AS r
-WHERE m.rolname = ANY(%(members)s::text[]) AND NOT m.rolsuper AND m.oid <> r.oid
-  AND (r.rolname = ANY(%(roles)s::text[]) OR r.rolname = ANY(%(powers)s::text[]))
+WHERE m.rolname IN (%(app)s, %(audit)s) AND NOT m.rolsuper AND m.oid <> r.oid
+  AND (r.rolname = ANY(%(roles)s::text[]) OR {_HARMFUL})
   AND pg_has_role(m.oid, r.oid, 'MEMBER') ORDER BY 1, 2
 """
 
-_POWERS: Final = ("pg_write_all_data", "pg_write_server_files", "pg_execute_server_program")
-
 # Who logs in, and is more than one of these roles at once; what a role has itself is said of the role.
-_LOGINS: Final = """
+_LOGINS: Final = f"""
 SELECT m.rolname::text, r.rolname::text,
        pg_has_role(m.oid, CAST(%(app)s AS name), 'MEMBER') OR pg_has_role(m.oid, CAST(%(audit)s AS name), 'MEMBER')
 FROM pg_roles AS m CROSS JOIN pg_roles AS r
 WHERE m.rolcanlogin AND NOT m.rolsuper AND m.rolname <> ALL(%(roles)s::text[])
-  AND (r.rolname = %(owner)s OR r.rolname = ANY(%(powers)s::text[]))
+  AND (r.rolname = %(owner)s OR {_HARMFUL})
   AND pg_has_role(m.oid, r.oid, 'MEMBER') ORDER BY 1, 2
 """
 
@@ -63,6 +77,18 @@ _DATABASE_OWNER: Final = """
 SELECT d.datname::text, o.rolname::text FROM pg_database AS d JOIN pg_roles AS o ON o.oid = d.datdba
 WHERE d.datname = current_database() AND NOT o.rolsuper
   AND (pg_has_role(o.oid, CAST(%(app)s AS name), 'MEMBER') OR pg_has_role(o.oid, CAST(%(audit)s AS name), 'MEMBER'))
+"""
+
+# Its owner has it as the owner.
+_MAY_CREATE: Final = """
+SELECT d.datname::text, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(a.grantee)::text END
+FROM pg_database AS d CROSS JOIN LATERAL aclexplode(d.datacl) AS a
+WHERE d.datname = current_database() AND a.privilege_type = 'CREATE' AND a.grantee <> d.datdba
+  AND (a.grantee = 0 OR EXISTS (
+    SELECT FROM pg_roles AS m
+    WHERE NOT m.rolsuper AND pg_has_role(m.oid, a.grantee, 'MEMBER')
+      AND (pg_has_role(m.oid, CAST(%(app)s AS name), 'MEMBER') OR pg_has_role(m.oid, CAST(%(audit)s AS name), 'MEMBER'))
+)) GROUP BY 1, 2 ORDER BY 2
 """
 
 _SCHEMA_OWNER: Final = (
@@ -230,8 +256,8 @@ class Rights:
         diagnosis.count("roles", len(roles))
 
     def _judge_memberships(self, roles: Roles, diagnosis: Diagnosis) -> None:
-        members = {"members": [roles.app, roles.audit], "roles": list(roles), "powers": list(_POWERS)}
-        for member, role in self.connection.query(_MEMBERSHIPS, members):
+        asked = roles._asdict() | {"roles": list(roles), "powers": list(_POWERS)}
+        for member, role in self.connection.query(_MEMBERSHIPS, asked):
             advice = f"REVOKE {quoted_name(role)} FROM {quoted_name(member)}, or from whatever role it has that by."
             diagnosis.find("role", member, f"it may do what {role} may", advice)
 
@@ -256,6 +282,11 @@ class Rights:
                     f"it belongs to {owner}, who uses the ledger and may drop it",
                     f"ALTER DATABASE {quoted_name(database)} OWNER TO whoever migrates.",
                 )
+        for database, grantee in self.connection.query(_MAY_CREATE, roles._asdict()):
+            if grantee not in self.known:
+                problem = "CREATE is granted: whoever uses the ledger may make schemas and extensions beside it"
+                advice = f"REVOKE CREATE ON DATABASE {quoted_name(database)} FROM {_written(grantee)}."
+                diagnosis.warn("grant", f"the database to {grantee}", problem, advice + _unless_known(grantee))
 
     def _belonging_to_others(self, roles: Roles | None) -> set[str]:
         """What has another owner, of which that was said; what is granted on it is the other's."""
@@ -277,8 +308,7 @@ class Rights:
             on = f"{self.connection.schema}.{quoted_name(table)}"
             if column:
                 return f"REVOKE ALL {column} ON {on} FROM {_written(role)}."
-        unknown = "" if role == PUBLIC else " Or name it as known, if you granted it that."
-        return f"REVOKE ALL ON {on} FROM {_written(role)}.{unknown}"
+        return f"REVOKE ALL ON {on} FROM {_written(role)}.{_unless_known(role)}"
 
     def _again(self, prefix: str | None = None) -> str:
         prefix = prefix or (self.named.owner.removesuffix("_owner") if self.named else "ledger")
@@ -287,3 +317,7 @@ class Rights:
 
 def _written(role: str) -> str:
     return role if role == PUBLIC else quoted_name(role)
+
+
+def _unless_known(role: str) -> str:
+    return "" if role == PUBLIC else " Or name it as known, if you granted it that."

@@ -17,7 +17,30 @@ SELECT current_setting('server_version_num')::int4 / 10000, current_setting('ser
        (SELECT rolsuper FROM pg_roles WHERE rolname = session_user), session_user::text
 """
 
-_SETTINGS: Final = "SELECT s, current_setting(s, true) FROM unnest(%(names)s::text[]) AS s"
+_SETTINGS: Final = "SELECT name, setting, '', '' FROM pg_settings WHERE name = ANY(%(names)s::text[]) ORDER BY name"
+
+# What other sessions begin with.  Only of roles that get at this schema, by themselves or by whatever they may become.
+_PRESETS: Final = """
+SELECT lower(split_part(c, '=', 1)), substr(c, strpos(c, '=') + 1),
+       CASE WHEN r.rolname IS NOT NULL
+            THEN ' for role ' || r.rolname || CASE WHEN d.datname IS NOT NULL THEN ' in this database' ELSE '' END
+            WHEN d.datname IS NOT NULL THEN ' for this database' ELSE ' for all roles' END,
+       CASE WHEN r.rolname IS NULL AND d.datname IS NOT NULL THEN format('ALTER DATABASE %%I', d.datname)
+            ELSE concat_ws(' ', 'ALTER ROLE', coalesce(quote_ident(r.rolname), 'ALL'),
+                           'IN DATABASE ' || quote_ident(d.datname)) END
+FROM pg_db_role_setting AS s CROSS JOIN LATERAL unnest(s.setconfig) AS c
+LEFT JOIN pg_roles AS r ON r.oid = s.setrole LEFT JOIN pg_database AS d ON d.oid = s.setdatabase
+WHERE s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+  AND lower(split_part(c, '=', 1)) = ANY(%(names)s::text[])
+  AND (s.setrole = 0 OR EXISTS (
+    SELECT FROM pg_roles AS u
+    WHERE pg_has_role(s.setrole, u.oid, 'MEMBER')
+      AND has_schema_privilege(u.oid, to_regnamespace(%(schema)s)::oid, 'USAGE')
+)) ORDER BY 3, 1
+"""
+
+_OFF: Final = ("off", "false", "no", "0")
+_ON: Final = ("on", "true", "yes", "1")
 
 RISKS: Final = {
     ("fsync", "off"): "a crash of the machine may destroy the whole database",
@@ -29,12 +52,9 @@ RISKS: Final = {
 }
 """Settings that are an operator's choice, and what each costs."""
 
-_UNGUARDED: Final = """
-SELECT CASE s.setrole WHEN 0 THEN 'this database' ELSE 'role ' || pg_get_userbyid(s.setrole) END
-FROM pg_db_role_setting AS s CROSS JOIN LATERAL unnest(s.setconfig) AS c
-WHERE (s.setdatabase = 0 OR s.setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database()))
-  AND lower(c) LIKE 'session\\_replication\\_role=%%' AND lower(c) NOT LIKE '%%=origin' ORDER BY 1
-"""
+_RISKS_OF_STANDBYS: Final = {
+    ("synchronous_commit", "local"): "a commit does not wait for the synchronous standbys: a failover may lose it",
+}
 
 # Only of roles that get at this schema, by themselves or by whatever role they may become.
 _MAY_UNGUARD: Final = """
@@ -88,9 +108,8 @@ def look_around(connection: Connection, diagnosis: Diagnosis) -> None:
             "you are connected as a superuser, whom no grant holds back",
             "Let the application log in as a member of the ledger's app role, and auditors of the audit role.",
         )
-    settings = _settings(connection)
-    _judge_settings(settings, bool(standbys) and not replica, diagnosis)
-    _judge_guards_at_rest(connection, settings["session_replication_role"], diagnosis)
+    _judge_settings(connection, bool(standbys) and not replica, diagnosis)
+    _judge_subscriptions(connection, diagnosis)
     if version >= OLDEST:
         _judge_who_may_unguard(connection, diagnosis)
     _judge_event_triggers(connection, diagnosis)
@@ -112,37 +131,41 @@ def _judge_version(version: int, diagnosis: Diagnosis) -> None:
         diagnosis.warn("server", "version", problem, "Look for a newer release of ledger.")
 
 
-def _settings(connection: Connection) -> dict[str, str | None]:
-    names = ["session_replication_role", "synchronous_commit", *(name for name, _ in RISKS)]
-    return dict(connection.query(_SETTINGS, {"names": sorted(set(names))}))
+def _judge_settings(connection: Connection, standbys: bool, diagnosis: Diagnosis) -> None:
+    """Those of this session, and those that others begin with: of a role, of the database, or of a role in it."""
+    risks = RISKS | (_RISKS_OF_STANDBYS if standbys else {})
+    names = sorted({"session_replication_role", *(name for name, _ in risks)})
+    asked = {"names": names, "schema": connection.schema}
+    found = connection.query(_SETTINGS, asked) + connection.query(_PRESETS, asked)
+    for name, value, whose, statement in found:
+        place, meant = f"{name} = {value}{whose}", _spelt_out(value)
+        reset = f"{statement} RESET {name}" if statement else ""
+        if name == "session_replication_role" and meant != "origin":
+            problem = "guards that are ordinary triggers do not fire in a replica's role"
+            advice = f"{reset or 'Reset it'}, and run `ledger verify`: what came meanwhile was not checked."
+            diagnosis.find("setting", place, problem, advice)
+        elif (name, meant) in risks:
+            diagnosis.warn("setting", place, risks[name, meant], _choice(name, reset))
+    diagnosis.count("settings", len(found))
 
 
-def _judge_settings(settings: dict[str, str | None], standbys: bool, diagnosis: Diagnosis) -> None:
-    for (name, value), price in RISKS.items():
-        if settings[name] == value:
-            other = "off" if value == "on" else "on"
-            advice = f"Set it to {other}, unless this data may be lost."
-            if name == "data_checksums":
-                advice = "Stop the server, and run pg_checksums --enable."
-            diagnosis.warn("setting", f"{name} = {value}", price, advice)
-    if standbys and settings["synchronous_commit"] == "local":
-        diagnosis.warn(
-            "setting",
-            "synchronous_commit = local",
-            "there are synchronous standbys, and a commit does not wait for them",
-            "Set it to on, or what was answered may be missing after a failover.",
-        )
-    diagnosis.count("settings", len(settings))
+def _spelt_out(value: str) -> str:
+    """What a role begins with is kept as somebody wrote it, in any of the ways to write on and off."""
+    for words in (_OFF, _ON):
+        if any(word.startswith(value.lower()) for word in words):
+            return words[0]
+    return value.lower()
 
 
-def _judge_guards_at_rest(connection: Connection, role: str | None, diagnosis: Diagnosis) -> None:
-    """Ordinary triggers do not fire in a replica's role, nor for what a subscription brings."""
-    advice = "Reset it, and run `ledger verify`: what came meanwhile was not checked."
-    problem = "guards that are ordinary triggers do not fire in a replica's role"
-    if role != "origin":
-        diagnosis.find("setting", f"session_replication_role = {role}", problem, advice)
-    for where in [row[0] for row in connection.query(_UNGUARDED)]:
-        diagnosis.find("setting", f"session_replication_role for {where}", problem, advice)
+def _choice(name: str, reset: str) -> str:
+    if name == "data_checksums":
+        return "Stop the server, and run pg_checksums --enable."
+    sound = "off" if (name, "on") in RISKS else "on"
+    return f"{reset or f'Set it to {sound}'}, unless this data may be lost."
+
+
+def _judge_subscriptions(connection: Connection, diagnosis: Diagnosis) -> None:
+    """Ordinary triggers do not fire for what a subscription brings."""
     for table in [row[0] for row in connection.query(_SUBSCRIBED, {"schema": connection.schema})]:
         diagnosis.find(
             "subscription",

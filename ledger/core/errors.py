@@ -147,6 +147,12 @@ class UnknownAccount(Rejected, reason=Reason.UNKNOWN_ACCOUNT):
     """Account {account} does not exist; open it first."""
 
     account: str
+    known_as_of: str | None = None
+
+    def __str__(self) -> str:
+        if self.known_as_of is None:
+            return super().__str__()
+        return f"Account {self.account} was not yet known by {self.known_as_of}: it was opened later."
 
 
 @dataclass(eq=False)
@@ -171,6 +177,12 @@ class UnknownStream(Rejected, reason=Reason.UNKNOWN_STREAM):
 
     machine: str
     subject: str
+    known_as_of: str | None = None
+
+    def __str__(self) -> str:
+        if self.known_as_of is None:
+            return super().__str__()
+        return f"{self.machine} {self.subject} was not yet known by {self.known_as_of}: it was begun later."
 
 
 @dataclass(eq=False)

@@ -17,15 +17,16 @@ for ever, and needs no snapshot that is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ledger.core.book import Balance, Terms
 from ledger.core.canonical import utc_text
-from ledger.core.errors import NotYetKnown, UnknownAccount
+from ledger.core.commands import AccountType
+from ledger.core.errors import CorruptLog, NotYetKnown, UnknownAccount, UnknownStream
 from ledger.core.events import Numbers, stripes_of
-from ledger.core.money import Money
+from ledger.core.money import SCALE_MAX, Money
 from ledger.storage import queries
 from ledger.storage.database import Connection
 from ledger.storage.queries import Page, TrialBalance, TrialLine
@@ -219,9 +220,9 @@ SELECT stream, recorded, {", ".join(f"{name}::text" for name in _NUMBERS)} FROM 
 TRIAL_BALANCE: Final = f"""
 WITH RECURSIVE {_HEADS.replace("{streams}", _ACCOUNTS)}{_KNOWN}, {_RECORDED}, {_DISTANCES}, {_CROSSING}, {_PARTS}
 SELECT o.asset, o.scale, o.account_type, count(DISTINCT split_part(s.stream, '#', 1)),
-       sum(s.posted_debits)::text, sum(s.posted_credits)::text
+       sum(s.posted_debits)::text, sum(s.posted_credits)::text, min(s.stream)
 FROM standing AS s CROSS JOIN LATERAL (
-    SELECT e.payload ->> 'asset' COLLATE "C" AS asset, (e.payload ->> 'scale')::integer AS scale,
+    SELECT e.payload ->> 'asset' COLLATE "C" AS asset, e.payload ->> 'scale' COLLATE "C" AS scale,
            e.payload ->> 'account_type' COLLATE "C" AS account_type
     FROM {{schema}}.events AS e WHERE e.stream = s.stream AND e.version = 1 OFFSET 0
 ) AS o
@@ -257,6 +258,9 @@ ORDER BY e.recorded_at {{order}}, e.stream {{order}}, e.version {{order}} LIMIT 
 HISTORY_FORWARD: Final = _HISTORY.replace("{beyond}", ">").replace("{order}", "ASC")
 HISTORY_BACKWARD: Final = _HISTORY.replace("{beyond}", "<").replace("{order}", "DESC")
 
+_SCALES: Final = {str(scale): scale for scale in range(SCALE_MAX + 1)}
+_KINDS: Final = frozenset(map(str, AccountType))
+
 
 class Counted(NamedTuple):
     """Where a stream stood: the last version known, the last of them recorded by a moment, and what counted then."""
@@ -277,16 +281,24 @@ def position(connection: Connection, known_as_of: KnownAsOf) -> int | None:
     """
     if known_as_of is None:
         return None
+    said = _said(known_as_of)
     if isinstance(known_as_of, int):
         ((head, until, whole),) = connection.query(WHOLE, {"position": known_as_of})
         if known_as_of > head:
-            raise NotYetKnown(f"position {known_as_of}", utc_text(in_utc(until)), head)
+            raise NotYetKnown(said, utc_text(in_utc(until)), head)
         return int(whole)
-    moment = utc_text(known_as_of)
-    ((found, head, until, known),) = connection.query(POSITION, {"moment": moment})
+    ((found, head, until, known),) = connection.query(POSITION, {"moment": said})
     if not known:
-        raise NotYetKnown(moment, utc_text(in_utc(until)), head)
+        raise NotYetKnown(said, utc_text(in_utc(until)), head)
     return int(found)
+
+
+def _said(known_as_of: datetime | int) -> str:
+    return f"position {known_as_of}" if isinstance(known_as_of, int) else utc_text(known_as_of)
+
+
+def _not_then(name: str, known_as_of: KnownAsOf) -> UnknownAccount | UnknownStream:
+    return queries.unknown(name, None if known_as_of is None else _said(known_as_of))
 
 
 def known_versions(connection: Connection, streams: list[str], pinned: int | None) -> dict[str, int]:
@@ -337,7 +349,7 @@ def account(connection: Connection, name: str, known_as_of: KnownAsOf) -> tuple[
         if pinned is not None or _terms(connection, name).streams == terms.streams:
             break
     if name not in known:
-        raise UnknownAccount(name)
+        raise _not_then(name, known_as_of)
     return terms, known, pinned
 
 
@@ -375,7 +387,7 @@ def history(
     pinned = position(connection, known_as_of)
     known = known_versions(connection, queries.streams_of(connection, name), pinned)
     if not known:
-        raise queries.unknown(name)
+        raise _not_then(name, known_as_of)
     if effective is None:
         page = queries.history(connection, name, after_version, before_version, limit, known)
     else:
@@ -399,11 +411,26 @@ def trial_balance(connection: Connection, effective: datetime | None, known_as_o
 
     Raises:
         NotYetKnown: As `position`.
+        CorruptLog: An event that opens an account does not say what is counted in it, or how.
     """
     pinned = position(connection, known_as_of)
     rows = connection.query(TRIAL_BALANCE, {"position": pinned, "effective": effective and utc_text(effective)})
-    lines = (
-        TrialLine(asset, kind, count, Money(int(debits), asset, scale), Money(int(credits), asset, scale))
-        for asset, scale, kind, count, debits, credits in rows
-    )
-    return TrialBalance(tuple(lines), pinned)
+    return TrialBalance(tuple(_lines(rows)), pinned)
+
+
+def _lines(rows: Iterable[tuple[Any, ...]]) -> Iterator[TrialLine]:
+    scales: dict[str, tuple[int, str]] = {}
+    for asset, stated, kind, count, debits, credits, stream in rows:
+        scale = opened_scale(asset, kind, stated)
+        if scale is None:
+            problem = f"it opens no account, with {asset}, {stated} and {kind} as asset, scale and type"
+            raise CorruptLog(stream, 1, problem)
+        first, other = scales.setdefault(asset, (scale, stream))
+        if scale != first:
+            raise CorruptLog(stream, 1, f"it counts {asset} with {scale} decimal places, and {other} with {first}")
+        yield TrialLine(asset, kind, count, Money(int(debits), asset, scale), Money(int(credits), asset, scale))
+
+
+def opened_scale(asset: str | None, kind: str | None, scale: str | None) -> int | None:
+    """The decimal places of an account, as its opening event states them; None where it is none that we write."""
+    return _SCALES.get(scale or "") if asset and kind in _KINDS else None

@@ -149,7 +149,10 @@ FROM pg_policy AS p WHERE p.polrelid = ANY(%(tables)s::oid[])
 _FUNCTIONS: Final = """
 SELECT p.proname || '(' || pg_get_function_identity_arguments(p.oid) || ')',
        concat_ws(', ', l.lanname::text, 'returns ' || format_type(p.prorettype, NULL),
-           CASE WHEN p.prosecdef THEN 'SECURITY DEFINER' END,
+           CASE p.provolatile WHEN 'i' THEN 'IMMUTABLE' WHEN 's' THEN 'STABLE' END,
+           CASE WHEN p.proisstrict THEN 'STRICT' END, CASE WHEN p.prosecdef THEN 'SECURITY DEFINER' END,
+           CASE WHEN p.proleakproof THEN 'LEAKPROOF' END,
+           CASE p.proparallel WHEN 's' THEN 'PARALLEL SAFE' WHEN 'r' THEN 'PARALLEL RESTRICTED' END,
            coalesce(array_to_string(p.proconfig, ', '), 'no settings')),
        p.prosrc, pg_get_userbyid(p.proowner)::text
 FROM pg_proc AS p JOIN pg_language AS l ON l.oid = p.prolang

@@ -251,6 +251,14 @@ def _head(connection: Connection, name: str) -> Stream:
     return stream
 
 
+def _existing(connection: Connection, name: str) -> Stream:
+    """The head of an account, or of another stream, of which there is an event."""
+    stream = _head(connection, account_of(name))
+    if not stream.version or account_of(name) != name:
+        raise unknown(name)
+    return stream
+
+
 def _heads(connection: Connection, names: Sequence[str]) -> dict[str, Stream]:
     """
     The heads of accounts over all of their streams, from one snapshot; one that is nowhere stands at version 0.
@@ -342,9 +350,7 @@ def begun(
         UnknownAccount, UnknownStream, StripedAccount, InvalidCommand, Drift: As `history`.
     """
     check_limit(limit)
-    stream = _head(connection, account_of(name))
-    if not stream.version or account_of(name) != name:
-        raise unknown(name)
+    stream = _existing(connection, name)
     streams = stripes_of(name, 1 if stream.terms is None else stream.terms.streams)
     if known is not None:
         streams = streams[: 1 + max(map(streams.index, known), default=0)]
@@ -367,10 +373,12 @@ def stream(connection: Connection, name: str, after_version: int, limit: int) ->
     return [recorded_from(row) for row in connection.query(store.SELECT_STREAM, (name, after_version, limit))]
 
 
-def unknown(name: str) -> UnknownAccount | UnknownStream:
-    """There is no such account, or no such stream."""
+def unknown(name: str, known_as_of: str | None = None) -> UnknownAccount | UnknownStream:
+    """There is no such account, or no such stream; or nothing was known of it by then."""
     machine, _, subject = name.removeprefix("#").partition("/")
-    return UnknownStream(machine, subject) if name.startswith("#") else UnknownAccount(name)
+    if name.startswith("#"):
+        return UnknownStream(machine, subject, known_as_of)
+    return UnknownAccount(name, known_as_of)
 
 
 def streams_of(connection: Connection, name: str) -> list[str]:
@@ -378,9 +386,9 @@ def streams_of(connection: Connection, name: str) -> list[str]:
     The streams of an account, or another stream by itself.
 
     Raises:
-        Drift: The projection is not what we wrote.
+        UnknownAccount, UnknownStream, Drift: There is none; the projection is not what we wrote.
     """
-    terms = _head(connection, account_of(name)).terms
+    terms = _existing(connection, name).terms
     return stripes_of(name, 1 if terms is None else terms.streams)
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from ledger import Balance, CorruptLog, InvalidCommand, Ledger, NotYetKnown, Rejected, UnknownAccount
+from ledger.core.canonical import utc_text
 from ledger.core.events import account_of
 from ledger.stamper import Stamper
 from ledger.storage import feed
@@ -512,14 +513,14 @@ def test_what_was_not_there_is_unknown(funded: Ledger) -> None:
     funded.open_account("late", asset="EUR", type="liability")
     funded.open_account("more", asset="EUR", type="equity")
     funded.stamp()
-    with pytest.raises(UnknownAccount):
-        funded.balance("late", known_as_of=8)
-    with pytest.raises(UnknownAccount):
-        funded.history("late", known_as_of=8)
-    with pytest.raises(UnknownAccount):
-        funded.statement("late", until(funded), until(funded), known_as_of=8)
-    with pytest.raises(UnknownAccount):
-        funded.balance("nobody", known_as_of=8)
+    questions = (funded.balance, funded.history, partial(funded.statement, since=until(funded), until=until(funded)))
+    before = funded.history("world")[0].recorded_at - MICROSECOND
+    for question in questions:
+        for asked, said in ((8, "position 8"), (0, "position 0"), (before, utc_text(before))):
+            with pytest.raises(UnknownAccount, match=f"^Account late was not yet known by {said}: "):
+                question("late", known_as_of=asked)
+        with pytest.raises(UnknownAccount, match=r"^Account nobody does not exist"):
+            question("nobody", known_as_of=8)
     assert {line.asset for line in funded.trial_balance(known_as_of=8).lines} == {"USD"}
     assert {line.asset for line in funded.trial_balance(known_as_of=10).lines} == {"USD", "EUR"}
     opened = funded.history("late")[0].recorded_at

@@ -66,6 +66,11 @@ def test_history_of_a_stream_is_asked_for_like_that_of_an_account(ledger: Ledger
     for unknown in ("#payment/p-2", "#payment", "#"):
         with pytest.raises(UnknownStream):
             ledger.history(unknown)
+    ledger.stamp()
+    with pytest.raises(UnknownStream, match=r"^payment p-1 was not yet known by position 0: it was begun later"):
+        ledger.history("#payment/p-1", known_as_of=0)
+    with pytest.raises(UnknownStream, match=r"^payment p-2 was never begun"):
+        ledger.history("#payment/p-2", known_as_of=0)
     with pytest.raises(UnknownAccount):
         ledger.history("payment/p-1")
     ledger.define_asset("POINTS", scale=0)

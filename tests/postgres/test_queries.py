@@ -76,6 +76,16 @@ def test_balance_of_nobody(funded: Ledger, version: int | None) -> None:
             funded.balance(name, version=version)
 
 
+@pytest.mark.parametrize("place", ["after_version", "before_version"])
+@pytest.mark.parametrize("version", [-1, 10**20])
+def test_history_from_what_is_no_version(busy: Ledger, place: str, version: int) -> None:
+    """A number that no version has is the caller's mistake, and not the server's."""
+    with pytest.raises(InvalidCommand, match=place):
+        busy.history("alice", **{place: version})
+    with pytest.raises(InvalidCommand, match="after_version"):
+        busy.stream("alice", after_version=version)
+
+
 def test_history_forward_in_pages(busy: Ledger) -> None:
     """Pages going forward hold every event once, oldest first."""
     versions: list[int] = []
@@ -100,6 +110,14 @@ def test_history_ends(busy: Ledger) -> None:
     assert busy.history("alice", before_version=1) == []
     with pytest.raises(UnknownAccount):
         busy.history("nobody")
+
+
+def test_history_goes_one_way(busy: Ledger) -> None:
+    """A page is asked for forward or backward: both at once is refused, as of a time too."""
+    for known in (None, 0):
+        with pytest.raises(InvalidCommand, match=r"^before_version: .*after_version"):
+            busy.history("alice", after_version=2, before_version=9, known_as_of=known)
+    assert len(busy.history("alice", after_version=0, before_version=9)) == 8
 
 
 def test_transaction_with_its_events(funded: Ledger) -> None:

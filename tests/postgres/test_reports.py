@@ -10,6 +10,7 @@ import os
 import tarfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,6 +23,7 @@ from test_promises import programs, restore
 
 from ledger import (
     ConcurrencyError,
+    CorruptLog,
     Done,
     InvalidCommand,
     Ledger,
@@ -266,8 +268,10 @@ def test_statement_checks_itself(told: Ledger) -> None:
     assert (len(striped), striped[-1]["balance"]) == (6, "8.00")
     _, header = body(told, "account-statement", account="alice", since=PAST, until=FUTURE, position=3)
     assert (header.totals["opening"], header.totals["closing"], header.rows) == ("0.00", "0.00", 2)
-    with pytest.raises(UnknownAccount):
+    with pytest.raises(UnknownAccount, match="does not exist"):
         rows(told, "account-statement", account="nobody", since=PAST, until=FUTURE)
+    with pytest.raises(UnknownAccount, match=r"^Account alice was not yet known by position 0: it was opened later"):
+        rows(told, "account-statement", account="alice", since=PAST, until=FUTURE, position=0)
 
 
 def test_statement_that_does_not_add_up_is_bad_news(told: Ledger, tamper: Tamper) -> None:
@@ -294,6 +298,31 @@ def test_trial_balance_is_that_of_the_ledger(told: Ledger, tamper: Tamper) -> No
         " AND version = (SELECT max(version) FROM events WHERE stream = 'bob')"
     )
     assert body(told, "trial-balance")[1].findings == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "'{}'",
+        "'[]'",
+        "(payload::jsonb - 'scale')::json",
+        '(payload::jsonb || \'{"scale": "x"}\')::json',
+        "(payload::jsonb || '{\"scale\": 99}')::json",
+        "(payload::jsonb || '{\"scale\": 3}')::json",
+        '(payload::jsonb || \'{"account_type": "nonsense"}\')::json',
+    ],
+)
+def test_opening_that_was_changed_is_named(told: Ledger, tamper: Tamper, change: str) -> None:
+    """An account whose opening event nobody of ours wrote is in no sum: the event is named, by each report its way."""
+    tamper(f"UPDATE events SET payload = {change} WHERE stream = 'bob' AND version = 1")
+    for question in (partial(rows, told, "trial-balance"), partial(told.trial_balance, known_as_of=8)):
+        with pytest.raises(CorruptLog) as refused:
+            question()
+        assert {"bob"} <= {refused.value.stream, *refused.value.problem.split()}
+        assert refused.value.version == 1
+    if "3" not in change:
+        (line,) = [line for line in rows(told, "sum-of-transactions") if line["account_type"] is None]
+        assert (line["account"], line["agrees"]) == ("bob", False)
 
 
 def test_who_when_why(told: Ledger) -> None:
@@ -742,6 +771,9 @@ def drop(psql: Psql, roles: Sequence[str]) -> None:
         ("repairs", {"trail": 10**6}, "its last number so far"),
         ("general-journal", {"position": -1}, "position"),
         ("general-journal", {"position": 8, "known_as_of": PAST}, "one of the two"),
+        ("general-journal", {"position": "8"}, "^position: "),
+        ("general-journal", {"known_as_of": -1}, "^known_as_of: "),
+        ("general-journal", {"known_as_of": "yesterday"}, "^known_as_of: .*not a time with its zone"),
     ],
 )
 def test_what_cannot_be_asked_is_said(told: Ledger, name: str, asked: dict[str, Any], said: str) -> None:
@@ -757,11 +789,13 @@ def test_form_that_there_is_not(told: Ledger) -> None:
 
 
 def test_known_as_of_stands_for_a_position(told: Ledger) -> None:
-    """A moment gives what was known by then; one of which not all is known yet is refused."""
+    """A moment, as a text too, gives what was known by then; one of which not all is known yet is refused."""
     header = body(told, "general-journal", position=8)[1]
     assert header.known_at is not None
     pin = told.report("general-journal", known_as_of=header.known_at).pin
     assert (pin.position >= 8, pin.known_at) == (True, header.known_at)
+    written: Any = header.known_at.isoformat()
+    assert told.report("general-journal", known_as_of=written).pin == pin
     with pytest.raises(NotYetKnown):
         told.report("general-journal", known_as_of=FUTURE)
     with pytest.raises(NotYetKnown):

@@ -66,7 +66,7 @@ def stripe_of(done: Done) -> str:
 def walk(ledger: Ledger, account: str, limit: int, *, back: bool = False) -> list[Any]:
     """All pages of a history, one after the other."""
     events: list[Any] = []
-    page = _page(ledger, account, limit, "0" if not back else 2**53, back=back)
+    page = _page(ledger, account, limit, "0" if not back else 2**53 - 1, back=back)
     while page:
         events += page
         page = _page(ledger, account, limit, page.next, back=back)

@@ -12,6 +12,7 @@ from ledger.audit.reports.journal import CURSOR_ROWS, whole_tables
 from ledger.core.commands import AccountType
 from ledger.core.fields import Frozen
 from ledger.storage import trail
+from ledger.storage.asof import opened_scale
 from ledger.storage.database import Connection
 
 SHOWN_MAX: Final = 100
@@ -104,23 +105,24 @@ def sums(connection: Connection, pin: Pin, asked: SumsQuestion, tally: Tally) ->
     tally.totals.update(accounts=0, differing=0)
     # Without a cursor, so that workers of the server share the pass.
     with connection.text_stream(_SUMS, {"position": pin.position}) as rows:
-        for account, kind, asset, scale, *counted, debits, credits, posted_debits, posted_credits, differs in rows:
+        for account, kind, asset, stated, *counted, debits, credits, posted_debits, posted_credits, differs in rows:
             tally.count("accounts")
             tally.count("differing", differs)
             tally.findings += differs
             streams, events, entries = map(int, counted)
-            if kind is None:
+            scale = opened_scale(asset, kind, stated)
+            if scale is None:
                 tally.findings += not differs
                 yield (account, None, None, streams, events, entries, *[None] * 5, False)
                 continue
-            tally.scaled(asset, int(scale))
+            tally.scaled(asset, scale)
             tally.add(asset, int(debits), int(credits), entries)
             if asked.differing and not differs:
                 continue
             sign = 1 if AccountType(kind).normal == "debit" else -1
             summed, final = sign * (int(debits) - int(credits)), sign * (int(posted_debits) - int(posted_credits))
             amounts = (int(debits), int(credits), summed, final, summed - final)
-            shown = [decimal(amount, asset, int(scale)) for amount in amounts]
+            shown = [decimal(amount, asset, scale) for amount in amounts]
             yield (account, kind, asset, streams, events, entries, *shown, not differs)
     count, differing, named = connection.query(_PROJECTED, (SHOWN_MAX,))[0]
     tally.live["projection"] = {"streams": count, "differing": differing, "first": named or []}
