@@ -611,6 +611,55 @@ def test_what_a_former_key_has_signed_is_verified(tmp_path: Path, entries: list[
     assert done.stderr == "FAILED: the checkpoint in line 2 of anchors/01.jsonl is not signed with any of the keys\n"
 
 
+ANCHOR: Final = "anchors/01.jsonl"
+NESTED: Final = b"[" * 200_000 + b"\n"
+DAMAGED: Final[dict[str, tuple[Change, str, str]]] = {
+    "empty": (
+        lambda files: files.update({ANCHOR: b""}),
+        f"{ANCHOR} does not hold: there is",
+        f"{ANCHOR} has no checkpoint",
+    ),
+    "garbage": (lambda files: files.update({ANCHOR: b"garbage\n"}), f"Line 1 of {ANCHOR}", f"line 1 of {ANCHOR}"),
+    "nested": (lambda files: files.update({ANCHOR: NESTED}), f"Line 1 of {ANCHOR}", f"line 1 of {ANCHOR}"),
+    "its second line": (on_line(ANCHOR, 2, lambda line: line[1:]), f"Line 2 of {ANCHOR}", f"line 2 of {ANCHOR}"),
+    "cut short": (on_line(ANCHOR, 2, lambda line: line[:40] + b"\n"), f"Line 2 of {ANCHOR}", f"line 2 of {ANCHOR}"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_anchor_is_found(what: str, tmp_path: Path, entries: list[FeedEntry]) -> None:
+    """Whole lines are all that a bundle has of an anchor: any other is found and named, by us and by hand."""
+    change, ours, theirs = DAMAGED[what]
+    kept = anchor_of(tmp_path / "kept", entries, 20, 33)
+    files = unpacked(bundled(tmp_path, entries, anchors=[kept]))
+    change(files)
+    bundle = packed(tmp_path, with_manifest(files))
+
+    with pytest.raises(ProofFailed, match=ours):
+        verified(bundle)
+    assert f"FAILED: {theirs}" in by_hand(bundle).stderr
+
+
+@pytest.mark.parametrize("content", [b"", b'{"checkpoint": "cut by a cra', note_of(feed(3)), NESTED, b"text\n"])
+def test_a_file_that_is_no_anchor_does_not_get_into_a_bundle(
+    content: bytes, tmp_path: Path, entries: list[FeedEntry]
+) -> None:
+    """Nothing is written with an anchor that is empty, or another file."""
+    (tmp_path / "kept").write_bytes(content)
+    with pytest.raises((InvalidCommand, ProofFailed), match=r"kept.*(there is|it is) no checkpoint"):
+        bundled(tmp_path, entries, anchors=[tmp_path / "kept"])
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("name", ["ledger.json", *FILES])
+def test_nesting_without_end_is_found(name: str, sound: Files, tmp_path: Path) -> None:
+    """What no parser can follow is a line that is wrong, and no error of ours."""
+    files = dict(sound)
+    on_line(name, 1, lambda _: NESTED)(files)
+    with pytest.raises(ProofFailed, match=name):
+        verified(packed(tmp_path, with_manifest(files)))
+
+
 def test_the_script_needs_a_key(sound: Files, tmp_path: Path) -> None:
     """Without any key, and with certificates alone, nothing is checked; a file that is not there is named."""
     folder = tmp_path / "unpacked"
@@ -618,7 +667,7 @@ def test_the_script_needs_a_key(sound: Files, tmp_path: Path) -> None:
     (folder / "verify.sh").write_bytes(sound["verify.sh"])
     (folder / "roots").write_text("-----BEGIN CERTIFICATE-----\n", "utf-8")
     for given, problem in (([], "a verifier key is needed"), (["roots"], "key is needed"), (["none"], "none cannot")):
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             ["sh", "verify.sh", *given],  # noqa: S607
             cwd=folder,
             check=False,
