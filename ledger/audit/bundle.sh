@@ -19,7 +19,7 @@ trap 'rm -rf "$work" "$small"' EXIT
 touch "$work/keys" "$work/roots.pem"
 for file; do
     kind=keys
-    if grep -qs "BEGIN CERTIFICATE" "$file"; then kind=roots.pem; fi
+    if grep -qs '^-----BEGIN ' "$file"; then kind=roots.pem; fi
     # With a newline behind the last line, whether or not the file has one.
     awk 1 "$file" >> "$work/$kind" || fail "$file cannot be read"
 done
