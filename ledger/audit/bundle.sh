@@ -18,10 +18,11 @@ trap 'rm -rf "$work" "$small"' EXIT
 
 touch "$work/keys" "$work/roots.pem"
 for file; do
+    [ -r "$file" ] || fail "$file cannot be read"
     kind=keys
-    if grep -qs '^-----BEGIN ' "$file"; then kind=roots.pem; fi
+    if grep -q '^-----BEGIN ' < "$file"; then kind=roots.pem; fi
     # With a newline behind the last line, whether or not the file has one.
-    awk 1 "$file" >> "$work/$kind" || fail "$file cannot be read"
+    awk 1 < "$file" >> "$work/$kind"
 done
 [ -s "$work/keys" ] || fail "a verifier key is needed: sh verify.sh KEY... [ROOTS]"
 cd "$(dirname "$0")"
