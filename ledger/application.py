@@ -63,7 +63,7 @@ from ledger.storage.rebuild import rebuild_all, rebuild_some
 from ledger.storage.subscriptions import Standing
 from ledger.storage.tables import DEFAULT_SCHEMA
 from ledger.stripes import Draw, Stripes
-from ledger.subscription import Subscription
+from ledger.subscription import Subscription, named
 from ledger.writer import Writer, handle_as_guest
 
 Lender: TypeAlias = psycopg.Connection[Any] | sqlalchemy.Connection | sqlalchemy.orm.Session
@@ -428,9 +428,9 @@ class Ledger(Operations, Proofs, Auditing, Reconciliations, Access, Overviews):
         Let a consumer of the feed go on after a position that a person has chosen; on record who did.
 
         Raises:
-            InvalidCommand: Nothing was stamped there yet.
+            InvalidCommand: Nothing was stamped there yet, or a name is empty.
         """
-        name, owner = checked(TEXT, "name", name), checked(TEXT, "actor", actor)
+        name, owner = named("name", name), named("actor", actor)
         head = self.feed_head()
         if type(position) is not int or not 0 <= position <= head:
             raise InvalidCommand("position", f"{position!r} is not from 0 to {head}, the last one of the feed")

@@ -48,17 +48,15 @@ class Proofs:
         Raises:
             ProofFailed: What was signed before is not the beginning of what the database has now; nothing was signed.
             CorruptLog: An event is not what the feed has, or one before it is missing; nothing was signed.
+            ConcurrencyError: Somebody else has the lease, and something is not sealed yet; says who, and until when.
             InvalidCommand: The extra `proof` is not installed.
             OSError: The file cannot be read or written.
         """
         sealer = self.sealer(key, state=state, former=former, progress=progress)
-        last = None
         try:
-            while (sealed_now := sealer.step()) is not None:
-                last = sealed_now
+            return sealer.seal()
         finally:
             sealer.close()
-        return last
 
     def sealer(
         self,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from ledger.audit.checkpoint import Checkpoint, SigningKey, VerifierKey, open_checkpoint, sign
+from ledger.core.canonical import utc_text
 from ledger.core.chain import leaf_hash
 from ledger.core.errors import ConcurrencyError, DatabaseUnavailable, InvalidCommand, ProofFailed
 from ledger.core.merkle import Tiling
@@ -102,6 +103,21 @@ class Sealer:
                 return None
         self._keep(sealed.note)
         return sealed
+
+    def seal(self) -> Sealed | None:
+        """
+        Seal all that was stamped, step by step; returns the last checkpoint, or None where nothing is new.
+
+        Raises as `step`, and:
+            ConcurrencyError: Somebody else has the lease, and something is not sealed yet.
+        """
+        last = None
+        while (sealed := self.step()) is not None:
+            last = sealed
+        if self._epoch is None:
+            with self._database.connection() as connection:
+                _check_sealed(connection)
+        return last
 
     def run(self) -> None:
         """
@@ -226,6 +242,18 @@ _REWRITTEN: Final = (
     "the feed's first {size:,} hashes have another root than was signed: they were changed."
     " Find the place with `ledger verify --against`, and restore from a backup"
 )
+
+
+def _check_sealed(connection: Connection) -> None:
+    """Of who did not get the lease: whether whoever has it has left nothing to do."""
+    last, head = tree.last_checkpoint(connection), feed.head(connection)
+    left = head - (0 if last is None else last.size)
+    lease = leases.lease(connection, SEALER)
+    if left and lease is not None:
+        raise ConcurrencyError(
+            f"{left:,} events are not sealed yet, and {lease.owner} has the sealer's lease"
+            f" until {utc_text(lease.until)}. If it has not sealed them by then, seal again."
+        )
 
 
 def _silent(_: object) -> None:

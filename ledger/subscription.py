@@ -17,16 +17,25 @@ from ledger.storage.database import Connection
 from ledger.storage.explained import in_our_words
 
 
+def named(field: str, name: str) -> str:
+    """
+    The name of a consumer, or of who moves it.
+
+    Raises:
+        InvalidCommand: It is empty, or cannot be stored.
+    """
+    if not checked(TEXT, field, name):
+        raise InvalidCommand(field, "it is empty")
+    return name
+
+
 class Subscription:
     """Takes the feed entry by entry; made by `Ledger.subscription`.  Any number of processes may share a name."""
 
     def __init__(self, name: str, start: int, owner: str, lend: Callable[[Any], Connection]) -> None:
-        self.name = checked(TEXT, "name", name)
-        self._owner = checked(TEXT, "owner", owner)
+        self.name = named("name", name)
+        self._owner = named("owner", owner)
         self._lend = lend
-        for field, text in (("name", name), ("owner", owner)):
-            if not text:
-                raise InvalidCommand(field, "it is empty")
         if type(start) is not int or start < 0:
             raise InvalidCommand("start", f"{start!r} is not a position: 0, or one that was stamped")
         self._start = start
@@ -39,6 +48,7 @@ class Subscription:
 
         Raises:
             UnsupportedConnection: Not a psycopg 3 or SQLAlchemy connection in a transaction.
+            InvalidCommand: It is to begin after a position at which nothing was stamped yet.
             ConcurrencyError: Another consumer of this name was faster; run the whole transaction again.
         """
         if type(limit) is not int or not 1 <= limit <= feed.PAGE_MAX:

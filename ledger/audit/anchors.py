@@ -27,6 +27,7 @@ from ledger.core.errors import InvalidCommand, ProofFailed
 from ledger.core.merkle import verify_consistency
 
 LINE_BYTES_MAX: Final = 2 * NOTE_BYTES_MAX
+_BEGINNING: Final = b'{"checkpoint": "'
 
 Authority: TypeAlias = Callable[[bytes], bytes]
 """Sends a timestamp request (`application/timestamp-query`) to an authority, and returns its response."""
@@ -62,11 +63,11 @@ class Kept:
 
     @classmethod
     def from_line(cls, line: bytes) -> Kept | None:
-        """What a line keeps, or None: a crash may have cut it short."""
+        """What a line keeps; None if it is not whole, or no such line at all."""
         try:
             read = json.loads(line)
             kept = cls(read["checkpoint"].encode(), tuple(b64decode(each, validate=True) for each in read["proof"]))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         # A line of which a crash took no more than its end is whole: the next one begins with that end.
         return kept if kept.to_line() == line.removesuffix(b"\n") + b"\n" else None
@@ -89,14 +90,15 @@ class FileAnchor:
         Append a checkpoint and have it on the disk before returning; the one that is last already is left as it is.
 
         Raises:
-            ProofFailed: It is not signed, or does not extend the last one.
+            ProofFailed: It is not signed, or does not extend the last one; or the file does not end as an anchor does.
+                Nothing was written.
         """
         kept = Kept(note, tuple(proof))
         checkpoint = self._opened(kept)
         is_new = not self.path.exists()
         with self.path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            last = _last(file)
+            last = self._last(file)
             if last is not None and self._opened(last) == checkpoint:
                 return
             _check_extends(last, checkpoint, kept.proof)
@@ -108,11 +110,16 @@ class FileAnchor:
             _sync_folder(self.path.parent)
 
     def last(self) -> Kept | None:
-        """What was recorded last: the next proof begins there."""
+        """
+        What was recorded last: the next proof begins there.
+
+        Raises:
+            ProofFailed: The file does not end as an anchor does.
+        """
         if not self.path.exists():
             return None
         with self.path.open("rb") as file:
-            return _last(file)
+            return self._last(file)
 
     def verify(self) -> Iterator[Checkpoint]:
         """
@@ -121,25 +128,53 @@ class FileAnchor:
         A line that a crash cut short proves nothing and is passed over: the next one must extend the last whole one.
 
         Raises:
-            ProofFailed: A checkpoint is not signed, or does not extend the one before.
+            ProofFailed: A checkpoint is not signed, or does not extend the one before; or a line is no anchor's.
         """
-        with self.path.open("rb") as file:
-            yield from verify_lines(file, self._keys, origin=self._origin)
+        yield from verify_kept(read_kept(self.path), self._keys, origin=self._origin)
 
     def _opened(self, kept: Kept) -> Checkpoint:
         return open_checkpoint(kept.note, self._keys, origin=self._origin)
 
+    def _last(self, file: BinaryIO) -> Kept | None:
+        """The last whole line, found from the end; None in a file in which nothing was recorded."""
+        end = file.seek(0, io.SEEK_END)
+        # Room for the last whole line, and for one behind it that a crash has cut short.
+        begin = max(0, end - 2 * LINE_BYTES_MAX)
+        file.seek(begin)
+        for line in reversed(file.read(end - begin).splitlines(keepends=True)):
+            if (kept := Kept.from_line(line)) is not None:
+                return kept
+            if not _is_cut_short(line):
+                break
+        else:
+            if begin == 0:
+                return None
+        raise ProofFailed(f"The anchor {self.path}", "its last line is no checkpoint as an anchor keeps one")
 
-def verify_lines(
-    lines: Iterable[bytes], keys: Iterable[VerifierKey], *, origin: str | None = None
+
+def read_kept(path: Path) -> Iterator[Kept]:
+    """
+    The whole lines of an anchor; those that a crash has cut short are passed over.
+
+    Raises:
+        ProofFailed: A line is no anchor's.
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES_MAX + 1), b""), 1):
+            if (kept := Kept.from_line(line)) is not None:
+                yield kept
+            elif not _is_cut_short(line):
+                raise ProofFailed(f"Line {number:,} of {path}", "it is no checkpoint as an anchor keeps one")
+
+
+def verify_kept(
+    kept_in_order: Iterable[Kept], keys: Iterable[VerifierKey], *, origin: str | None = None
 ) -> Iterator[Checkpoint]:
-    """The checkpoints in the lines of such a file, wherever they are kept; verified as `FileAnchor.verify` does."""
+    """The checkpoints of an anchor, wherever it is kept; verified as `FileAnchor.verify` does."""
     known = tuple(keys)
     last: Kept | None = None
-    for line in lines:
-        kept = Kept.from_line(line)
-        if kept is None:
-            continue
+    for kept in kept_in_order:
         checkpoint = open_checkpoint(kept.note, known, origin=origin)
         _check_extends(last, checkpoint, kept.proof)
         last = kept
@@ -196,9 +231,13 @@ def timestamp_request(note: bytes) -> bytes:
     """
     A request for a timestamp of a signed checkpoint, with a nonce, to be sent to an authority.
 
+    Whose signature it is is not asked.
+
     Raises:
+        ProofFailed: It is no signed checkpoint.
         InvalidCommand: The extra `proof` is not installed.
     """
+    Checkpoint.parse(Note.parse(note).text)
     rfc3161 = _rfc3161()
     builder = rfc3161.TimestampRequestBuilder().data(note).hash_algorithm(rfc3161.HashAlgorithm.SHA256)
     return bytes(builder.nonce(nonce=True).cert_request(cert_request=True).build().as_bytes())
@@ -247,13 +286,10 @@ def _check_extends(last: Kept | None, checkpoint: Checkpoint, proof: Sequence[by
         )
 
 
-def _last(file: BinaryIO) -> Kept | None:
-    """The last whole line, found from the end."""
-    end = file.seek(0, io.SEEK_END)
-    begin = max(0, end - LINE_BYTES_MAX)
-    file.seek(begin)
-    lines = file.read(end - begin).splitlines(keepends=True)
-    return next((kept for line in reversed(lines) if (kept := Kept.from_line(line)) is not None), None)
+def _is_cut_short(line: bytes) -> bool:
+    """Whether a line that is not whole may be the beginning of one."""
+    begun = line.removesuffix(b"\n")
+    return 0 < len(begun) <= LINE_BYTES_MAX and begun.startswith(_BEGINNING[: len(begun)])
 
 
 def _ends_with_newline(file: BinaryIO) -> bool:

@@ -25,7 +25,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from ledger.audit.anchors import LINE_BYTES_MAX, Kept, verify_lines, verify_timestamp
+from ledger.audit.anchors import LINE_BYTES_MAX, Kept, read_kept, verify_kept, verify_timestamp
 from ledger.audit.archive import Archive, write_archive
 from ledger.audit.beancount import beancount_lines
 from ledger.audit.checkpoint import NOTE_BYTES_MAX, Checkpoint, Note, VerifierKey, open_checkpoint
@@ -101,8 +101,8 @@ def write_bundle(
     whole lines are taken.  Neither signatures nor timestamps are verified here: whoever gets the bundle does that.
 
     Raises:
-        InvalidCommand: There is such a file, nothing to put into it, or too much attached to it.
-        ProofFailed: The feed is not what the checkpoint says, or contradicts itself.
+        InvalidCommand: There is such a file, nothing to put into it or in an anchor, or too much attached to it.
+        ProofFailed: The feed is not what the checkpoint says, or contradicts itself; or an anchor is none.
         OSError: A file cannot be read or written.
     """
     checkpoint = Checkpoint.parse(Note.parse(note).text)
@@ -120,9 +120,10 @@ def write_bundle(
         for name, content in instructions().items():
             files.write(name, [content])
         for number, anchor in enumerate(anchors, 1):
-            with anchor.open("rb") as file:
-                lines = (kept.to_line() for line in file if (kept := Kept.from_line(line)) is not None)
-                files.write(f"anchors/{number:02}.jsonl", lines)
+            name = f"anchors/{number:02}.jsonl"
+            files.write(name, (kept.to_line() for kept in read_kept(anchor)))
+            if files.paths[name].stat().st_size == 0:
+                raise InvalidCommand(str(anchor), "there is no checkpoint in this anchor")
         for number, response in enumerate(timestamps, 1):
             files.write(f"timestamps/{number:02}.tsr", [response.read_bytes()])
         with ExitStack() as stack:
@@ -177,7 +178,7 @@ def verify_bundle(
     for name, content in instructions().items():
         _compare(archive, name, [content])
     _compare(archive, MANIFEST, _manifest({name: _hash(archive, name) for name in archive.names if name != MANIFEST}))
-    last = tuple(found[-1] for found in anchored.values() if found)
+    last = tuple(found[-1] for found in anchored.values())
     return Verified(checkpoint, ledger_id, replay.counts(), last, at, unchecked)
 
 
@@ -323,9 +324,21 @@ def _anchored(archive: Archive, name: str, keys: Sequence[VerifierKey], origin: 
     with archive.open(name) as file:
         lines = Lines(name, file, LINE_BYTES_MAX)
         try:
-            return [*verify_lines(lines, keys, origin=origin)]
+            found = [*verify_kept(_whole(lines), keys, origin=origin)]
         except ProofFailed as failed:
             raise lines.broken(f"{failed.what.lower()} does not hold: {failed.problem}") from None
+    if not found:
+        raise ProofFailed(name, "there is no checkpoint in it")
+    return found
+
+
+def _whole(lines: Lines) -> Iterator[Kept]:
+    """What an anchor in a bundle keeps, all of whose lines are whole: those that a crash cut short were left out."""
+    for line in lines:
+        kept = Kept.from_line(line)
+        if kept is None:
+            raise ProofFailed("The line", "it is no checkpoint as an anchor keeps one")
+        yield kept
 
 
 def _compare(archive: Archive, name: str, parts: Iterable[bytes]) -> None:

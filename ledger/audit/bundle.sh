@@ -1,7 +1,8 @@
 #!/bin/sh
-# Check a bundle of a ledger without the ledger: sh verify.sh KEY [ROOTS]
+# Check a bundle of a ledger without the ledger: sh verify.sh KEY... [ROOTS]
 #
-# KEY    a file with the verifier key, NAME+HASH+BASE64; it must not come with the bundle
+# KEY    a file with a verifier key, NAME+HASH+BASE64; it must not come with the bundle.  Where the key of the ledger was
+#        replaced, the former ones too: each signature must be of one of them
 # ROOTS  a file with the certificates (PEM) that timestamps must lead to
 #
 # Needs sh, awk, coreutils, openssl and jq.  Ends with 0 and OK, or names the first thing that is wrong.
@@ -10,13 +11,21 @@ export LC_ALL=C
 fail() { echo "FAILED: $*" >&2; exit 1; }
 step() { echo "$*"; }
 
-vkey=$(cat "$1")
-roots=${2:+$(cat "$2")}
-cd "$(dirname "$0")"
 work=$(mktemp -d)
 # Many small files, a few thousand at a time: in memory, where there is room for them, since disks are slow at that.
 small=$(mktemp -d -p /dev/shm 2> /dev/null || mktemp -d)
 trap 'rm -rf "$work" "$small"' EXIT
+
+touch "$work/keys" "$work/roots.pem"
+for file; do
+    [ -r "$file" ] || fail "$file cannot be read"
+    kind=keys
+    if grep -q '^-----BEGIN ' < "$file"; then kind=roots.pem; fi
+    # With a newline behind the last line, whether or not the file has one.
+    awk 1 < "$file" >> "$work/$kind"
+done
+[ -s "$work/keys" ] || fail "a verifier key is needed: sh verify.sh KEY... [ROOTS]"
+cd "$(dirname "$0")"
 
 # SHA-256 of each line of the file $1, without its newline and behind the text $2: one a line.  Where $2 is LEAF it is
 # a byte of zero instead, which makes it the leaf hash of RFC 6962.
@@ -58,20 +67,23 @@ merkle_root() {
     cat "$work/level"
 }
 
-# Whether the checkpoint in the file $1 is of the key's log and signed with the key; its size and root, in hex.
+# Whether the checkpoint in the file $1, which is $2, is signed with a key that is named as its log is; its size and root,
+# in hex.
 checkpoint() {
-    name=${vkey%%+*}
     awk '/^$/ { exit } { print }' "$1" > "$work/text"
-    [ "$(awk 'NR == 1' "$work/text")" = "$name" ] || fail "$1 is of another log than $name"
-    { printf '\060\052\060\005\006\003\053\145\160\003\041\000'
-      echo "$vkey" | cut -d+ -f3- | base64 -d | tail -c 32; } > "$work/key.der"
     signed=
-    for signature in $(awk -v name="$name" '$1 == "\342\200\224" && $2 == name { print $3 }' "$1"); do
-        echo "$signature" | base64 -d | tail -c +5 > "$work/signature"
-        openssl pkeyutl -verify -pubin -inkey "$work/key.der" -keyform DER -rawin -in "$work/text" \
-            -sigfile "$work/signature" > /dev/null 2>&1 && signed=yes
-    done
-    [ "$signed" ] || fail "$1 is not signed with the key"
+    while IFS= read -r key; do
+        name=${key%%+*}
+        [ "$(head -n 1 "$work/text")" = "$name" ] || continue
+        { printf '\060\052\060\005\006\003\053\145\160\003\041\000'
+          echo "${key#*+*+}" | base64 -d | tail -c 32; } > "$work/key.der"
+        for signature in $(awk -v name="$name" '$1 == "\342\200\224" && $2 == name { print $3 }' "$1"); do
+            echo "$signature" | base64 -d | tail -c +5 > "$work/signature"
+            openssl pkeyutl -verify -pubin -inkey "$work/key.der" -keyform DER -rawin -in "$work/text" \
+                -sigfile "$work/signature" > /dev/null 2>&1 && signed=yes
+        done
+    done < "$work/keys"
+    [ "$signed" ] || fail "$2 is not signed with any of the keys"
     size=$(awk 'NR == 2' "$work/text")
     root=$(awk 'NR == 3' "$work/text" | base64 -d | basenc --base16 -w 0 | tr A-F a-f)
 }
@@ -79,11 +91,18 @@ checkpoint() {
 # Whether the file $1, made here, is the file $2, which is $3 of the bundle or comes from it.
 same() { cmp -s "$1" "$2" || fail "${3:-$2} is not what the records come to: $(cmp "$1" "$2" 2>&1 | cut -d: -f2-)"; }
 
-step "1. Every file is what the manifest says."
+step "1. Every file is what the manifest says, and there is no other."
 sha256sum --quiet --strict -c manifest || fail "manifest"
+{ cut -c67- manifest; echo manifest; } | sort > "$work/listed"
+find . ! -type d | cut -c3- | sort | cmp -s - "$work/listed" || fail "the files are not those that the manifest names"
+! grep -qvxE -e 'checkpoint|ledger\.json|manifest|verify\.sh|(exports/)?README\.md' \
+    -e '(records|payloads|transactions)\.jsonl|reports/(accounts|trial-balance|verification)\.json' \
+    -e 'exports/(balances\.csv|journal\.(csv|hledger|beancount))|anchors/[0-9]{2}\.jsonl|timestamps/[0-9]{2}\.tsr' \
+    "$work/listed" \
+    || fail "the manifest names a file that no bundle has"
 
 step "2. The checkpoint is signed."
-checkpoint checkpoint
+checkpoint checkpoint "the checkpoint"
 events=$size
 
 step "3. The records are those of the checkpoint: their number, and the root of their Merkle tree."
@@ -310,18 +329,22 @@ fi
 step "7. Anchored checkpoints are of these records; timestamps are of the checkpoint."
 for anchor in anchors/*.jsonl; do
     [ -e "$anchor" ] || continue
-    jq -n -j --arg events "$events" '[inputs | .checkpoint | select((split("\n")[1] | tonumber) <= ($events | tonumber))]
-        | last // empty' "$anchor" > "$work/anchored" || fail "$anchor is not JSON"
-    [ -s "$work/anchored" ] || { echo "   $anchor: it begins behind this bundle"; continue; }
-    checkpoint "$work/anchored"
+    [ -s "$anchor" ] || fail "$anchor has no checkpoint"
+    jq -R -r --arg events "$events" 'try (fromjson | .checkpoint | split("\n")[1] | tonumber <= ($events | tonumber))
+        catch "broken"' "$anchor" > "$work/covered"
+    line=$(awk '/broken/ { print NR; exit }' "$work/covered")
+    [ -z "$line" ] || fail "line $line of $anchor is no checkpoint"
+    line=$(awk '/true/ { line = NR } END { print line }' "$work/covered")
+    [ "$line" ] || { echo "   $anchor: it begins behind this bundle"; continue; }
+    sed -n "${line}p" "$anchor" | jq -j .checkpoint > "$work/anchored"
+    checkpoint "$work/anchored" "the checkpoint in line $line of $anchor"
     head -n "$size" "$work/leaves" > "$work/first"
-    [ "$(merkle_root "$work/first")" = "$root" ] || fail "$anchor has a checkpoint of $size records that are not these"
+    [ "$(merkle_root "$work/first")" = "$root" ] || fail "line $line of $anchor has a checkpoint of $size records that are not these"
     echo "   $anchor: its checkpoint of $size records is of these"
 done
 for response in timestamps/*.tsr; do
     [ -e "$response" ] || continue
-    if [ -z "$roots" ]; then echo "   $response: not checked, for want of ROOTS"; continue; fi
-    echo "$roots" > "$work/roots.pem"
+    if [ ! -s "$work/roots.pem" ]; then echo "   $response: not checked, for want of ROOTS"; continue; fi
     openssl ts -verify -data checkpoint -in "$response" -CAfile "$work/roots.pem" > /dev/null 2>&1 \
         || fail "$response is no timestamp of the checkpoint"
     openssl ts -reply -in "$response" -text 2> /dev/null | awk -v at="   $response:" '/^Time stamp:/ { $1 = $2 = ""; print at $0 }'

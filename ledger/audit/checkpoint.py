@@ -27,7 +27,9 @@ ED25519: Final = b"\1"
 KEY_ID_BYTES: Final = 4
 SIGNATURES_MAX: Final = 100
 NOTE_BYTES_MAX: Final = 1 << 20
-_SIZE_BITS: Final = 64
+_SIZE_BITS: Final = 63
+"""As many as a position in the database, and a slice of an iterator, can have."""
+
 _SEED_BYTES: Final = 32
 _HEADING_LINES: Final = 3
 
@@ -216,7 +218,7 @@ class Checkpoint:
         if lines.pop() or len(lines) < _HEADING_LINES or not all(lines):
             raise _no_checkpoint("it is not origin, size and root, a line each")
         origin, size, root, *extensions = lines
-        if not re.fullmatch("0|[1-9][0-9]{0,19}", size) or int(size).bit_length() > _SIZE_BITS:
+        if not re.fullmatch("0|[1-9][0-9]{0,18}", size) or int(size).bit_length() > _SIZE_BITS:
             raise _no_checkpoint(f"{size!r} is not the size of a tree")
         decoded = _from_base64(root)
         if decoded is None or len(decoded) != HASH_BYTES:

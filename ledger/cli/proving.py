@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,7 +31,18 @@ NoteFile: TypeAlias = Annotated[Path, typer.Argument(help="A signed checkpoint."
 
 def read_keys(keys: Iterable[str]) -> list[VerifierKey]:
     """The verifier keys that are given, each itself or as the name of a file with it."""
-    return [VerifierKey.parse(key if "+" in key else Path(key).read_text("utf-8")) for key in keys]
+    return [_read_key(key) for key in keys]
+
+
+def _read_key(given: str) -> VerifierKey:
+    # The key first: no file that somebody has put there under its name stands in for it.
+    try:
+        return VerifierKey.parse(given)
+    except InvalidCommand:
+        # A path may have a plus in it as well.
+        if "+" in given and not os.path.exists(given):  # noqa: PTH110  (of a Path it raises where a name is too long)
+            raise
+    return VerifierKey.parse(Path(given).read_text("utf-8"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

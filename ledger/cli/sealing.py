@@ -48,7 +48,8 @@ def seal(
     """
     Sign a checkpoint of all that was stamped, if it extends what was signed before.
 
-    Exit code 1: it does not, and nothing was signed. Any number may run: one seals.
+    Exit code 1: it does not, and nothing was signed. Any number may run: one seals. Without --follow, exit code 2:
+    another one seals, and has not sealed everything yet.
     """
     with files(), opened(target.settings) as ledger:
         signing = SigningKey.read(key)
@@ -67,8 +68,7 @@ def seal(
                     with until_signalled(sealer.stop):
                         sealer.run()
                 else:
-                    while sealer.step():
-                        pass
+                    sealer.seal()
             finally:
                 sealer.close()
         size, lease = _size(ledger), ledger.sealing()

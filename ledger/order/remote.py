@@ -73,7 +73,7 @@ class RemoteBalances:
                 return Applied.IGNORED
             # Another event where one is known: one of the two is not the log's.
             self._forget(event.stream)
-        elif event.version == known + 1 and self._follows(event):
+        elif event.version == known + 1 and self._is_next(event):
             return Applied.APPLIED
         self._fetch(event.stream, event.version)
         return Applied.BEHIND if event.stream in self.behind else Applied.REFETCHED
@@ -133,8 +133,20 @@ class RemoteBalances:
                 return False
         return True
 
+    def _is_next(self, heard: Recorded) -> bool:
+        """Apply what was heard, if it follows; what cannot even be read says nothing of the log, which is asked."""
+        try:
+            return self._follows(heard)
+        except CorruptLog:
+            return False
+
     def _follows(self, event: Recorded) -> bool:
-        """Apply an event if it is the next one of its stream, with the hash and the numbers that it must have."""
+        """
+        Apply an event if it is the next one of its stream, with the hash and the numbers that it must have.
+
+        Raises:
+            CorruptLog: It is no event that any release has written; nothing was applied.
+        """
         stream = self._book.streams.get(event.stream) or Stream(event.stream)
         if event.version != stream.version + 1 or (stream.head_hash and event.prev_hash != stream.head_hash):
             return False

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final, NamedTuple
 
+from ledger.core.errors import InvalidCommand
+from ledger.storage import feed
 from ledger.storage.database import Connection
 from ledger.storage.store import in_utc
 
@@ -44,9 +46,16 @@ class Standing(NamedTuple):
 
 
 def taken_up(connection: Connection, name: str, start: int, owner: str) -> int:
-    """Where a consumer stands, locked until its transaction ends; one that is new stands at `start`."""
+    """
+    Where a consumer stands, locked until its transaction ends; one that is new stands at `start`.
+
+    Raises:
+        InvalidCommand: Nothing was stamped at `start` yet.
+    """
     rows = connection.query(LOCKED, (name,))
     if not rows:
+        if start > (head := feed.head(connection)):
+            raise InvalidCommand("start", f"{start!r} is not from 0 to {head}, the last one of the feed")
         connection.query(BEGIN, (name, start, owner))
         rows = connection.query(LOCKED, (name,))
     # At the higher levels of isolation another one, that began at the same time, is not seen: nor is what it took.

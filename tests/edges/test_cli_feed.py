@@ -46,6 +46,7 @@ def test_feed_as_json_is_an_object_a_line(program: Program) -> None:
     refused = program("feed", "seek", "mail", "9", "--json")
     assert refused.returncode == 2
     assert json.loads(refused.stdout)["error"]["code"] == "invalid_command"
+    assert program("feed", "seek", "", "5").returncode == 2
 
 
 def test_subscriptions_are_listed_and_sought(told: Ledger, program: Program) -> None:

@@ -82,6 +82,21 @@ def test_checkpoints_are_verified(run: Run, key: SigningKey, tmp_path: Path) -> 
         assert run("verify-checkpoint", *arguments)[0] == 2
 
 
+def test_a_path_with_a_plus_is_a_file(run: Run, key: SigningKey, tmp_path: Path) -> None:
+    """A key is read from a file whatever its name is; but none that is named as a key stands in for it."""
+    (tmp_path / "checkpoint").write_bytes(note(300, key))
+    (tmp_path / "c++").mkdir()
+    (tmp_path / "c++" / "k").write_text(f"{key.verifier}\n")
+    assert run("verify-checkpoint", "checkpoint", "--key", "c++/k")[0] == 0
+    assert run("verify-checkpoint", "checkpoint", "--key", "c++/none")[0] == 2
+
+    other = SigningKey.generate("example.org/ledger").verifier
+    path = tmp_path / str(other)
+    path.parent.mkdir(parents=True)
+    path.write_text(f"{key.verifier}\n")
+    assert run("verify-checkpoint", "checkpoint", "--key", str(other))[0] == 1
+
+
 def test_proofs_are_verified(run: Run, key: SigningKey, tmp_path: Path) -> None:
     """A proof shows its record; another record is not in the log."""
     listed = list(records(300))
@@ -126,6 +141,10 @@ def test_a_growing_log_is_anchored(run: Run, key: SigningKey, tmp_path: Path) ->
         assert (code, said["error"]["code"]) == (1, "proof_failed")
     code, said = run("anchor", "check", "anchor", *trust)
     assert (code, said["checkpoints"], said["last"]["size"]) == (0, 2, 300)
+    before = (tmp_path / "log-300" / "checkpoint").read_bytes()
+    code, said = run("anchor", "file", "log-300/checkpoint", "--log", "log-300", *trust)
+    assert (code, said["error"]["code"]) == (1, "proof_failed")
+    assert (tmp_path / "log-300" / "checkpoint").read_bytes() == before
     (tmp_path / "empty").touch()
     assert run("anchor", "check", "empty", *trust) == (2, {"checkpoints": 0, "last": None})
 
@@ -145,6 +164,11 @@ def test_a_checkpoint_is_timestamped(run: Run, key: SigningKey, tmp_path: Path) 
     assert (code, said["size"], said["at"][-1]) == (0, 300, "Z")
     code, said = run("anchor", "timestamp", "other", "c.tsr", *trust)
     assert (code, said["error"]["code"]) == (1, "proof_failed")
+    (tmp_path / "empty").touch()
+    for wrong in ("empty", "sealer.key", "roots.pem"):
+        code, said = run("anchor", "request", wrong, "--out", "wrong.tsq")
+        assert (code, said["error"]["code"]) == (1, "proof_failed")
+    assert not (tmp_path / "wrong.tsq").exists()
 
 
 def test_people_read_sentences(key: SigningKey, tmp_path: Path) -> None:

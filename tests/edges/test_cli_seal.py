@@ -150,6 +150,22 @@ def test_seal_refuses_another_history(stamped: Ledger, program: Program, tmp_pat
     assert stamped.feed_head() == 605
 
 
+def test_somebody_else_seals(stamped: Ledger, program: Program, key: SigningKey, tmp_path: Path) -> None:
+    """What another one has yet to seal is exit code 2 and says so; where it has sealed everything that is no error."""
+    other = stamped.sealer(key)
+    other.owner = "elsewhere/7"
+    assert other.step() is not None
+    done = program(*seal(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "sealed 0; the last checkpoint is of 605 events; elsewhere/7 seals\n"
+
+    stamped.transfer("1 USD", debit="world", credit="alice")
+    stamped.stamp()
+    done = program(*seal(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "2 events are not sealed yet, and elsewhere/7 has the sealer's lease" in done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_follow_seals_what_is_stamped_later(
     stamped: Ledger, ledger_url: str, key: SigningKey, tmp_path: Path, number: signal.Signals

@@ -138,6 +138,38 @@ def test_event_that_does_not_fit_is_not_believed(
     assert remote.balance("alice") == funded.balance("alice")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"schema": 9}, {"direction": "sideways"}, {"asset": None}, {"payload": {"x": 1}}, {"payload": "text"}],
+    ids=str,
+)
+def test_message_that_cannot_be_read_is_fetched_from_the_log(
+    funded: Ledger, entries: list[FeedEntry], change: dict[str, Any]
+) -> None:
+    """A message that was damaged on its way says nothing of the log, which is sound: its stream is fetched again."""
+    remote = RemoteBalances(Log(entries).refetch)
+    messages = [message_of(entry, source_of("x")) for entry in entries]
+    damaged = next(message for message in messages if message.stream == "alice" and message.sequence == 2)
+    assert isinstance(damaged.data, dict)
+    for message in messages:
+        if message is damaged:
+            assert remote.apply(replace(damaged, data={**damaged.data, **change})) is Applied.REFETCHED
+        else:
+            remote.apply(message)
+    assert remote.balance("alice") == funded.balance("alice")
+    assert remote.behind == set()
+
+
+def test_log_that_cannot_be_read(entries: list[FeedEntry]) -> None:
+    """What the log itself answers must be an event, whatever was heard."""
+    log = Log(entries)
+    place = next(n for n, event in enumerate(log.events) if event.stream == "alice" and event.version == 2)
+    log.events[place] = log.events[place]._replace(direction="sideways")
+    with pytest.raises(CorruptLog) as corrupt:
+        RemoteBalances(log.refetch).apply(log.events[place])
+    assert (corrupt.value.stream, corrupt.value.version) == ("alice", 2)
+
+
 def test_log_that_contradicts_itself(entries: list[FeedEntry]) -> None:
     """Where the log itself does not follow, that is an error, and no balance."""
     log = Log(entries)

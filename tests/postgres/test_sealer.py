@@ -12,7 +12,7 @@ import pytest
 from proxy import Fault, FaultyProxy, Point
 from sqlalchemy import make_url
 
-from ledger import ConnectionLost, CorruptLog, InvalidCommand, Ledger, ProofFailed, Transfer
+from ledger import ConcurrencyError, ConnectionLost, CorruptLog, InvalidCommand, Ledger, ProofFailed, Transfer
 from ledger.audit.anchors import FileAnchor
 from ledger.audit.checkpoint import SigningKey, open_checkpoint
 from ledger.audit.inclusion import InclusionProof
@@ -178,6 +178,29 @@ def test_two_sealers(funded: Ledger, ledger_url: str, key: SigningKey) -> None:
         assert again is not None
         assert (again.size, again.root) == (610, root_of(funded, 610))
         first.close()
+
+
+def test_what_another_has_yet_to_seal_is_not_nothing_new(funded: Ledger, key: SigningKey, psql: Psql) -> None:
+    """While somebody else has the lease, what is not sealed yet is an error that says who and until when."""
+    funded.stamp()
+    killed = funded.sealer(key)
+    killed.owner = "elsewhere/7"
+    assert killed.step() is not None
+    assert funded.seal(key) is None
+
+    grown(funded, 1)
+    with pytest.raises(
+        ConcurrencyError, match=r"2 events are not sealed yet, and elsewhere/7 has the sealer's lease until 20"
+    ) as busy:
+        funded.seal(key)
+    assert busy.value.retryable
+    assert funded.sealer(key).step() is None
+    assert funded.checkpoint().size == 8
+
+    psql.execute("UPDATE leases SET until = now() WHERE name = 'sealer'")
+    sealed = funded.seal(key)
+    assert sealed is not None
+    assert sealed.size == 10
 
 
 def test_a_sealer_that_lost_its_lease_writes_nothing(funded: Ledger, key: SigningKey, psql: Psql) -> None:

@@ -98,6 +98,31 @@ def test_connection_without_a_transaction_is_refused(stamped: Ledger, ledger_url
         stamped.subscription("mail").next(lent)
 
 
+@pytest.mark.parametrize("start", [9, 10**15, 10**20])
+def test_a_consumer_begins_where_something_was_stamped(stamped: Ledger, start: int) -> None:
+    """One that is new cannot begin behind the end of the feed, and the consumer's transaction goes on."""
+    with stamped.engine.begin() as connection:
+        with pytest.raises(InvalidCommand, match=f"start: {start} is not from 0 to 8, the last one of the feed"):
+            stamped.subscription("mail", start=start).next(connection)
+        assert connection.execute(text("SELECT 1")).scalar() == 1
+    assert stamped.subscriptions() == []
+    with stamped.engine.begin() as connection:
+        assert stamped.subscription("mail", start=8).next(connection) == []
+
+
+def test_a_name_is_not_empty(stamped: Ledger) -> None:
+    """Neither who consumes nor who moves it is nobody, whichever way it is named."""
+    for asked in (
+        lambda: stamped.subscription(""),
+        lambda: stamped.subscription("mail", owner=""),
+        lambda: stamped.seek_subscription("", 5, actor="ann"),
+        lambda: stamped.seek_subscription("mail", 5, actor=""),
+    ):
+        with pytest.raises(InvalidCommand, match="it is empty"):
+            asked()
+    assert stamped.subscriptions() == []
+
+
 @pytest.mark.parametrize("limit", [0, 1_001, True])
 def test_limit_of_a_delivery(stamped: Ledger, limit: int) -> None:
     """A consumer takes 1 to 1,000 entries at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import pytest
 from hypothesis import given, settings
@@ -12,10 +13,19 @@ from hypothesis import strategies as st
 from log import KEY, OTHER, extension, note
 from openssl import TimestampAuthority
 
-from ledger.audit.anchors import Anchor, FileAnchor, Kept, TimestampAnchor, timestamp_request, verify_timestamp
+from ledger.audit.anchors import (
+    LINE_BYTES_MAX,
+    Anchor,
+    FileAnchor,
+    Kept,
+    TimestampAnchor,
+    timestamp_request,
+    verify_timestamp,
+)
 from ledger.core.errors import InvalidCommand, ProofFailed
 
 SIZES = (3, 8, 8, 20)
+LINE_END: Final = b"\n"
 
 
 @pytest.fixture
@@ -89,6 +99,50 @@ def test_a_line_cut_short_is_passed_over(anchor: FileAnchor) -> None:
         anchor.record(note(40), extension(last, 40))
         assert [checkpoint.size for checkpoint in anchor.verify()] == sorted({3, 8, 20, last, 40})
         assert anchor.path.read_bytes().startswith(whole)
+
+
+NO_ANCHORS: Final = {
+    "a checkpoint": note(3),
+    "a key": KEY.secret.encode() + b"\n",
+    "an empty line": b"\n",
+    "zeros": bytes(100),
+    "nested without end": b"[" * 200_000,
+    "nested in a proof": b'{"checkpoint": "x", "proof": ' + b"[" * (LINE_BYTES_MAX + 1),
+    "more than a line": b"x" * 2_200_000,
+    "more than is looked back": b"x" * 5_000_000,
+    "a beginning that is too long": b'{"checkpoint": "' + b"x" * 5_000_000,
+}
+
+
+@pytest.mark.parametrize("what", NO_ANCHORS)
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_file_that_does_not_end_as_an_anchor_is_left_alone(anchor: FileAnchor, what: str, behind: bool) -> None:
+    """Anything else, alone or behind a sound anchor, is no empty anchor: it is refused before anything is written."""
+    whole = anchor.path.read_bytes() if behind else b""
+    anchor.path.write_bytes(whole + NO_ANCHORS[what])
+
+    for size, proof in ((30, []), (30, extension(20, 30)), (20, [])):
+        with pytest.raises(ProofFailed, match=r"The anchor .*its last line is no checkpoint"):
+            anchor.record(note(size), proof)
+    with pytest.raises(ProofFailed, match="its last line is no checkpoint"):
+        anchor.last()
+    with pytest.raises(ProofFailed, match=rf"Line {whole.count(LINE_END) + 1} of .*it is no checkpoint"):
+        list(anchor.verify())
+    assert anchor.path.read_bytes() == whole + NO_ANCHORS[what]
+
+
+def test_an_anchor_whose_first_line_was_cut_short_is_empty(anchor: FileAnchor) -> None:
+    """A crash in the midst of the first line leaves nothing to extend."""
+    anchor.path.write_bytes(anchor.path.read_bytes()[:50])
+    assert anchor.last() is None
+    anchor.record(note(8), [])
+    assert [checkpoint.size for checkpoint in anchor.verify()] == [8]
+
+
+def test_nesting_without_end_is_no_line() -> None:
+    """What a parser cannot follow keeps nothing."""
+    for line in (b"[" * 200_000, b'{"checkpoint": "x", "proof": ' + b"[" * 200_000):
+        assert Kept.from_line(line) is None
 
 
 @settings(max_examples=300)
@@ -167,6 +221,15 @@ def test_timestamps_are_verified_without_asking(authority: TimestampAuthority, t
             assert authority.verifies(path, path.with_suffix(".tsr"))
     with pytest.raises(ProofFailed, match="none of the keys"):
         anchor.verify([OTHER.verifier])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", KEY.secret.encode(), b"Log\nno size\nno root\n\n" + note(3).rpartition(b"\n\n")[2]]
+)
+def test_a_timestamp_is_asked_for_a_checkpoint_only(content: bytes) -> None:
+    """Of an empty file, a signing key and a note of something else no request is made."""
+    with pytest.raises(ProofFailed, match=r"The (note|checkpoint)"):
+        timestamp_request(content)
 
 
 def test_a_timestamp_is_of_one_checkpoint(authority: TimestampAuthority, tmp_path: Path) -> None:

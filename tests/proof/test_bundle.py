@@ -69,19 +69,23 @@ def packed(folder: Path, files: Files, name: str = "changed.tar") -> Path:
     return folder / name
 
 
-def by_hand(bundle: Path, key: SigningKey = KEY, roots: bytes | None = None) -> subprocess.CompletedProcess[str]:
+def by_hand(bundle: Path, *keys: SigningKey, roots: bytes | None = None) -> subprocess.CompletedProcess[str]:
     """Do what the bundle's own instructions say, with a shell."""
     if missing := [program for program in NEEDED if shutil.which(program) is None]:
         pytest.skip(f"{', '.join(missing)} not installed: a bundle is checked by hand with them")
     folder = bundle.with_suffix(".unpacked")
     folder.mkdir()
     shutil.copy(bundle, folder / "BUNDLE")
-    (folder / "KEY").write_text(f"{key.verifier}\n", "utf-8")
+    names = []
+    for number, key in enumerate(keys or (KEY,)):
+        names.append(f"KEY{number}")
+        (folder / names[-1]).write_text(f"{key.verifier}\n", "utf-8")
     (folder / "ROOTS").write_bytes(roots or b"")
     text = unpacked(bundle)["README.md"].decode()
     instructions = "\n".join(re.findall(r"^ {4}(.+)$", text, re.MULTILINE))
-    assert instructions.split() == ["tar", "xf", "BUNDLE", "sh", "ledger-bundle/verify.sh", "KEY", "[ROOTS]"]
-    script = "set -e\n" + instructions.replace("[ROOTS]", "ROOTS" if roots else "")
+    assert instructions.split() == ["tar", "xf", "BUNDLE", "sh", "ledger-bundle/verify.sh", "KEY...", "[ROOTS]"]
+    given = instructions.replace("KEY...", " ".join(names)).replace("[ROOTS]", "ROOTS" if roots else "")
+    script = f"set -e\n{given}"
     return subprocess.run(["sh", "-c", script], cwd=folder, check=False, capture_output=True, text=True, timeout=600)  # noqa: S607
 
 
@@ -329,7 +333,7 @@ def test_only_the_key_that_was_given_counts(sound: Files, tmp_path: Path) -> Non
     bundle = packed(tmp_path, resigned(dict(sound)))
     with pytest.raises(ProofFailed, match="The note"):
         verified(bundle)
-    assert "checkpoint is not signed with the key" in by_hand(bundle).stderr
+    assert "FAILED: the checkpoint is not signed with any of the keys" in by_hand(bundle).stderr
 
     honest = packed(tmp_path, sound, "honest.tar")
     with pytest.raises(ProofFailed, match="The note"):
@@ -508,6 +512,9 @@ def test_files_that_are_no_bundle_are_refused(sound: Files, tmp_path: Path) -> N
     foreign = packed(tmp_path, with_manifest({**sound, "extra": b"x\n"}), "foreign.tar")
     with pytest.raises(ProofFailed, match="'extra' does not belong in it"):
         verified(foreign)
+    assert "FAILED: the manifest names a file that no bundle has" in by_hand(foreign).stderr
+    unnamed = packed(tmp_path, {**sound, "reports/profit.json": b"{}\n"}, "unnamed.tar")
+    assert "FAILED: the files are not those that the manifest names" in by_hand(unnamed).stderr
     with pytest.raises(FileNotFoundError):
         verified(tmp_path / "none.tar")
 
@@ -582,7 +589,94 @@ def test_anchors_must_be_of_these_records(tmp_path: Path, entries: list[FeedEntr
     bundle = bundled(tmp_path, entries, "forged.tar", anchors=[kept, forged])
     with pytest.raises(ProofFailed, match=r"anchors/02\.jsonl.*its checkpoint of 20 records"):
         verified(bundle)
-    assert "anchors/02.jsonl has a checkpoint of 33 records that are not these" in by_hand(bundle).stderr
+    assert "line 2 of anchors/02.jsonl has a checkpoint of 33 records that are not these" in by_hand(bundle).stderr
+
+
+def test_what_a_former_key_has_signed_is_verified(tmp_path: Path, entries: list[FeedEntry]) -> None:
+    """After a key was replaced both keys are given, to us and by hand, in any order; one alone does not do."""
+    new = SigningKey(KEY.name, OTHER.seed)
+    kept = anchor_of(tmp_path / "kept", entries, 20, 33)
+    bundle = tmp_path / "bundle.tar"
+    write_bundle(bundle, LEDGER_ID, entries, note_of(entries, new), anchors=[kept])
+
+    assert verify_bundle(bundle, [new.verifier, KEY.verifier]).anchored[0].size == 33
+    for keys in ((new, KEY), (KEY, new)):
+        done = by_hand(bundle, *keys)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "its checkpoint of 33 records is of these" in done.stdout
+        shutil.rmtree(bundle.with_suffix(".unpacked"))
+    with pytest.raises(ProofFailed, match=r"Line 1 of anchors/01\.jsonl.*none of the keys"):
+        verified(bundle, new)
+    done = by_hand(bundle, new)
+    assert done.stderr == "FAILED: the checkpoint in line 2 of anchors/01.jsonl is not signed with any of the keys\n"
+
+
+ANCHOR: Final = "anchors/01.jsonl"
+NESTED: Final = b"[" * 200_000 + b"\n"
+DAMAGED: Final[dict[str, tuple[Change, str, str]]] = {
+    "empty": (
+        lambda files: files.update({ANCHOR: b""}),
+        f"{ANCHOR} does not hold: there is",
+        f"{ANCHOR} has no checkpoint",
+    ),
+    "garbage": (lambda files: files.update({ANCHOR: b"garbage\n"}), f"Line 1 of {ANCHOR}", f"line 1 of {ANCHOR}"),
+    "nested": (lambda files: files.update({ANCHOR: NESTED}), f"Line 1 of {ANCHOR}", f"line 1 of {ANCHOR}"),
+    "its second line": (on_line(ANCHOR, 2, lambda line: line[1:]), f"Line 2 of {ANCHOR}", f"line 2 of {ANCHOR}"),
+    "cut short": (on_line(ANCHOR, 2, lambda line: line[:40] + b"\n"), f"Line 2 of {ANCHOR}", f"line 2 of {ANCHOR}"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_damaged_anchor_is_found(what: str, tmp_path: Path, entries: list[FeedEntry]) -> None:
+    """Whole lines are all that a bundle has of an anchor: any other is found and named, by us and by hand."""
+    change, ours, theirs = DAMAGED[what]
+    kept = anchor_of(tmp_path / "kept", entries, 20, 33)
+    files = unpacked(bundled(tmp_path, entries, anchors=[kept]))
+    change(files)
+    bundle = packed(tmp_path, with_manifest(files))
+
+    with pytest.raises(ProofFailed, match=ours):
+        verified(bundle)
+    assert f"FAILED: {theirs}" in by_hand(bundle).stderr
+
+
+@pytest.mark.parametrize("content", [b"", b'{"checkpoint": "cut by a cra', note_of(feed(3)), NESTED, b"text\n"])
+def test_a_file_that_is_no_anchor_does_not_get_into_a_bundle(
+    content: bytes, tmp_path: Path, entries: list[FeedEntry]
+) -> None:
+    """Nothing is written with an anchor that is empty, or another file."""
+    (tmp_path / "kept").write_bytes(content)
+    with pytest.raises((InvalidCommand, ProofFailed), match=r"kept.*(there is|it is) no checkpoint"):
+        bundled(tmp_path, entries, anchors=[tmp_path / "kept"])
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("name", ["ledger.json", *FILES])
+def test_nesting_without_end_is_found(name: str, sound: Files, tmp_path: Path) -> None:
+    """What no parser can follow is a line that is wrong, and no error of ours."""
+    files = dict(sound)
+    on_line(name, 1, lambda _: NESTED)(files)
+    with pytest.raises(ProofFailed, match=name):
+        verified(packed(tmp_path, with_manifest(files)))
+
+
+def test_the_script_needs_a_key(sound: Files, tmp_path: Path) -> None:
+    """Without any key, and with certificates alone, nothing is checked; a file that is not there is named."""
+    folder = tmp_path / "unpacked"
+    folder.mkdir()
+    (folder / "verify.sh").write_bytes(sound["verify.sh"])
+    (folder / "roots").write_text("-----BEGIN CERTIFICATE-----\n", "utf-8")
+    for given, problem in (([], "a verifier key is needed"), (["roots"], "key is needed"), (["none"], "none cannot")):
+        done = subprocess.run(
+            ["sh", "verify.sh", *given],  # noqa: S607
+            cwd=folder,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert problem in done.stderr
 
 
 def test_timestamps_are_verified_with_the_certificates_given(tmp_path: Path, entries: list[FeedEntry]) -> None:
