@@ -12,25 +12,29 @@ once, never on the same accounts: what they would wait for in the database waits
 from __future__ import annotations
 
 import heapq
+import math
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from copy import copy
 from dataclasses import dataclass, field
-from itertools import count
-from typing import Final, Self
+from itertools import chain, count
+from typing import Final, Self, TypeAlias
 
 from ledger.batch import Batch, Done, Outcome
 from ledger.core.commands import BATCH_MAX, Command
 from ledger.core.errors import (
     BatcherClosed,
+    ConcurrencyError,
     ConnectionLost,
     DatabaseUnavailable,
     DeadlineExceeded,
     InvalidCommand,
+    LedgerError,
 )
 from ledger.writer import Writer, check
 
@@ -58,9 +62,29 @@ class _Asked:
     """The accounts that it names, and the transaction that it takes up."""
 
     arrived: float
+    deadline_seconds: float = math.inf
     transaction_id: str | None = None
-    is_late: bool = False
     answer: Future[Done] = field(default_factory=Future)
+
+    @property
+    def deadline(self) -> float:
+        """When its turn has to have come."""
+        return self.arrived + self.deadline_seconds
+
+
+_Answer: TypeAlias = tuple[_Asked, Outcome | BaseException]
+
+
+@dataclass(slots=True, frozen=True)
+class _Part:
+    """Commands that are carried out in one transaction: a batch, or some of one that failed."""
+
+    asked: list[_Asked]
+    in_doubt: bool = False
+    """Some of it may have been done before its connection broke."""
+
+    lock_seconds: float | None = None
+    """For how long it waits for a lock, if not for as long as others do."""
 
 
 class Batcher:
@@ -106,13 +130,13 @@ class Batcher:
             InvalidCommand: It is not a command.
         """
         check([command], scope)
-        if deadline_seconds is not None:
-            _check_deadline(deadline_seconds)
+        check_deadline(deadline_seconds)
         if os.getpid() != self._process:
             raise BatcherClosed("it was made before this process was forked off, and its threads stayed behind")
         touches = {*command.accounts} if command.refers_to is None else {*command.accounts, command.refers_to}
-        asked = _Asked(command, scope, frozenset(touches), time.monotonic())
-        self._queue.put(asked, deadline_seconds)
+        within = math.inf if deadline_seconds is None else deadline_seconds
+        asked = _Asked(command, scope, frozenset(touches), time.monotonic(), within)
+        self._queue.put(asked)
         return asked.answer
 
     def handle(self, command: Command, *, scope: str = "", deadline_seconds: float | None = None) -> Done:
@@ -147,12 +171,12 @@ class _Queue:
         self._waiting: deque[_Asked] = deque()
         self._busy: set[str] = set()
         self._expected, self._until = 0, 0.0
-        self._deadlines: list[tuple[float, int, float, _Asked]] = []
+        self._deadlines: list[tuple[float, int, _Asked]] = []
         self._numbers = count()
         self._clock: threading.Thread | None = None
         self._is_closed = False
 
-    def put(self, asked: _Asked, seconds: float | None) -> None:
+    def put(self, asked: _Asked) -> None:
         """
         Take a command in, as soon as there is room.
 
@@ -161,18 +185,12 @@ class _Queue:
         """
         with self._lock:
             if len(self._waiting) >= self._max_queue:
-                # Who is late or took it back has been answered, and waits for nothing.
-                self._waiting = deque(one for one in self._waiting if not (one.is_late or one.answer.cancelled()))
-            if len(self._waiting) >= self._max_queue and not self._is_closed:
-                left = None if seconds is None else asked.arrived + seconds - time.monotonic()
-                if not self._room.wait_for(lambda: self._is_closed or len(self._waiting) < self._max_queue, left):
-                    assert seconds is not None
-                    raise DeadlineExceeded("for room in the queue", seconds)
+                self._await_room(asked)
             if self._is_closed:
                 raise BatcherClosed("it is closed")
             self._waiting.append(asked)
-            if seconds is not None:
-                self._watch(asked, seconds)
+            if asked.deadline_seconds != math.inf:
+                self._watch(asked)
             if len(self._waiting) == 1 or self._pause() is None:
                 # In between, nobody has anything to do but to wait for the last one.
                 self._work.notify()
@@ -192,11 +210,12 @@ class _Queue:
                     return []
                 self._work.wait(wait)
 
-    def done(self, batch: Sequence[_Asked], seconds: float) -> None:
-        """These accounts are free again, after so many seconds."""
+    def done(self, answers: Sequence[_Answer], rest: Iterable[_Part], seconds: float) -> None:
+        """The accounts of those who are answered are free again, after so many seconds; not those of the rest."""
         with self._lock:
-            self._busy.difference_update(*(asked.touches for asked in batch))
-            self._expected = len(batch) + len(self._waiting)
+            self._busy.difference_update(*(asked.touches for asked, _ in answers))
+            self._busy.update(*(asked.touches for part in rest for asked in part.asked))
+            self._expected = len(answers) + len(self._waiting)
             self._until = time.monotonic() + _PATIENCE * seconds if self._expected > 1 else 0.0
             if self._waiting:
                 self._work.notify_all()
@@ -213,6 +232,14 @@ class _Queue:
             for condition in (self._work, self._room, self._due):
                 condition.notify_all()
 
+    def _await_room(self, asked: _Asked) -> None:
+        now = time.monotonic()
+        # Who is late or took it back waits for nothing.
+        self._waiting = deque(one for one in self._waiting if one.deadline > now and not one.answer.cancelled())
+        left = None if asked.deadline_seconds == math.inf else asked.deadline - now
+        if not self._room.wait_for(lambda: self._is_closed or len(self._waiting) < self._max_queue, left):
+            raise DeadlineExceeded("for room in the queue", asked.deadline_seconds)
+
     def _pause(self) -> float | None:
         """For how long a batch may still grow; None if not at all."""
         if not self._waiting or self._is_closed or len(self._waiting) >= self._max_batch:
@@ -228,10 +255,11 @@ class _Queue:
         batch: list[_Asked] = []
         behind: list[_Asked] = []
         closed: set[str] = set()
-        before = len(self._waiting)
+        before, now = len(self._waiting), time.monotonic()
         while self._waiting and len(batch) < self._max_batch and len(behind) < _LOOK_AHEAD * self._max_batch:
             asked = self._waiting.popleft()
-            if asked.is_late:
+            if asked.deadline <= now:
+                # The clock tells it, which may be busy telling others.
                 continue
             if self._busy.isdisjoint(asked.touches) and closed.isdisjoint(asked.touches):
                 # Cancelled, it is nobody's any more.
@@ -245,12 +273,12 @@ class _Queue:
         self._room.notify(before - len(self._waiting))
         return batch
 
-    def _watch(self, asked: _Asked, seconds: float) -> None:
+    def _watch(self, asked: _Asked) -> None:
         if len(self._deadlines) > 2 * self._max_queue:
             # Most of them were answered long before.
             self._deadlines = [entry for entry in self._deadlines if not entry[-1].answer.done()]
             heapq.heapify(self._deadlines)
-        heapq.heappush(self._deadlines, (asked.arrived + seconds, next(self._numbers), seconds, asked))
+        heapq.heappush(self._deadlines, (asked.deadline, next(self._numbers), asked))
         if self._clock is None:
             self._clock = threading.Thread(target=self._tell_late, name="ledger-deadlines", daemon=True)
             self._clock.start()
@@ -259,69 +287,134 @@ class _Queue:
     def _tell_late(self) -> None:
         """Answer those whose deadline passes before their turn comes, when it does."""
         while True:
-            late: list[tuple[_Asked, float]] = []
+            late: list[_Asked] = []
             with self._lock:
                 now = time.monotonic()
                 while self._deadlines and self._deadlines[0][0] <= now:
-                    _, _, seconds, asked = heapq.heappop(self._deadlines)
+                    _, _, asked = heapq.heappop(self._deadlines)
                     # Whose turn has come is running, or has its answer.
-                    if not (asked.answer.running() or asked.answer.done()):
-                        asked.is_late = True
-                        if asked.answer.set_running_or_notify_cancel():
-                            late.append((asked, seconds))
+                    is_answered = asked.answer.running() or asked.answer.done()
+                    if not is_answered and asked.answer.set_running_or_notify_cancel():
+                        late.append(asked)
                 if not late:
                     if self._is_closed and not self._waiting:
                         return
                     self._due.wait(self._deadlines[0][0] - now if self._deadlines else None)
-            for asked, seconds in late:
-                asked.answer.set_exception(DeadlineExceeded("for its turn", seconds))
+            for asked in late:
+                _tell(asked, _too_late(asked))
 
 
-def _check_deadline(seconds: object) -> None:
+def check_deadline(seconds: object) -> None:
+    """
+    A deadline is a number of seconds that lies ahead, or None.
+
+    Raises:
+        InvalidCommand: It is something else.
+    """
+    if seconds is None:
+        return
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= SECONDS_MAX:
         raise InvalidCommand("deadline_seconds", f"{seconds!r} is not above 0 and at most {SECONDS_MAX}")
 
 
 def _work(writer: Writer, queue: _Queue) -> None:
-    """What a lane does, until there is no more to do."""
+    """What a lane does, until there is no more to do: each part of a batch is answered before the next one is tried."""
     while batch := queue.take():
-        answers = []
-        begun = time.monotonic()
-        try:
-            answers = list(_answers(writer, batch, in_doubt=False))
-        finally:
-            queue.done(batch, time.monotonic() - begun)
-        for asked, answer in answers:
-            if isinstance(answer, Done):
-                asked.answer.set_result(answer)
-            else:
-                asked.answer.set_exception(answer)
+        parts = [_Part(batch)]
+        while parts:
+            begun = time.monotonic()
+            answers, smaller = _carried_out(writer, parts.pop(), begun)
+            parts += reversed(smaller)
+            if answers:
+                queue.done(answers, parts, time.monotonic() - begun)
+            for asked, answer in answers:
+                _tell(asked, answer)
 
 
-def _answers(
-    writer: Writer, batch: Sequence[_Asked], in_doubt: bool
-) -> Iterator[tuple[_Asked, Outcome | BaseException]]:
+def _carried_out(writer: Writer, part: _Part, begun: float) -> tuple[list[_Answer], list[_Part]]:
     """
-    Carry a batch out.  One that fails is resolved part by part: only what fails by itself is answered with the failure.
+    Carry a part out: its answers, and what is to be tried in smaller parts.
 
     The ids of the transactions stay the same, and what may have been done before is looked up by them.
     """
+    # What may have been done is looked up, however late it is.
+    late = [] if part.in_doubt else [one for one in part.asked if one.deadline <= begun]
+    asked = [one for one in part.asked if one.deadline > begun] if late else part.asked
+    answers: list[_Answer] = [(one, _too_late(one)) for one in late]
+    if not asked:
+        return answers, []
     prepared: Batch | None = None
     try:
-        prepared = writer.prepared((asked.command, asked.scope, asked.transaction_id) for asked in batch)
-        for asked, transaction_id in zip(batch, prepared.ids, strict=True):
-            asked.transaction_id = transaction_id
-        prepared.in_doubt = in_doubt
-        outcomes = writer.carry_out(prepared)
+        prepared = writer.prepared((one.command, one.scope, one.transaction_id) for one in asked)
+        for one, transaction_id in zip(asked, prepared.ids, strict=True):
+            one.transaction_id = transaction_id
+        prepared.in_doubt, prepared.lock_seconds = part.in_doubt, part.lock_seconds
+        answers += zip(asked, writer.carry_out(prepared), strict=True)
     except Exception as error:  # noqa: BLE001  (it is raised in the callers, to whom it belongs)
-        if prepared is None or len(batch) == 1 or _is_of_the_server(error):
-            yield from ((asked, error) for asked in batch)
-            return
-        middle = len(batch) // 2
-        for part in (batch[:middle], batch[middle:]):
-            yield from _answers(writer, part, in_doubt=prepared.in_doubt)
+        failed = _Part(asked, prepared is not None and prepared.in_doubt, part.lock_seconds)
+        smaller = [] if prepared is None else _halves(failed, error, time.monotonic() - begun)
+        if not smaller:
+            answers += [(one, _own(error)) for one in asked]
+        return answers, smaller
+    return answers, []
+
+
+def _halves(failed: _Part, error: Exception, seconds: float) -> list[_Part]:
+    """
+    What is to be tried again of a part that failed after so many seconds; nothing, if all of it fails for good.
+
+    Whatever a command is to blame for, it is alone with in the end.  Where accounts could not be had, those who have
+    an account in common stay together, and all parts together wait for locks no longer than the whole did.
+    """
+    if _is_of_the_server(error):
+        return []
+    groups, lock_seconds = [[asked] for asked in failed.asked], failed.lock_seconds
+    if isinstance(error, ConcurrencyError):
+        groups = _connected(failed.asked)
+        # Of so many groups there are less than twice as many parts.
+        lock_seconds = lock_seconds or seconds / (2 * len(groups))
+    if len(groups) == 1:
+        return []
+    middle = len(groups) // 2
+    return [_Part([*chain(*half)], failed.in_doubt, lock_seconds) for half in (groups[:middle], groups[middle:])]
+
+
+def _connected(batch: Sequence[_Asked]) -> list[list[_Asked]]:
+    """The commands in groups that have no account in common, each in order; those without any are together, too."""
+    leaders: dict[str, str] = {}
+
+    def leader(account: str) -> str:
+        while (above := leaders.setdefault(account, account)) != account:
+            leaders[account] = account = leaders[above]
+        return account
+
+    for asked in batch:
+        for account in asked.touches:
+            leaders[leader(account)] = leader(next(iter(asked.touches)))
+    groups: dict[str, list[_Asked]] = {}
+    for asked in batch:
+        groups.setdefault(leader(next(iter(asked.touches), "")), []).append(asked)
+    return list(groups.values())
+
+
+def _tell(asked: _Asked, answer: Outcome | BaseException) -> None:
+    if isinstance(answer, Done):
+        asked.answer.set_result(answer)
     else:
-        yield from zip(batch, outcomes, strict=True)
+        asked.answer.set_exception(answer)
+
+
+def _too_late(asked: _Asked) -> DeadlineExceeded:
+    return DeadlineExceeded("for its turn", asked.deadline_seconds)
+
+
+def _own(error: Exception) -> Exception:
+    """An error for one caller alone: whoever raises it adds to its traceback."""
+    if not isinstance(error, LedgerError):
+        return error
+    own = copy(error).with_traceback(error.__traceback__)
+    own.__cause__ = error.__cause__
+    return own
 
 
 def _is_of_the_server(error: Exception) -> bool:

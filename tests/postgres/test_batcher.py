@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from ledger import (
     AsyncLedger,
     Batcher,
     BatcherClosed,
+    ConcurrencyError,
     ConnectionLost,
     DatabaseUnavailable,
     DeadlineExceeded,
@@ -31,6 +33,7 @@ from ledger import (
     Ledger,
     OpenAccount,
     Rejected,
+    Timeouts,
     Transfer,
 )
 
@@ -57,8 +60,21 @@ def transfer(debit: str, credit: str, **more: Any) -> Transfer:
 def locked(psql: psycopg.Connection[Any], *accounts: str) -> Iterator[None]:
     """Somebody else holds these accounts."""
     with psql.transaction():
-        psql.execute("SELECT FROM balances WHERE stream = ANY(%s) ORDER BY stream FOR UPDATE", ([*accounts],))
+        lock(psql, *accounts)
         yield
+
+
+def lock(psql: psycopg.Connection[Any], *accounts: str) -> None:
+    """Take these accounts, until the transaction ends."""
+    psql.execute("SELECT FROM ledger.balances WHERE stream = ANY(%s) ORDER BY stream FOR UPDATE", ([*accounts],))
+
+
+@contextmanager
+def impatient(url: str, lock_seconds: float = 0.3) -> Iterator[Ledger]:
+    """The ledger of somebody who does not wait for a lock for long."""
+    with Ledger.connect(url, timeouts=Timeouts(lock_seconds=lock_seconds)) as ledger:
+        ledger.balance("account-0")
+        yield ledger
 
 
 def await_waiting(url: str, count: int = 1) -> None:
@@ -201,6 +217,77 @@ def test_poisoned_command(bank: Ledger, ledger_url: str, psql: psycopg.Connectio
     assert_sound(bank, ledger_url)
 
 
+def test_locked_account(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """Whoever shares accounts with a command that waits too long for a lock is told so once, and nobody else is."""
+    pairs = [("account-0", "account-1")] * 31 + [("account-1", "account-2")]
+    pairs += [("account-5", "account-6"), ("account-7", "account-8"), ("account-9", "account-10")]
+    with impatient(ledger_url) as ledger, locked(psql, "account-0"):
+        with ledger.batcher(lanes=1, max_batch=len(pairs), max_wait=3_600) as batcher:
+            futures = [batcher.submit(transfer(*pair)) for pair in pairs]
+        failures = [future.exception() for future in futures]
+        # All of it, those of the locked account with the next ones, and those of the locked account.
+        assert ledger.health().counts().failed == 3
+    assert [type(failure) for failure in failures] == [ConcurrencyError] * 32 + [type(None)] * 3
+    assert failures[0] is not None
+    assert "held a lock for too long" in str(failures[0])
+    assert bank.balance("account-1").version == 1
+    assert_sound(bank, ledger_url)
+
+
+@pytest.mark.usefixtures("bank")
+def test_all_accounts_are_locked(ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """However many accounts are locked, nobody waits much longer than twice for a lock: here, instead of 19 times."""
+    with impatient(ledger_url, lock_seconds=1.0) as ledger, locked(psql, *NAMES):
+        with ledger.batcher(lanes=1, max_batch=10, max_wait=3_600) as batcher:
+            begun = time.monotonic()
+            futures = [batcher.submit(transfer(*pair)) for pair in zip(NAMES[::2], NAMES[1::2], strict=True)]
+        assert time.monotonic() - begun < 10
+        assert ledger.health().counts().failed == 19
+    assert all(isinstance(future.exception(), ConcurrencyError) for future in futures)
+
+
+@pytest.mark.usefixtures("bank")
+def test_each_part_is_answered_at_once(ledger_url: str) -> None:
+    """Of a batch that is divided, whoever is done is answered before the others are tried again."""
+    with impatient(ledger_url) as ledger, psycopg.connect(ledger_url) as holder:
+        lock(holder, "account-0")
+        with ledger.batcher(lanes=1, max_batch=2, max_wait=3_600) as batcher:
+            free = batcher.submit(transfer("account-5", "account-6"))
+            free.add_done_callback(lambda _: holder.rollback())
+            stuck = batcher.submit(transfer("account-0", "account-1"))
+        assert isinstance(free.result(SECONDS), Done)
+        assert isinstance(stuck.result(SECONDS), Done)
+
+
+def test_deadline_of_a_part(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """A command whose deadline passes while its batch waits for somebody else's lock is not tried again."""
+    with impatient(ledger_url) as ledger, locked(psql, "account-0"):
+        with ledger.batcher(lanes=1, max_batch=2, max_wait=3_600) as batcher:
+            stuck = batcher.submit(transfer("account-0", "account-1"))
+            late = batcher.submit(transfer("account-5", "account-6"), deadline_seconds=0.2)
+        with pytest.raises(ConcurrencyError):
+            stuck.result(SECONDS)
+        with pytest.raises(DeadlineExceeded, match="for its turn"):
+            late.result(SECONDS)
+    assert bank.balance("account-5").version == 1
+
+
+@pytest.mark.usefixtures("bank")
+def test_each_caller_has_an_error_of_its_own(ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """Whoever raises an error adds to its traceback, and to nobody else's; what it says and its cause are the same."""
+    with (
+        impatient(ledger_url) as ledger,
+        locked(psql, "account-0"),
+        ledger.batcher(lanes=1, max_batch=5, max_wait=3_600) as batcher,
+    ):
+        futures = [batcher.submit(transfer("account-0", "account-1")) for _ in range(5)]
+        failures = [future.exception(SECONDS) for future in futures]
+    assert len({id(failure) for failure in failures}) == 5
+    assert len({str(failure) for failure in failures}) == 1
+    assert all(isinstance(failure, ConcurrencyError) for failure in failures)
+    assert {type(failure.__cause__) for failure in failures if failure} == {psycopg.errors.LockNotAvailable}
+
+
 @pytest.mark.parametrize("point", Point)
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("key", [None, "key"])
@@ -234,6 +321,7 @@ def test_server_is_gone(bank: Ledger, ledger_url: str) -> None:
     for future in futures:
         with pytest.raises((ConnectionLost, DatabaseUnavailable), match="again"):
             future.result(0)
+    assert len({id(future.exception()) for future in futures}) == len(futures)
     assert bank.balance("account-0").version == 1
 
 
@@ -267,6 +355,32 @@ def test_deadline(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) 
             assert caught.value.retryable
         assert isinstance(first.result(SECONDS), Done)
     assert bank.balance("account-2").version == 1
+
+
+def test_deadline_while_others_are_told(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """A command whose deadline has passed does not take place, even while whoever is told of his keeps the clock."""
+    told, go_on = threading.Event(), threading.Event()
+
+    def keep(_: Future[Done]) -> None:
+        told.set()
+        assert go_on.wait(SECONDS)
+
+    with bank.batcher(lanes=1) as batcher:
+        with locked(psql, "account-0"):
+            first = batcher.submit(transfer("account-0", "account-1"))
+            await_waiting(ledger_url)
+            batcher.submit(transfer("account-0", "account-2"), deadline_seconds=0.01).add_done_callback(keep)
+            assert told.wait(SECONDS)
+            late = batcher.submit(transfer("account-0", "account-3"), deadline_seconds=0.01)
+            over = time.monotonic() + 0.01
+            while time.monotonic() <= over:
+                pass
+        assert isinstance(first.result(SECONDS), Done)
+        assert isinstance(batcher.handle(transfer("account-0", "account-4")), Done)
+        go_on.set()
+        with pytest.raises(DeadlineExceeded, match="for its turn"):
+            late.result(SECONDS)
+    assert bank.balance("account-3").version == 1
 
 
 def test_taken_back(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
