@@ -11,17 +11,20 @@ once, never on the same accounts: what they would wait for in the database waits
 
 from __future__ import annotations
 
+import atexit
 import heapq
+import logging
 import math
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, count
 from typing import Final, Self, TypeAlias
 
@@ -37,6 +40,8 @@ from ledger.core.errors import (
     LedgerError,
 )
 from ledger.writer import Writer, check
+
+logger: Final = logging.getLogger("ledger.batcher")
 
 LANES_MAX: Final = 64
 QUEUE_MAX: Final = 1_000_000
@@ -93,6 +98,8 @@ class Batcher:
 
     Safe to use from any number of threads.  Close it, or use it as a context manager: everything that was submitted
     is answered first.
+
+    The done-callbacks of its futures run in its own threads, which carry nothing out meanwhile.
     """
 
     def __init__(self, writer: Writer, *, max_batch: int, max_wait: float, max_queue: int, lanes: int) -> None:
@@ -108,21 +115,20 @@ class Batcher:
         self._queue = _Queue(max_batch, max_wait, max_queue)
         self._process = os.getpid()
         # Neither the lanes nor the end of the process keep the batcher alive, so that one that was forgotten ends.
-        self._lanes = [
-            threading.Thread(target=_work, args=(writer, self._queue), name=f"ledger-lane-{number}", daemon=True)
-            for number in range(lanes)
-        ]
-        for lane in self._lanes:
-            lane.start()
-        self._finish = weakref.finalize(self, _finish, self._queue, self._lanes, self._process)
+        for number in range(lanes):
+            self._queue.begin(partial(_work, writer, self._queue), f"ledger-lane-{number}")
+        weakref.finalize(self, self._queue.finish).atexit = False
+        # What was registered last ends first: an embedded server, which was there before, goes on until this is done.
+        atexit.register(self._queue.finish)
 
     def submit(self, command: Command, *, scope: str = "", deadline_seconds: float | None = None) -> Future[Done]:
         """
         Hand a command over; the future has its answer, or raises its rejection or error.
 
-        Waits while the queue is full.  With `deadline_seconds` it is carried out only if its turn comes by then, and
-        else answered with `DeadlineExceeded`; one whose turn has come is answered with what became of it.  A future
-        can be cancelled until its turn comes.
+        Waits while the queue is full, but for a done-callback's own command, which would wait for itself and is taken.
+        With `deadline_seconds` it is carried out only if its turn comes by then, and else answered with
+        `DeadlineExceeded`; one whose turn has come is answered with what became of it.  A future can be cancelled
+        until its turn comes.
 
         Raises:
             BatcherClosed: It takes no more, or belongs to another process.
@@ -140,7 +146,14 @@ class Batcher:
         return asked.answer
 
     def handle(self, command: Command, *, scope: str = "", deadline_seconds: float | None = None) -> Done:
-        """Submit a command and wait for its answer."""
+        """
+        Submit a command and wait for its answer.
+
+        Raises:
+            InvalidCommand: A done-callback would wait here for the thread that it runs in.
+        """
+        if self._queue.is_own_thread:
+            raise InvalidCommand("handle", "a done-callback must not wait for an answer; submit its command")
         return self.submit(command, scope=scope, deadline_seconds=deadline_seconds).result()
 
     @property
@@ -149,8 +162,12 @@ class Batcher:
         return self._queue.waiting
 
     def close(self) -> None:
-        """Take no more, carry out what was taken, and answer everyone."""
-        self._finish()
+        """
+        Take no more, carry out what was taken, and answer everyone.
+
+        A done-callback that closes it does not wait: what is left is carried out after it.
+        """
+        self._queue.finish()
 
     def __enter__(self) -> Self:
         return self
@@ -160,10 +177,11 @@ class Batcher:
 
 
 class _Queue:
-    """Commands that wait for their turn, and the accounts that are being written to."""
+    """Commands that wait for their turn, the accounts that are being written to, and the threads that see to it."""
 
     def __init__(self, max_batch: int, max_wait: float, max_queue: int) -> None:
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._room = threading.Condition(self._lock)
@@ -173,8 +191,20 @@ class _Queue:
         self._expected, self._until = 0, 0.0
         self._deadlines: list[tuple[float, int, _Asked]] = []
         self._numbers = count()
-        self._clock: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
+        self._has_clock = False
         self._is_closed = False
+
+    def begin(self, work: Callable[[], None], name: str) -> None:
+        """Have a thread of its own do something."""
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether this runs in one of its threads, as done-callbacks do."""
+        return threading.current_thread() in self._threads
 
     def put(self, asked: _Asked) -> None:
         """
@@ -184,7 +214,8 @@ class _Queue:
             BatcherClosed, DeadlineExceeded: It was not taken.
         """
         with self._lock:
-            if len(self._waiting) >= self._max_queue:
+            if len(self._waiting) >= self._max_queue and not self.is_own_thread:
+                # Room is made by its own threads: if they waited for it, nobody would be answered any more.
                 self._await_room(asked)
             if self._is_closed:
                 raise BatcherClosed("it is closed")
@@ -225,12 +256,20 @@ class _Queue:
         """How many wait, those included who were too late or took it back."""
         return len(self._waiting)
 
-    def close(self) -> None:
-        """Take no more."""
+    def finish(self) -> None:
+        """Take no more; and wait until everyone is answered, unless a thread of its own asks for it."""
+        if os.getpid() != self._process:
+            # The threads stayed behind, and one of them may have held the lock.
+            return
         with self._lock:
             self._is_closed = True
             for condition in (self._work, self._room, self._due):
                 condition.notify_all()
+        if self.is_own_thread:
+            return
+        for thread in self._threads:
+            thread.join()
+        atexit.unregister(self.finish)
 
     def _await_room(self, asked: _Asked) -> None:
         now = time.monotonic()
@@ -279,9 +318,9 @@ class _Queue:
             self._deadlines = [entry for entry in self._deadlines if not entry[-1].answer.done()]
             heapq.heapify(self._deadlines)
         heapq.heappush(self._deadlines, (asked.deadline, next(self._numbers), asked))
-        if self._clock is None:
-            self._clock = threading.Thread(target=self._tell_late, name="ledger-deadlines", daemon=True)
-            self._clock.start()
+        if not self._has_clock:
+            self._has_clock = True
+            self.begin(self._tell_late, "ledger-deadlines")
         self._due.notify()
 
     def _tell_late(self) -> None:
@@ -398,10 +437,14 @@ def _connected(batch: Sequence[_Asked]) -> list[list[_Asked]]:
 
 
 def _tell(asked: _Asked, answer: Outcome | BaseException) -> None:
-    if isinstance(answer, Done):
-        asked.answer.set_result(answer)
-    else:
-        asked.answer.set_exception(answer)
+    try:
+        if isinstance(answer, Done):
+            asked.answer.set_result(answer)
+        else:
+            asked.answer.set_exception(answer)
+    except BaseException:
+        # Of a callback: an Exception is logged by the future itself, and anything else would end this thread.
+        logger.exception("A done-callback of a command raised; others are answered all the same.")
 
 
 def _too_late(asked: _Asked) -> DeadlineExceeded:
@@ -424,13 +467,3 @@ def _is_of_the_server(error: Exception) -> bool:
     return isinstance(error, DatabaseUnavailable) and (
         error.sqlstate is None or error.sqlstate.startswith(_OF_THE_SERVER)
     )
-
-
-def _finish(queue: _Queue, lanes: Sequence[threading.Thread], process: int) -> None:
-    queue.close()
-    if os.getpid() != process:
-        return
-    for lane in lanes:
-        # Whoever closes it on getting an answer is a lane itself, and goes on with the rest when it returns.
-        if lane is not threading.current_thread():
-            lane.join()

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any, Final
 
 import psycopg
@@ -424,6 +428,21 @@ def test_closed_under_load(bank: Ledger, ledger_url: str) -> None:
     assert_sound(bank, ledger_url)
 
 
+def test_end_of_the_process(bank: Ledger, ledger_url: str) -> None:
+    """What was submitted is carried out at the end of a process, before whatever the ledger was connected to ends."""
+    script = f"""
+import atexit, weakref
+from ledger import Ledger, Transfer
+weakref.finalize(Ledger, int)
+atexit.register(lambda: print(sum(future.done() for future in futures)))
+batcher = Ledger.connect({ledger_url!r}).batcher(max_batch=1)
+futures = [batcher.submit(Transfer(amount="1 USD", debit="account-0", credit="account-1")) for _ in range(100)]
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=SECONDS, check=True)
+    assert done.stdout == "100\n"
+    assert bank.balance("account-0").version == 101
+
+
 def test_fairness(bank: Ledger) -> None:
     """Callers who wait for their answers get as many as the others, on one account as on many."""
     done = [0] * 16
@@ -496,6 +515,18 @@ def test_forked(bank: Ledger) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def test_forked_while_somebody_submits(bank: Ledger) -> None:
+    """A child process closes what it inherited, even if a thread that stayed behind held the lock of the queue."""
+    with bank.batcher() as batcher:
+        with batcher._queue._lock:  # noqa: SLF001  (as a thread does that takes a command in)
+            child = os.fork()
+            if child == 0:
+                signal.alarm(SECONDS)
+                batcher.close()
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_forgotten(bank: Ledger) -> None:
     """A batcher that nobody holds any more answers what it has, and ends."""
     before = set(threading.enumerate())
@@ -555,3 +586,76 @@ def test_closed_on_getting_an_answer(bank: Ledger, ledger_url: str, psql: psycop
     assert isinstance(second.result(SECONDS), Done)
     with pytest.raises(BatcherClosed):
         batcher.submit(transfer("account-0", "account-1"))
+
+
+def test_closed_again(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """Whoever closes it waits until everyone is answered, whoever has closed it before."""
+    batcher = bank.batcher(lanes=1, max_batch=1)
+
+    def close() -> bool:
+        closing.set()
+        batcher.close()
+        return second.done()
+
+    closing = threading.Event()
+
+    with ThreadPoolExecutor(1) as other, psycopg.connect(ledger_url) as holder:
+        lock(holder, "account-2")
+        with locked(psql, "account-0"):
+            first = batcher.submit(transfer("account-0", "account-1"))
+            await_waiting(ledger_url)
+            first.add_done_callback(lambda _: batcher.close())
+            second = batcher.submit(transfer("account-2", "account-3"))
+        assert isinstance(first.result(SECONDS), Done)
+        await_waiting(ledger_url)
+        closed = other.submit(close)
+        assert closing.wait(SECONDS)
+        holder.rollback()
+        assert closed.result(SECONDS)
+
+
+def test_full_queue_on_getting_an_answer(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """A done-callback may submit: room is made by the thread that it runs in, which does not wait for itself."""
+    more: SimpleQueue[Future[Done]] = SimpleQueue()
+    batcher = bank.batcher(lanes=1, max_batch=1, max_queue=1)
+    with locked(psql, "account-0"):
+        first = batcher.submit(transfer("account-0", "account-1"))
+        await_waiting(ledger_url)
+        first.add_done_callback(lambda _: more.put(batcher.submit(transfer("account-0", "account-3"))))
+        second = batcher.submit(transfer("account-0", "account-2"))
+    assert isinstance(more.get(timeout=SECONDS).result(SECONDS), Done)
+    assert isinstance(second.result(SECONDS), Done)
+    batcher.close()
+
+
+def test_answer_awaited_on_getting_an_answer(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """A done-callback that would wait for the thread that it runs in is refused."""
+    refused: SimpleQueue[str] = SimpleQueue()
+
+    def call(_: Future[Done]) -> None:
+        try:
+            batcher.handle(transfer("account-0", "account-2"))
+        except InvalidCommand as error:
+            refused.put(error.where)
+
+    with bank.batcher(lanes=1) as batcher:
+        with locked(psql, "account-0"):
+            first = batcher.submit(transfer("account-0", "account-1"))
+            await_waiting(ledger_url)
+            first.add_done_callback(call)
+        assert refused.get(timeout=SECONDS) == "handle"
+
+
+def test_callback_that_ends_its_thread(
+    bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A done-callback that raises SystemExit is logged, and takes nobody else's answer with it."""
+    batcher = bank.batcher(lanes=1)
+    with locked(psql, "account-0"):
+        first = batcher.submit(transfer("account-0", "account-1"))
+        await_waiting(ledger_url)
+        first.add_done_callback(lambda _: sys.exit(3))
+        second = batcher.submit(transfer("account-0", "account-2"))
+    assert isinstance(second.result(SECONDS), Done)
+    batcher.close()
+    assert [(record.name, record.levelname) for record in caplog.records] == [("ledger.batcher", "ERROR")]
