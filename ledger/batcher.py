@@ -53,6 +53,9 @@ _LOOK_AHEAD: Final = 4
 _PATIENCE: Final = 0.25
 """Of the time that a batch took: for how long the next one may wait for those who were answered."""
 
+_PATIENCE_SECONDS_MAX: Final = 0.05
+"""And no longer than this: a batch that waited for a lock says nothing of how fast its callers are."""
+
 _OF_THE_SERVER: Final = ("08", "53", "57P")
 """SQLSTATEs that no command is the cause of: no part of the batch would fare better."""
 
@@ -247,7 +250,8 @@ class _Queue:
             self._busy.difference_update(*(asked.touches for asked, _ in answers))
             self._busy.update(*(asked.touches for part in rest for asked in part.asked))
             self._expected = len(answers) + len(self._waiting)
-            self._until = time.monotonic() + _PATIENCE * seconds if self._expected > 1 else 0.0
+            patience = min(_PATIENCE * seconds, _PATIENCE_SECONDS_MAX)
+            self._until = time.monotonic() + patience if self._expected > 1 else 0.0
             if self._waiting:
                 self._work.notify_all()
 

@@ -40,6 +40,7 @@ from ledger import (
     Timeouts,
     Transfer,
 )
+from ledger.batcher import _Asked, _Queue
 
 SECONDS: Final = 60
 NAMES: Final = tuple(f"account-{number}" for number in range(20))
@@ -385,6 +386,23 @@ def test_deadline_while_others_are_told(bank: Ledger, ledger_url: str, psql: psy
         with pytest.raises(DeadlineExceeded, match="for its turn"):
             late.result(SECONDS)
     assert bank.balance("account-3").version == 1
+
+
+def test_patience_has_an_end() -> None:
+    """However long a batch took, the next command is not kept for callers who may not come back."""
+    queue = _Queue(max_batch=10, max_wait=0.0, max_queue=10)
+    for number in range(3):
+        queue.put(_Asked(transfer("account-0", "account-1"), "", frozenset({NAMES[number]}), time.monotonic()))
+    batch = queue.take()
+    queue.done([(asked, RuntimeError()) for asked in batch], [], seconds=86_400)
+    queue.put(_Asked(transfer("account-0", "account-1"), "", frozenset(), time.monotonic()))
+    with ThreadPoolExecutor(1) as lane:
+        taken = lane.submit(queue.take)
+        wait([taken], SECONDS)
+        in_time = taken.done()
+        queue.finish()
+    assert in_time
+    assert len(batch) == 3
 
 
 def test_taken_back(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
