@@ -581,9 +581,34 @@ def test_settings(bank: Ledger, name: str, value: object) -> None:
 
 @pytest.mark.parametrize("seconds", [0, -1, "5", True, float("nan"), 1e9])
 def test_deadline_that_is_none(bank: Ledger, seconds: Any) -> None:
-    """A deadline lies ahead, and is a number."""
+    """A deadline lies ahead, and is a number; for coroutines, too."""
     with bank.batcher() as batcher, pytest.raises(InvalidCommand, match="deadline_seconds"):
         batcher.submit(transfer("account-0", "account-1"), deadline_seconds=seconds)
+
+    async def run() -> None:
+        async with AsyncLedger(bank) as awaited:
+            await awaited.submit(transfer("account-0", "account-1"), deadline_seconds=seconds)
+
+    with pytest.raises(InvalidCommand, match="deadline_seconds"):
+        asyncio.run(run())
+
+
+def test_event_loops(bank: Ledger) -> None:
+    """An `AsyncLedger` serves one event loop after the other, and tells whoever comes from another one meanwhile."""
+
+    async def crowd() -> int:
+        return len(await asyncio.gather(*(awaited.submit(transfer("account-0", "account-1")) for _ in range(5))))
+
+    async def from_two_loops() -> int:
+        answered = await crowd()
+        with pytest.raises(BatcherClosed, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, crowd())
+        await awaited.close()
+        return answered
+
+    awaited = AsyncLedger(bank, max_queue=1)
+    assert asyncio.run(crowd()) == 5
+    assert asyncio.run(from_two_loops()) == 5
 
 
 def test_closed_on_getting_an_answer(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
