@@ -6,7 +6,8 @@ Group commit: what many callers ask for at once is one transaction.
 Commands that arrive while a batch is on its way form the next one, so that an idle ledger adds no wait and a busy one
 shares its commits.  Whoever was answered together is likely to ask again together: the next batch is given a moment to
 become as large as the one before, or one half of the callers would always wait for the other.  A few lanes work at
-once, never on the same accounts: what they would wait for in the database waits in the queue instead.
+once, never on accounts that their commands name in common: what they would wait for in the database waits in the queue
+instead.  A command that names a hold or a transaction says nothing of its accounts, and may wait in its lane.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from ledger import (
     AsyncLedger,
     Batcher,
     BatcherClosed,
+    Capture,
     ConcurrencyError,
     ConnectionLost,
     DatabaseUnavailable,
@@ -609,6 +610,23 @@ def test_event_loops(bank: Ledger) -> None:
     awaited = AsyncLedger(bank, max_queue=1)
     assert asyncio.run(crowd()) == 5
     assert asyncio.run(from_two_loops()) == 5
+
+
+def test_hold_in_another_lane(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """A capture names no account: it may share its accounts with another lane, and waits for them in the database."""
+    hold = str(bank.hold("5 USD", debit="account-0", credit="account-1").transaction_id)
+    with bank.batcher(lanes=2, max_batch=1) as batcher:
+        with locked(psql, "account-0"):
+            futures = [batcher.submit(Capture(hold=hold, amount="1 USD"))]
+            await_waiting(ledger_url)
+            futures.append(batcher.submit(transfer("account-0", "account-2")))
+            await_waiting(ledger_url, 2)
+            futures += [batcher.submit(transfer("account-0", "account-2")), batcher.submit(Capture(hold=hold))]
+        versions = [future.result(SECONDS).versions["account-0"] for future in futures]
+    assert sorted(versions) == [3, 4, 5, 6]
+    assert bank.balance("account-1").posted.minor == 5_00
+    assert bank.balance("account-2").posted.minor == 2_00
+    assert_sound(bank, ledger_url)
 
 
 def test_closed_on_getting_an_answer(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
