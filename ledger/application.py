@@ -190,7 +190,7 @@ class Ledger(Operations, Proofs, Auditing, Reconciliations, Access, Overviews):
         `submit(command)` returns a future, from any thread.  Commands that arrive while a batch is on its way form the
         next one, of at most `max_batch`; a batch waits up to `max_wait` seconds for more.  At most `max_queue`
         commands wait; who submits another waits for room.  As many batches are on their way at once as there are
-        `lanes`, each on accounts of its own.
+        `lanes`, never on accounts that their commands name in common.
         """
         return Batcher(self._writer, max_batch=max_batch, max_wait=max_wait, max_queue=max_queue, lanes=lanes)
 

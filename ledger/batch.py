@@ -141,6 +141,9 @@ class Batch:
     drifted: set[str] = field(default_factory=set)
     """Streams whose projections are mended, under the locks, before anything is decided on them."""
 
+    lock_seconds: float | None = None
+    """For how long it waits for a lock, if not for as long as others do."""
+
     in_doubt: bool = False
     """An earlier attempt may have committed before its connection broke: ids without a key are looked up too."""
 
@@ -161,7 +164,8 @@ class Batch:
     @property
     def plain(self) -> bool:
         """Whether it can be decided on what is read in one statement, before anything is locked."""
-        return len(self.commands) == 1 and not (self.references or self.backdated or self.closing)
+        alone = len(self.commands) == 1 and self.lock_seconds is None
+        return alone and not (self.references or self.backdated or self.closing)
 
     def touched(self, command: Command) -> set[str]:
         """The streams that a command is about."""

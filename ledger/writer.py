@@ -228,7 +228,7 @@ class Writer:
         frame = _UNFRAMED
         if locked or not connection.own_session:
             frame = _Frame(connection.begin(), closing=[("COMMIT", ())], undo="ROLLBACK")
-        opening = [*frame.opening, projector.lock(batch.locks)] if locked else []
+        opening = [*frame.opening, *_patience(batch), projector.lock(batch.locks)] if locked else []
         if batch.closing:
             # Its trial balance takes as long as the log is long.
             opening.append(("SET LOCAL statement_timeout = 0", ()))
@@ -271,6 +271,14 @@ class Writer:
         connection.query("SAVEPOINT mended")
         self.counters.rebuilt(len(mended))
         return frame._replace(undo="ROLLBACK TO SAVEPOINT mended; COMMIT")
+
+
+def _patience(batch: Batch) -> list[Statement]:
+    """For how long it waits for a lock; the server would take nothing for "without end"."""
+    if batch.lock_seconds is None:
+        return []
+    milliseconds = max(1, round(batch.lock_seconds * 1000))
+    return [("SELECT set_config('lock_timeout', %s, true)", (str(milliseconds),))]
 
 
 def handle_as_guest(

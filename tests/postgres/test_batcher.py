@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any, Final
 
 import psycopg
@@ -21,6 +26,8 @@ from ledger import (
     AsyncLedger,
     Batcher,
     BatcherClosed,
+    Capture,
+    ConcurrencyError,
     ConnectionLost,
     DatabaseUnavailable,
     DeadlineExceeded,
@@ -31,8 +38,10 @@ from ledger import (
     Ledger,
     OpenAccount,
     Rejected,
+    Timeouts,
     Transfer,
 )
+from ledger.batcher import _Asked, _Queue
 
 SECONDS: Final = 60
 NAMES: Final = tuple(f"account-{number}" for number in range(20))
@@ -57,8 +66,21 @@ def transfer(debit: str, credit: str, **more: Any) -> Transfer:
 def locked(psql: psycopg.Connection[Any], *accounts: str) -> Iterator[None]:
     """Somebody else holds these accounts."""
     with psql.transaction():
-        psql.execute("SELECT FROM balances WHERE stream = ANY(%s) ORDER BY stream FOR UPDATE", ([*accounts],))
+        lock(psql, *accounts)
         yield
+
+
+def lock(psql: psycopg.Connection[Any], *accounts: str) -> None:
+    """Take these accounts, until the transaction ends."""
+    psql.execute("SELECT FROM ledger.balances WHERE stream = ANY(%s) ORDER BY stream FOR UPDATE", ([*accounts],))
+
+
+@contextmanager
+def impatient(url: str, lock_seconds: float = 0.3) -> Iterator[Ledger]:
+    """The ledger of somebody who does not wait for a lock for long."""
+    with Ledger.connect(url, timeouts=Timeouts(lock_seconds=lock_seconds)) as ledger:
+        ledger.balance("account-0")
+        yield ledger
 
 
 def await_waiting(url: str, count: int = 1) -> None:
@@ -201,6 +223,77 @@ def test_poisoned_command(bank: Ledger, ledger_url: str, psql: psycopg.Connectio
     assert_sound(bank, ledger_url)
 
 
+def test_locked_account(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """Whoever shares accounts with a command that waits too long for a lock is told so once, and nobody else is."""
+    pairs = [("account-0", "account-1")] * 31 + [("account-1", "account-2")]
+    pairs += [("account-5", "account-6"), ("account-7", "account-8"), ("account-9", "account-10")]
+    with impatient(ledger_url) as ledger, locked(psql, "account-0"):
+        with ledger.batcher(lanes=1, max_batch=len(pairs), max_wait=3_600) as batcher:
+            futures = [batcher.submit(transfer(*pair)) for pair in pairs]
+        failures = [future.exception() for future in futures]
+        # All of it, those of the locked account with the next ones, and those of the locked account.
+        assert ledger.health().counts().failed == 3
+    assert [type(failure) for failure in failures] == [ConcurrencyError] * 32 + [type(None)] * 3
+    assert failures[0] is not None
+    assert "held a lock for too long" in str(failures[0])
+    assert bank.balance("account-1").version == 1
+    assert_sound(bank, ledger_url)
+
+
+@pytest.mark.usefixtures("bank")
+def test_all_accounts_are_locked(ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """However many accounts are locked, nobody waits much longer than twice for a lock: here, instead of 19 times."""
+    with impatient(ledger_url, lock_seconds=1.0) as ledger, locked(psql, *NAMES):
+        with ledger.batcher(lanes=1, max_batch=10, max_wait=3_600) as batcher:
+            begun = time.monotonic()
+            futures = [batcher.submit(transfer(*pair)) for pair in zip(NAMES[::2], NAMES[1::2], strict=True)]
+        assert time.monotonic() - begun < 10
+        assert ledger.health().counts().failed == 19
+    assert all(isinstance(future.exception(), ConcurrencyError) for future in futures)
+
+
+@pytest.mark.usefixtures("bank")
+def test_each_part_is_answered_at_once(ledger_url: str) -> None:
+    """Of a batch that is divided, whoever is done is answered before the others are tried again."""
+    with impatient(ledger_url) as ledger, psycopg.connect(ledger_url) as holder:
+        lock(holder, "account-0")
+        with ledger.batcher(lanes=1, max_batch=2, max_wait=3_600) as batcher:
+            free = batcher.submit(transfer("account-5", "account-6"))
+            free.add_done_callback(lambda _: holder.rollback())
+            stuck = batcher.submit(transfer("account-0", "account-1"))
+        assert isinstance(free.result(SECONDS), Done)
+        assert isinstance(stuck.result(SECONDS), Done)
+
+
+def test_deadline_of_a_part(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """A command whose deadline passes while its batch waits for somebody else's lock is not tried again."""
+    with impatient(ledger_url) as ledger, locked(psql, "account-0"):
+        with ledger.batcher(lanes=1, max_batch=2, max_wait=3_600) as batcher:
+            stuck = batcher.submit(transfer("account-0", "account-1"))
+            late = batcher.submit(transfer("account-5", "account-6"), deadline_seconds=0.2)
+        with pytest.raises(ConcurrencyError):
+            stuck.result(SECONDS)
+        with pytest.raises(DeadlineExceeded, match="for its turn"):
+            late.result(SECONDS)
+    assert bank.balance("account-5").version == 1
+
+
+@pytest.mark.usefixtures("bank")
+def test_each_caller_has_an_error_of_its_own(ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """Whoever raises an error adds to its traceback, and to nobody else's; what it says and its cause are the same."""
+    with (
+        impatient(ledger_url) as ledger,
+        locked(psql, "account-0"),
+        ledger.batcher(lanes=1, max_batch=5, max_wait=3_600) as batcher,
+    ):
+        futures = [batcher.submit(transfer("account-0", "account-1")) for _ in range(5)]
+        failures = [future.exception(SECONDS) for future in futures]
+    assert len({id(failure) for failure in failures}) == 5
+    assert len({str(failure) for failure in failures}) == 1
+    assert all(isinstance(failure, ConcurrencyError) for failure in failures)
+    assert {type(failure.__cause__) for failure in failures if failure} == {psycopg.errors.LockNotAvailable}
+
+
 @pytest.mark.parametrize("point", Point)
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("key", [None, "key"])
@@ -234,6 +327,7 @@ def test_server_is_gone(bank: Ledger, ledger_url: str) -> None:
     for future in futures:
         with pytest.raises((ConnectionLost, DatabaseUnavailable), match="again"):
             future.result(0)
+    assert len({id(future.exception()) for future in futures}) == len(futures)
     assert bank.balance("account-0").version == 1
 
 
@@ -267,6 +361,49 @@ def test_deadline(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) 
             assert caught.value.retryable
         assert isinstance(first.result(SECONDS), Done)
     assert bank.balance("account-2").version == 1
+
+
+def test_deadline_while_others_are_told(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """A command whose deadline has passed does not take place, even while whoever is told of his keeps the clock."""
+    told, go_on = threading.Event(), threading.Event()
+
+    def keep(_: Future[Done]) -> None:
+        told.set()
+        assert go_on.wait(SECONDS)
+
+    with bank.batcher(lanes=1) as batcher:
+        with locked(psql, "account-0"):
+            first = batcher.submit(transfer("account-0", "account-1"))
+            await_waiting(ledger_url)
+            batcher.submit(transfer("account-0", "account-2"), deadline_seconds=0.01).add_done_callback(keep)
+            assert told.wait(SECONDS)
+            late = batcher.submit(transfer("account-0", "account-3"), deadline_seconds=0.01)
+            over = time.monotonic() + 0.01
+            while time.monotonic() <= over:
+                pass
+        assert isinstance(first.result(SECONDS), Done)
+        assert isinstance(batcher.handle(transfer("account-0", "account-4")), Done)
+        go_on.set()
+        with pytest.raises(DeadlineExceeded, match="for its turn"):
+            late.result(SECONDS)
+    assert bank.balance("account-3").version == 1
+
+
+def test_patience_has_an_end() -> None:
+    """However long a batch took, the next command is not kept for callers who may not come back."""
+    queue = _Queue(max_batch=10, max_wait=0.0, max_queue=10)
+    for number in range(3):
+        queue.put(_Asked(transfer("account-0", "account-1"), "", frozenset({NAMES[number]}), time.monotonic()))
+    batch = queue.take()
+    queue.done([(asked, RuntimeError()) for asked in batch], [], seconds=86_400)
+    queue.put(_Asked(transfer("account-0", "account-1"), "", frozenset(), time.monotonic()))
+    with ThreadPoolExecutor(1) as lane:
+        taken = lane.submit(queue.take)
+        wait([taken], SECONDS)
+        in_time = taken.done()
+        queue.finish()
+    assert in_time
+    assert len(batch) == 3
 
 
 def test_taken_back(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
@@ -308,6 +445,21 @@ def test_closed_under_load(bank: Ledger, ledger_url: str) -> None:
     assert sum(bank.balance(name).version - 1 for name in NAMES[:8]) == len(futures)
     batcher.close()
     assert_sound(bank, ledger_url)
+
+
+def test_end_of_the_process(bank: Ledger, ledger_url: str) -> None:
+    """What was submitted is carried out at the end of a process, before whatever the ledger was connected to ends."""
+    script = f"""
+import atexit, weakref
+from ledger import Ledger, Transfer
+weakref.finalize(Ledger, int)
+atexit.register(lambda: print(sum(future.done() for future in futures)))
+batcher = Ledger.connect({ledger_url!r}).batcher(max_batch=1)
+futures = [batcher.submit(Transfer(amount="1 USD", debit="account-0", credit="account-1")) for _ in range(100)]
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=SECONDS, check=True)
+    assert done.stdout == "100\n"
+    assert bank.balance("account-0").version == 101
 
 
 def test_fairness(bank: Ledger) -> None:
@@ -382,6 +534,18 @@ def test_forked(bank: Ledger) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def test_forked_while_somebody_submits(bank: Ledger) -> None:
+    """A child process closes what it inherited, even if a thread that stayed behind held the lock of the queue."""
+    with bank.batcher() as batcher:
+        with batcher._queue._lock:  # noqa: SLF001  (as a thread does that takes a command in)
+            child = os.fork()
+            if child == 0:
+                signal.alarm(SECONDS)
+                batcher.close()
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_forgotten(bank: Ledger) -> None:
     """A batcher that nobody holds any more answers what it has, and ends."""
     before = set(threading.enumerate())
@@ -418,9 +582,51 @@ def test_settings(bank: Ledger, name: str, value: object) -> None:
 
 @pytest.mark.parametrize("seconds", [0, -1, "5", True, float("nan"), 1e9])
 def test_deadline_that_is_none(bank: Ledger, seconds: Any) -> None:
-    """A deadline lies ahead, and is a number."""
+    """A deadline lies ahead, and is a number; for coroutines, too."""
     with bank.batcher() as batcher, pytest.raises(InvalidCommand, match="deadline_seconds"):
         batcher.submit(transfer("account-0", "account-1"), deadline_seconds=seconds)
+
+    async def run() -> None:
+        async with AsyncLedger(bank) as awaited:
+            await awaited.submit(transfer("account-0", "account-1"), deadline_seconds=seconds)
+
+    with pytest.raises(InvalidCommand, match="deadline_seconds"):
+        asyncio.run(run())
+
+
+def test_event_loops(bank: Ledger) -> None:
+    """An `AsyncLedger` serves one event loop after the other, and tells whoever comes from another one meanwhile."""
+
+    async def crowd() -> int:
+        return len(await asyncio.gather(*(awaited.submit(transfer("account-0", "account-1")) for _ in range(5))))
+
+    async def from_two_loops() -> int:
+        answered = await crowd()
+        with pytest.raises(BatcherClosed, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, crowd())
+        await awaited.close()
+        return answered
+
+    awaited = AsyncLedger(bank, max_queue=1)
+    assert asyncio.run(crowd()) == 5
+    assert asyncio.run(from_two_loops()) == 5
+
+
+def test_hold_in_another_lane(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """A capture names no account: it may share its accounts with another lane, and waits for them in the database."""
+    hold = str(bank.hold("5 USD", debit="account-0", credit="account-1").transaction_id)
+    with bank.batcher(lanes=2, max_batch=1) as batcher:
+        with locked(psql, "account-0"):
+            futures = [batcher.submit(Capture(hold=hold, amount="1 USD"))]
+            await_waiting(ledger_url)
+            futures.append(batcher.submit(transfer("account-0", "account-2")))
+            await_waiting(ledger_url, 2)
+            futures += [batcher.submit(transfer("account-0", "account-2")), batcher.submit(Capture(hold=hold))]
+        versions = [future.result(SECONDS).versions["account-0"] for future in futures]
+    assert sorted(versions) == [3, 4, 5, 6]
+    assert bank.balance("account-1").posted.minor == 5_00
+    assert bank.balance("account-2").posted.minor == 2_00
+    assert_sound(bank, ledger_url)
 
 
 def test_closed_on_getting_an_answer(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
@@ -441,3 +647,76 @@ def test_closed_on_getting_an_answer(bank: Ledger, ledger_url: str, psql: psycop
     assert isinstance(second.result(SECONDS), Done)
     with pytest.raises(BatcherClosed):
         batcher.submit(transfer("account-0", "account-1"))
+
+
+def test_closed_again(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """Whoever closes it waits until everyone is answered, whoever has closed it before."""
+    batcher = bank.batcher(lanes=1, max_batch=1)
+
+    def close() -> bool:
+        closing.set()
+        batcher.close()
+        return second.done()
+
+    closing = threading.Event()
+
+    with ThreadPoolExecutor(1) as other, psycopg.connect(ledger_url) as holder:
+        lock(holder, "account-2")
+        with locked(psql, "account-0"):
+            first = batcher.submit(transfer("account-0", "account-1"))
+            await_waiting(ledger_url)
+            first.add_done_callback(lambda _: batcher.close())
+            second = batcher.submit(transfer("account-2", "account-3"))
+        assert isinstance(first.result(SECONDS), Done)
+        await_waiting(ledger_url)
+        closed = other.submit(close)
+        assert closing.wait(SECONDS)
+        holder.rollback()
+        assert closed.result(SECONDS)
+
+
+def test_full_queue_on_getting_an_answer(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """A done-callback may submit: room is made by the thread that it runs in, which does not wait for itself."""
+    more: SimpleQueue[Future[Done]] = SimpleQueue()
+    batcher = bank.batcher(lanes=1, max_batch=1, max_queue=1)
+    with locked(psql, "account-0"):
+        first = batcher.submit(transfer("account-0", "account-1"))
+        await_waiting(ledger_url)
+        first.add_done_callback(lambda _: more.put(batcher.submit(transfer("account-0", "account-3"))))
+        second = batcher.submit(transfer("account-0", "account-2"))
+    assert isinstance(more.get(timeout=SECONDS).result(SECONDS), Done)
+    assert isinstance(second.result(SECONDS), Done)
+    batcher.close()
+
+
+def test_answer_awaited_on_getting_an_answer(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """A done-callback that would wait for the thread that it runs in is refused."""
+    refused: SimpleQueue[str] = SimpleQueue()
+
+    def call(_: Future[Done]) -> None:
+        try:
+            batcher.handle(transfer("account-0", "account-2"))
+        except InvalidCommand as error:
+            refused.put(error.where)
+
+    with bank.batcher(lanes=1) as batcher:
+        with locked(psql, "account-0"):
+            first = batcher.submit(transfer("account-0", "account-1"))
+            await_waiting(ledger_url)
+            first.add_done_callback(call)
+        assert refused.get(timeout=SECONDS) == "handle"
+
+
+def test_callback_that_ends_its_thread(
+    bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A done-callback that raises SystemExit is logged, and takes nobody else's answer with it."""
+    batcher = bank.batcher(lanes=1)
+    with locked(psql, "account-0"):
+        first = batcher.submit(transfer("account-0", "account-1"))
+        await_waiting(ledger_url)
+        first.add_done_callback(lambda _: sys.exit(3))
+        second = batcher.submit(transfer("account-0", "account-2"))
+    assert isinstance(second.result(SECONDS), Done)
+    batcher.close()
+    assert [(record.name, record.levelname) for record in caplog.records] == [("ledger.batcher", "ERROR")]
