@@ -24,8 +24,11 @@ from ledger.core.errors import (
 RETRYABLE: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the whole transaction is run again."""
 
-UNREADABLE: Final = (errors.DataError, errors.InternalError_, errors.DataCorrupted, errors.IndexCorrupted)
-"""What a server says of a row that it cannot read: no value of its type, or a page that was damaged."""
+UNREADABLE: Final = (
+    *(errors.DataError, errors.StatementTooComplex),
+    *(errors.DataCorrupted, errors.IndexCorrupted, errors.InternalError_),
+)
+"""What a server says of a row that it cannot read: no value of its type, too deep a one, or a damaged page."""
 
 GUARD_CLASS: Final = "LD"
 """The SQLSTATE class of the ledger's own triggers."""

@@ -14,7 +14,7 @@ from ledger.core.events import LEDGER_STREAM
 from ledger.storage.database import Connection
 from ledger.storage.parts import Part
 from ledger.storage.projector import LOCK
-from ledger.storage.store import plain_array, readable, text_array
+from ledger.storage.store import plain_array, readable, said, text_array
 
 REBUILD_STREAMS_MAX: Final = 1_000
 """Streams rebuilt in one transaction: how long writers may wait for a rebuild."""
@@ -49,11 +49,6 @@ def _pending(side: str) -> str:
     """A hold is placed once; whatever happens to it later takes from what is pending."""
     change = "CASE type WHEN 'hold_placed' THEN amount ELSE -amount END"
     return f"coalesce(sum({change}) FILTER (WHERE direction = '{side}' AND type <> 'entry_posted'), 0)"
-
-
-def _said(payload: str, name: str) -> str:
-    """The text that a canonical payload has under a name, as it is written there, or NULL."""
-    return f"""substring({payload}::text FROM '"{name}":"([^"]*)"')"""
 
 
 _EXPIRES_AT: Final = (
@@ -161,11 +156,10 @@ log AS MATERIALIZED (
 )
 """
 
-# The legs of holds, from the log alone.  Nothing is made of what payloads say but texts: whatever one says, this is
-# no error of the statement.
+# The legs of holds, from the log alone.  What payloads say stays text: whatever that is, it is no error of a statement.
 EXPECTED_LEGS: Final = f"""
 moved AS MATERIALIZED (
-    SELECT stream, {_said("payload", "hold")} AS hold_id,
+    SELECT stream, {said("payload", "hold")} AS hold_id,
            coalesce(sum(amount) FILTER (WHERE type = 'hold_captured'), 0) AS captured,
            coalesce(sum(amount) FILTER (WHERE type = 'hold_released'), 0) AS released,
            coalesce(sum(amount) FILTER (WHERE type = 'hold_expired'), 0) AS expired
@@ -175,7 +169,7 @@ moved AS MATERIALIZED (
 ), placed AS (
     SELECT e.stream AS account, e.transaction_id AS hold_id, e.direction, e.asset, e.amount,
            coalesce(m.captured, 0) AS captured, coalesce(m.released, 0) AS released,
-           coalesce(m.expired, 0) AS expired, {_said("e.payload", "expires_at")} AS expires_at
+           coalesce(m.expired, 0) AS expired, {said("e.payload", "expires_at")} AS expires_at
     FROM {{schema}}.events AS e LEFT JOIN moved AS m ON m.stream = e.stream AND m.hold_id = e.transaction_id::text
     WHERE e.type = 'hold_placed' {{of_placed}}
 ), legs AS MATERIALIZED (

@@ -69,6 +69,16 @@ def readable(moment: str) -> str:
     return f"CASE WHEN {moment} BETWEEN {first} AND {last} THEN {moment} AT TIME ZONE 'UTC' END"
 
 
+def said(payload: str, name: str) -> str:
+    """
+    SQL for what the payload of an entry or of a hold says under a name, as text; or NULL.
+
+    JSON can say half a character, and is then an error of any statement that looks into it.  Those payloads escape
+    nothing.
+    """
+    return f"CASE WHEN strpos({payload}::text, '\\') = 0 THEN {payload} ->> '{name}' END"
+
+
 def placed(place: str) -> tuple[str, str]:
     """
     SQL for the stream and the version of an announced event: what `place_from` reads.
