@@ -45,9 +45,10 @@ FLOW: Final = """
     personal                                    | what can be forgotten in a log that never changes
     access                                      | who may do what
     health                                      | how it fares
-    audit.jobs audit.texts audit.report audit.lawful audit.stamped audit.verify | re-derive, never trust
+    audit.checkpoint                            | what was signed
+    audit.jobs audit.texts audit.report audit.lawful audit.stamped audit.kept audit.verify | re-derive, never trust
     audit.diagnosis audit.remedies audit.rights audit.surroundings audit.doctor | is it set up as it must be
-    audit.checkpoint audit.tiles audit.inclusion audit.anchors   | … and prove it to others
+    audit.tiles audit.inclusion audit.anchors   | … and prove it to others
     audit.sealed audit.archive audit.replay
     audit.names audit.journal audit.hledger audit.beancount audit.rows audit.parquet audit.export | to other programs
     audit.bundle

@@ -21,8 +21,8 @@ from ledger.core.errors import CorruptLog, ProofFailed
 from ledger.core.events import LEDGER_STREAM
 from ledger.core.merkle import HASH_BYTES, TILE_HEIGHT, TILE_WIDTH, SubtreeAt, Tile, Tiling, folded, subtrees_in
 from ledger.storage import tree
-from ledger.storage.database import Connection
-from ledger.storage.tree import Sealed
+from ledger.storage.database import Connection, Row
+from ledger.storage.explained import UNREADABLE
 
 _TILES_CACHED: Final = 64
 
@@ -93,6 +93,9 @@ def verify_against(
         comparison.run(progress)
     except CorruptLog as error:
         comparison.report.add("log", error.stream, error.version, "record", error.problem)
+    except UNREADABLE as error:
+        problem = f"{error.diag.message_primary}; what the server cannot read is behind position {comparison.sound:,}"
+        comparison.report.add("feed", LEDGER_STREAM, 0, "feed", problem)
     except ProofFailed as error:
         problem = f"{error.what}: {error.problem}; what differs is behind position {comparison.sound:,}"
         comparison.report.add("feed", LEDGER_STREAM, 0, "feed", problem)
@@ -114,22 +117,21 @@ class _Comparison:
     def run(self, progress: Callable[[int], None] | None) -> None:
         size = self._checkpoint.size
         leaves = map(leaf_hash, tree.records(self._connection, 0, size))
-        for sealed in self._checkpoints():
-            self._grow(leaves, sealed.size, progress)
-            self._compare_checkpoint(sealed)
+        for row in self._checkpoints():
+            self._grow(leaves, row[0], progress)
+            self._compare_checkpoint(row)
         self._grow(leaves, size, progress)
         if self._tree.root() != self._checkpoint.root:
             problem = f"the first {size:,} events are not those that were signed: what differs is behind position"
             self._add(LEDGER_STREAM, 0, "root", f"{problem} {self.sound:,}")
 
-    def _checkpoints(self) -> Iterator[Sealed]:
+    def _checkpoints(self) -> Iterator[Row]:
         """Those that the database keeps, and a finding if the one from outside is not among them."""
-        after, last = 0, None
+        after = 0
         while page := tree.checkpoints(self._connection, after, self._checkpoint.size):
             yield from page
-            last = page[-1]
-            after = last.size
-        if last is None or last.size != self._checkpoint.size:
+            after = page[-1][0]
+        if after != self._checkpoint.size:
             self._add(LEDGER_STREAM, 0, "checkpoints", f"the one of {self._checkpoint.size:,} events is not there")
 
     def _grow(self, leaves: Iterator[bytes], size: int, progress: Callable[[int], None] | None) -> None:
@@ -147,6 +149,8 @@ class _Comparison:
         path = tile_path(tile.level, tile.number)
         if kept is None:
             self._add(LEDGER_STREAM, 0, path, "this tile is not in the database")
+        elif len(kept) != len(tile.hashes):
+            self._add(LEDGER_STREAM, 0, path, f"this tile has {len(kept):,} bytes, of {len(tile.hashes):,}")
         elif kept != tile.hashes:
             ours, theirs = tile.hashes, kept
             offset = next(at for at in range(TILE_WIDTH) if _hash(ours, at) != _hash(theirs, at))
@@ -155,12 +159,13 @@ class _Comparison:
             problem = f"from position {first:,} of the feed on it is of other events than the log has"
             self._add(stream, version, path, problem)
 
-    def _compare_checkpoint(self, sealed: Sealed) -> None:
+    def _compare_checkpoint(self, row: Row) -> None:
         self.report.checked["checkpoints"] += 1
-        what = f"the one of {sealed.size:,} events"
+        what = f"the one of {row[0]:,} events"
         try:
+            sealed = tree.sealed_from(row)
             signed = open_checkpoint(sealed.note, self._keys, origin=self._checkpoint.origin)
-        except ProofFailed as error:
+        except (CorruptLog, ProofFailed) as error:
             self._add(LEDGER_STREAM, 0, "checkpoints", f"{what}: {error.problem}")
             return
         if (signed.size, signed.root) != (sealed.size, sealed.root):

@@ -10,29 +10,42 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from ledger.audit.report import Report
-from ledger.core.events import LEDGER_STREAM
 from ledger.storage.database import Row
 from ledger.storage.store import first_place
 
 _COUNTED: Final = "SELECT count(*) FROM {schema}.feed AS f WHERE true {of_feed}"
 
 _GAPS: Final = """
-SELECT g.position, g.stream, g.version, g.before, g.known_at < g.known_before
+SELECT g.position, g.stream, g.version, g.before, g.position IS DISTINCT FROM g.before::numeric + 1,
+       g.known_at < g.known_before
 FROM (
     SELECT f.position, f.stream, f.version, lag(f.position, 1, 0::bigint) OVER positions AS before,
            f.known_at, lag(f.known_at) OVER positions AS known_before
     FROM {schema}.feed AS f WINDOW positions AS (ORDER BY f.position)
 ) AS g
-WHERE (g.position <> g.before + 1 OR g.known_at < g.known_before) {of_gaps} ORDER BY g.position
+WHERE (g.position IS DISTINCT FROM g.before::numeric + 1 OR g.known_at < g.known_before) {of_gaps}
+ORDER BY g.position
 """
 
-_STRANGE: Final = """
-SELECT f.position, f.stream, f.version, e.stream IS NULL, f.known_at < e.recorded_at,
-       (e.event_hash = f.event_hash AND e.transaction_id = f.transaction_id) IS NOT TRUE
-FROM {schema}.feed AS f LEFT JOIN {schema}.events AS e ON e.stream = f.stream AND e.version = f.version
-WHERE ((e.event_hash = f.event_hash AND e.transaction_id = f.transaction_id) IS NOT TRUE
-       OR f.known_at < e.recorded_at) {of_feed}
-ORDER BY f.position
+# What clocks that were ahead have recorded is known as late, and what is stamped after it a microsecond later.
+_AHEAD: Final = """
+CASE WHEN f.known_at <= (SELECT clock_timestamp()) THEN false
+     ELSE (f.known_at = e.recorded_at AND isfinite(f.known_at)
+           OR f.known_at - interval '1 microsecond' <= (
+               SELECT b.known_at FROM {schema}.feed AS b WHERE b.position < f.position ORDER BY b.position DESC LIMIT 1
+           )) IS NOT TRUE END
+"""
+
+_STRANGE: Final = f"""
+SELECT c.position, c.stream, c.version, c.nowhere, c.strange, c.foretold, c.ahead
+FROM (
+    SELECT f.position, f.stream, f.version, e.stream IS NULL AS nowhere,
+           (e.event_hash = f.event_hash AND e.transaction_id = f.transaction_id) IS NOT TRUE AS strange,
+           f.known_at < e.recorded_at AS foretold, {_AHEAD} AS ahead
+    FROM {{schema}}.feed AS f LEFT JOIN {{schema}}.events AS e ON e.stream = f.stream AND e.version = f.version
+    WHERE true {{of_feed}}
+) AS c
+WHERE c.strange OR c.foretold OR c.ahead ORDER BY c.position
 """
 
 _DISORDERED: Final = """
@@ -89,8 +102,8 @@ def _count(rows: Rows, report: Report) -> None:
 
 
 def _gaps(rows: Rows, report: Report) -> None:
-    for position, stream, version, before, fell in rows(_GAPS):
-        if position != before + 1:
+    for position, stream, version, before, apart, fell in rows(_GAPS):
+        if apart:
             problem = f"position {position} of the feed comes after {before}: what was between them is missing"
             report.add("feed", stream, version, "position", problem)
         if fell:
@@ -99,12 +112,15 @@ def _gaps(rows: Rows, report: Report) -> None:
 
 
 def _strange(rows: Rows, report: Report) -> None:
-    for position, stream, version, nowhere, foretold, strange in rows(_STRANGE):
+    for position, stream, version, nowhere, strange, foretold, ahead in rows(_STRANGE):
         if strange:
             told = "is no event of the log" if nowhere else "has another hash or transaction than the log"
             report.add("feed", stream, version, "event_hash", f"position {position} of the feed {told}")
         if foretold:
             problem = f"position {position} of the feed is known before it was recorded"
+            report.add("feed", stream, version, "known_at", problem)
+        if ahead:
+            problem = f"position {position} of the feed is known at a time that has not come"
             report.add("feed", stream, version, "known_at", problem)
 
 
@@ -122,7 +138,7 @@ def _missing(rows: Rows, report: Report) -> None:
 
 def _waiting(rows: Rows, report: Report) -> None:
     for transaction_id, times, announced, stamped in rows(_WAITING):
-        place = (LEDGER_STREAM, 0) if announced is None else first_place([announced])
+        place = first_place([announced])
         if announced is None:
             told = "is not in the log"
         elif stamped:

@@ -138,9 +138,9 @@ def sealed(texts: TextRow) -> bool:
     return bool(header_hash == _HEX + sha256(header.encode()).hexdigest())
 
 
-def _announced(array: str) -> str | None:
+def _announced(array: str | None) -> str | None:
     """The places in the text of an array as the JSON of a header; None where there is anything to unescape."""
-    if "\\" in array:
+    if array is None or "\\" in array:
         return None
     # Whatever else is not as we write it makes another text than any array of ours, and so another hash.
     places = array[2:-2].replace('","', '],["').replace(" ", '",')
@@ -186,17 +186,24 @@ def transaction_row(texts: TextRow) -> Row:
 
 
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
-_ELEMENT: Final = re.compile(r'"((?:[^"\\]|\\.)*)"|([^{},"]+)', re.DOTALL)
+_ELEMENT: Final = re.compile(r'[{,](?:"((?:[^"\\]|\\.)*)"|([^{},"]+))', re.DOTALL)
 
 
-def _elements(array: str | None) -> list[str]:
-    """The elements of the text of an array without NULLs, which a constraint rules out."""
-    found = _ELEMENT.finditer(array or "")
-    return [each[2] if each[1] is None else _ESCAPED.sub(r"\1", each[1]) for each in found]
+def _elements(array: str | None) -> list[str | None] | None:
+    """The elements of the text of an array; None where it is no plain list, from 1 on, of at least one."""
+    if array is None:
+        return None
+    elements: list[str | None] = []
+    end = 0
+    while found := _ELEMENT.match(array, end):
+        quoted, plain = found.groups()
+        elements.append((None if plain == "NULL" else plain) if quoted is None else _ESCAPED.sub(r"\1", quoted))
+        end = found.end()
+    return elements if array[end:] == "}" else None
 
 
-def _integer(text: str | None) -> int:
-    return int(text or 0)
+def _integer(text: str | None) -> int | None:
+    return None if text is None else int(text)
 
 
 def _bytes(text: str | None) -> bytes | None:

@@ -8,11 +8,12 @@ from typing import Annotated, Final, TypeAlias
 import typer
 
 from ledger.application import Ledger
+from ledger.audit.checkpoint import Checkpoint, Note, VerifierKey
 from ledger.audit.report import Report
 from ledger.cli.options import POOL_SIZE, Target, command, opened
 from ledger.cli.output import answer, escape, print_error, progress
 from ledger.cli.proving import files, read_keys
-from ledger.core.errors import InvalidCommand, UnknownAccount
+from ledger.core.errors import InvalidCommand, ProofFailed, UnknownAccount
 from ledger.wire import migrated_json, report_json
 
 _FINDINGS_SHOWN: Final = 20
@@ -136,9 +137,26 @@ def rebuild(
 def _verify_against(target: Target, checkpoint: Path, keys: list[str], origin: str | None) -> int:
     with files(), opened(target.settings) as ledger, progress("records", None) as watch:
         note, known = checkpoint.read_bytes(), read_keys(keys)
+        _check_given(note, known)
         report = ledger.verify_against(note, known, origin=origin, progress=watch)
     answer(target.as_json, report_json(report), *_counts(report), *_findings(report))
     return 0 if report.ok else 1
+
+
+def _check_given(note: bytes, keys: list[VerifierKey]) -> None:
+    """
+    Refuse what nothing can be compared with, which says nothing about the log.
+
+    Raises:
+        InvalidCommand: It is no checkpoint, or one that does not even say that one of these keys has signed it.
+    """
+    try:
+        parsed = Note.parse(note)
+        Checkpoint.parse(parsed.text)
+    except ProofFailed as error:
+        raise InvalidCommand("--against", f"{error.what} does not hold: {error.problem}") from None
+    if not any(key.made(signature) for key in keys for signature in parsed.signatures):
+        raise InvalidCommand("--against", "the checkpoint is signed with none of the keys that are given")
 
 
 def _verified(ledger: Ledger, accounts: list[str], jobs: int, after: str = "") -> Report:

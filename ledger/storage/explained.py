@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import psycopg
+from psycopg import errors
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -22,6 +23,12 @@ from ledger.core.errors import (
 
 RETRYABLE: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the whole transaction is run again."""
+
+UNREADABLE: Final = (
+    *(errors.DataError, errors.StatementTooComplex),
+    *(errors.DataCorrupted, errors.IndexCorrupted, errors.InternalError_),
+)
+"""What a server says of a row that it cannot read: no value of its type, too deep a one, or a damaged page."""
 
 GUARD_CLASS: Final = "LD"
 """The SQLSTATE class of the ledger's own triggers."""

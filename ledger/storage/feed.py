@@ -41,7 +41,7 @@ from typing import Final
 from psycopg import errors
 
 from ledger.core.errors import CorruptLog
-from ledger.core.events import FeedEntry
+from ledger.core.events import LEDGER_STREAM, FeedEntry
 from ledger.storage import leases
 from ledger.storage.database import Connection
 from ledger.storage.leases import LeaseLost
@@ -268,11 +268,15 @@ def page(connection: Connection, after: int, limit: int) -> list[FeedEntry]:
     The entries after a position, in order.
 
     Raises:
-        CorruptLog: The feed has a gap there, or names what the log does not have.
+        CorruptLog: The feed has a gap there, or names what the log does not have, or no event at all.
     """
     rows = connection.query(PAGE, (after, limit))
     if not rows:
         return []
+    for position, stream, version, *rest in rows:
+        if None in (stream, version, *rest):
+            problem = f"position {position} of the feed cannot be read: a column is NULL"
+            raise CorruptLog(stream or LEDGER_STREAM, version or 0, problem)
     events = events_of_places(connection, [(row[1], row[2]) for row in rows])
     transactions = {
         transaction.transaction_id: transaction

@@ -14,7 +14,7 @@ from ledger.core.events import LEDGER_STREAM
 from ledger.storage.database import Connection
 from ledger.storage.parts import Part
 from ledger.storage.projector import LOCK
-from ledger.storage.store import plain_array, text_array
+from ledger.storage.store import plain_array, readable, said, text_array
 
 REBUILD_STREAMS_MAX: Final = 1_000
 """Streams rebuilt in one transaction: how long writers may wait for a rebuild."""
@@ -32,11 +32,11 @@ sha256(convert_to(
     'UTF8'))
 """
 
-# The same text as `codec.leg_checksum`, in SQL.
+# The same text as `codec.leg_checksum`, in SQL, of legs that say when they expire as payloads do.
 _CHECKSUM_OF_LEG: Final = """
 sha256(convert_to(
     concat_ws('|', x.hold_id, x.account, x.direction, x.asset, x.amount, x.captured, x.released, x.expired,
-              coalesce(to_char(x.expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '')), 'UTF8'))
+              coalesce(x.expires_at, '')), 'UTF8'))
 """
 
 
@@ -50,6 +50,11 @@ def _pending(side: str) -> str:
     change = "CASE type WHEN 'hold_placed' THEN amount ELSE -amount END"
     return f"coalesce(sum({change}) FILTER (WHERE direction = '{side}' AND type <> 'entry_posted'), 0)"
 
+
+_EXPIRES_AT: Final = (
+    f"""coalesce(to_char({readable("h.expires_at")}, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), h.expires_at::text)"""
+)
+"""When a projected leg expires, as payloads say it; what they could not say as it is."""
 
 SUM_COLUMNS: Final = (
     "events",
@@ -151,10 +156,10 @@ log AS MATERIALIZED (
 )
 """
 
-# The legs of holds, from the log alone.
+# The legs of holds, from the log alone.  What payloads say stays text: whatever that is, it is no error of a statement.
 EXPECTED_LEGS: Final = f"""
 moved AS MATERIALIZED (
-    SELECT stream, (payload ->> 'hold')::uuid AS hold_id,
+    SELECT stream, {said("payload", "hold")} AS hold_id,
            coalesce(sum(amount) FILTER (WHERE type = 'hold_captured'), 0) AS captured,
            coalesce(sum(amount) FILTER (WHERE type = 'hold_released'), 0) AS released,
            coalesce(sum(amount) FILTER (WHERE type = 'hold_expired'), 0) AS expired
@@ -164,8 +169,8 @@ moved AS MATERIALIZED (
 ), placed AS (
     SELECT e.stream AS account, e.transaction_id AS hold_id, e.direction, e.asset, e.amount,
            coalesce(m.captured, 0) AS captured, coalesce(m.released, 0) AS released,
-           coalesce(m.expired, 0) AS expired, (e.payload ->> 'expires_at')::timestamptz AS expires_at
-    FROM {{schema}}.events AS e LEFT JOIN moved AS m ON m.stream = e.stream AND m.hold_id = e.transaction_id
+           coalesce(m.expired, 0) AS expired, {said("e.payload", "expires_at")} AS expires_at
+    FROM {{schema}}.events AS e LEFT JOIN moved AS m ON m.stream = e.stream AND m.hold_id = e.transaction_id::text
     WHERE e.type = 'hold_placed' {{of_placed}}
 ), legs AS MATERIALIZED (
     SELECT x.*, {_CHECKSUM_OF_LEG} AS checksum FROM placed AS x
@@ -174,7 +179,7 @@ moved AS MATERIALIZED (
     FROM legs AS l
     FULL JOIN (SELECT * FROM {{schema}}.holds AS h WHERE true {{of_holds}}) AS h
       ON h.account = l.account AND h.hold_id = l.hold_id
-    WHERE (h.direction, h.asset, h.amount, h.captured, h.released, h.expired, h.expires_at, h.checksum)
+    WHERE (h.direction, h.asset, h.amount, h.captured, h.released, h.expired, {_EXPIRES_AT}, h.checksum)
           IS DISTINCT FROM
           (l.direction, l.asset, l.amount, l.captured, l.released, l.expired, l.expires_at, l.checksum)
 )
@@ -284,7 +289,7 @@ _REBUILD_LEGS: Final = f"""
 WITH {EXPECTED_LEGS}, mended AS (
     INSERT INTO {{schema}}.holds (
         hold_id, account, direction, asset, amount, captured, released, expired, expires_at, checksum)
-    SELECT hold_id, account, direction, asset, amount, captured, released, expired, expires_at, checksum
+    SELECT hold_id, account, direction, asset, amount, captured, released, expired, expires_at::timestamptz, checksum
     FROM differing_legs WHERE account IS NOT NULL
     ON CONFLICT (account, hold_id) DO UPDATE
     SET direction = excluded.direction, asset = excluded.asset, amount = excluded.amount,

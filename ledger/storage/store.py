@@ -13,7 +13,7 @@ from typing import Final
 
 from ledger.core.canonical import utc_text
 from ledger.core.errors import CorruptLog
-from ledger.core.events import Numbers, Recorded, Transaction
+from ledger.core.events import LEDGER_STREAM, Numbers, Recorded, Transaction
 from ledger.storage.database import Connection, Row
 
 # Transactions are sorted by id: two batches that carry the same new keys wait for each other in one order.
@@ -67,6 +67,16 @@ def readable(moment: str) -> str:
     """
     first, last = "'0001-01-01 00:00:00Z'", "'9999-12-31 23:59:59.999999Z'"
     return f"CASE WHEN {moment} BETWEEN {first} AND {last} THEN {moment} AT TIME ZONE 'UTC' END"
+
+
+def said(payload: str, name: str) -> str:
+    """
+    SQL for what the payload of an entry or of a hold says under a name, as text; or NULL.
+
+    JSON can say half a character, and is then an error of any statement that looks into it.  Those payloads escape
+    nothing.
+    """
+    return f"CASE WHEN strpos({payload}::text, '\\') = 0 THEN {payload} ->> '{name}' END"
 
 
 def placed(place: str) -> tuple[str, str]:
@@ -194,6 +204,8 @@ def transaction_from(row: Row) -> Transaction:
         CorruptLog: It holds what no transaction of ours holds.
     """
     try:
+        if None in (*row[:3], *row[4:7], row[14]):
+            raise TypeError(_NULL)
         places = [place_from(place) for place in row[6]]
         streams, versions = zip(*places, strict=True)
         return Transaction._make((*row[:6], streams, versions, row[7], in_utc(row[8]), in_utc(row[9]), *row[10:]))
@@ -201,25 +213,26 @@ def transaction_from(row: Row) -> Transaction:
         raise CorruptLog(*first_place(row[6]), f"transaction {row[0]} cannot be read ({error})") from error
 
 
-def place_from(announced: str) -> tuple[str, int]:
+def place_from(announced: object) -> tuple[str, int]:
     """
     The stream and version of an announced event.
 
     Raises:
         ValueError: We never announced it so.
     """
-    stream, _, version = announced.rpartition(" ")
+    stream, _, version = announced.rpartition(" ") if isinstance(announced, str) else ("", "", "")
     if not (stream and version.isascii() and version.isdigit()):
         raise ValueError(f"it announces {announced!r}")
     return stream, int(version)
 
 
-def first_place(announced: Sequence[str]) -> tuple[str, int]:
-    """Where a transaction says that its first event is, however it says so."""
+def first_place(announced: object) -> tuple[str, int]:
+    """Where a transaction says that its first event is, however it says so; the ledger's own stream if it does not."""
+    first = announced[0] if isinstance(announced, list) and announced else None
     try:
-        return place_from(announced[0])
+        return place_from(first)
     except ValueError:
-        return announced[0], 0
+        return first if isinstance(first, str) else LEDGER_STREAM, 0
 
 
 def recorded_from(row: Row) -> Recorded:
@@ -230,6 +243,8 @@ def recorded_from(row: Row) -> Recorded:
         CorruptLog: It holds what no event of ours holds.
     """
     try:
+        if None in row[:6] or None in row[15:]:
+            raise TypeError(_NULL)
         numbers = None if row[9:13] == _NONE else Numbers(int(row[9]), int(row[10]), int(row[11]), int(row[12]))
         amount = None if row[8] is None else int(row[8])
         return Recorded._make((*row[:8], amount, numbers, in_utc(row[13]), in_utc(row[14]), *row[15:]))
@@ -314,5 +329,6 @@ def _event_columns(events: Sequence[Recorded]) -> list[str]:
     ]
 
 
+_NULL: Final = "a column that always says something is NULL"
 _NONE: Final = (None, None, None, None)
 _NO_NUMBERS: Final = ("NULL", "NULL", "NULL", "NULL")

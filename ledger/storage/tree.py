@@ -13,11 +13,11 @@ from typing import Any, Final, NamedTuple
 from ledger.core.chain import check_seal, leaf_hash
 from ledger.core.codec import event_record
 from ledger.core.errors import CorruptLog, ProofFailed
-from ledger.core.events import FeedEntry
+from ledger.core.events import LEDGER_STREAM, FeedEntry
 from ledger.core.merkle import Tile
 from ledger.storage import feed
-from ledger.storage.database import Connection
-from ledger.storage.store import bytes_array, in_utc, plain_array, text_array
+from ledger.storage.database import Connection, Row
+from ledger.storage.store import bytes_array, in_utc, plain_array, readable, text_array
 
 SEALER: Final = "sealer"
 """The lease under which tiles and checkpoints are written."""
@@ -49,10 +49,10 @@ SELECT t.number, t.hashes FROM {schema}.tree_tiles AS t
 WHERE t.level = %s AND t.number >= %s AND t.number < %s ORDER BY t.number
 """
 
-_SEALED: Final = "SELECT c.size, c.root, c.note, c.sealed_at AT TIME ZONE 'UTC' FROM {schema}.checkpoints AS c"
-_LAST: Final = f"{_SEALED} ORDER BY c.size DESC LIMIT 1"
-_AT: Final = f"{_SEALED} WHERE c.size = %s"
-_AFTER: Final = f"{_SEALED} WHERE c.size > %s AND c.size <= %s ORDER BY c.size LIMIT {_CHECKPOINTS_PAGE}"
+CHECKPOINTS: Final = f"SELECT c.size, c.root, c.note, {readable('c.sealed_at')} FROM {{schema}}.checkpoints AS c"
+_LAST: Final = f"{CHECKPOINTS} ORDER BY c.size DESC LIMIT 1"
+_AT: Final = f"{CHECKPOINTS} WHERE c.size = %s"
+_AFTER: Final = f"{CHECKPOINTS} WHERE c.size > %s AND c.size <= %s ORDER BY c.size LIMIT {_CHECKPOINTS_PAGE}"
 
 _ADD_TILES: Final = """
 INSERT INTO {schema}.tree_tiles (level, number, hashes)
@@ -148,9 +148,9 @@ def hashes(connection: Connection, after: int, size: int) -> Iterator[list[bytes
     """
     while after < size:
         rows = connection.query(_HASHES, (after, size, _HASHES_PAGE))
-        for expected, (position, _) in enumerate(rows, after + 1):
-            if position != expected:
-                raise ProofFailed("The feed", f"it has no position {expected:,}")
+        for expected, (position, event_hash) in enumerate(rows, after + 1):
+            if position != expected or event_hash is None:
+                raise ProofFailed("The feed", f"it has no position {expected:,}, or no hash there")
         if not rows:
             raise ProofFailed("The feed", f"it ends at position {after:,}, of {size:,}")
         yield [event_hash for _, event_hash in rows]
@@ -175,18 +175,18 @@ def position_of(connection: Connection, stream: str, version: int) -> int | None
 
 
 def last_checkpoint(connection: Connection) -> Sealed | None:
-    """The last checkpoint that was signed."""
+    """The last checkpoint that was signed; raises as `sealed_from`."""
     return _one(connection.query(_LAST))
 
 
 def checkpoint_at(connection: Connection, size: int) -> Sealed | None:
-    """The checkpoint of this size."""
+    """The checkpoint of this size; raises as `sealed_from`."""
     return _one(connection.query(_AT, (size,)))
 
 
-def checkpoints(connection: Connection, after: int, size: int) -> list[Sealed]:
-    """A page of the checkpoints that are larger than `after` and not larger than `size`, in order."""
-    return [_sealed(row) for row in connection.query(_AFTER, (after, size))]
+def checkpoints(connection: Connection, after: int, size: int) -> list[Row]:
+    """A page of the checkpoints larger than `after` and not larger than `size`, in order: rows for `sealed_from`."""
+    return connection.query(_AFTER, (after, size))
 
 
 def add(connection: Connection, filled: Iterable[Tile], size: int, root: bytes, note: bytes) -> Sealed:
@@ -208,9 +208,19 @@ def add(connection: Connection, filled: Iterable[Tile], size: int, root: bytes, 
     return Sealed(size, root, note, in_utc(sealed_at))
 
 
-def _one(rows: Sequence[tuple[Any, ...]]) -> Sealed | None:
-    return _sealed(rows[0]) if rows else None
+def sealed_from(row: Row) -> Sealed:
+    """
+    A row of CHECKPOINTS.
+
+    Raises:
+        CorruptLog: It holds what no checkpoint of ours holds.
+    """
+    size, root, note, sealed_at = row
+    if None in row:
+        problem = f"the row of the checkpoint of {size} events cannot be read: a column is NULL, or no time of ours"
+        raise CorruptLog(LEDGER_STREAM, 0, problem)
+    return Sealed(size, root, note, in_utc(sealed_at))
 
 
-def _sealed(row: tuple[Any, ...]) -> Sealed:
-    return Sealed(row[0], row[1], row[2], in_utc(row[3]))
+def _one(rows: Sequence[Row]) -> Sealed | None:
+    return sealed_from(rows[0]) if rows else None

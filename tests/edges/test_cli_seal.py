@@ -16,7 +16,7 @@ from sqlalchemy import make_url
 from test_cli import TIMEOUT_SECONDS, Answer, Program, answer, environment, forking, program, start
 
 from ledger import Ledger, Transfer
-from ledger.audit.checkpoint import SigningKey, open_checkpoint
+from ledger.audit.checkpoint import Checkpoint, SigningKey, open_checkpoint, sign
 from ledger.core.commands import build
 
 __all__ = ["answer", "environment", "forking", "program"]
@@ -132,6 +132,12 @@ def test_verify_against(program: Program, answer: Answer, tmp_path: Path, ledger
     note.write_bytes(note.read_bytes().replace(b"605", b"604"))
     code, said = answer(*against)
     assert (code, said["error"]["code"]) == (1, "proof_failed")
+    program("keygen", "example.org/ledger", "--out", str(tmp_path / "other.key"))
+    other = SigningKey.read(tmp_path / "other.key")
+    for given in (b"", b"no checkpoint\n", sign(Checkpoint("example.org/ledger", 605, bytes(32)), other)):
+        note.write_bytes(given)
+        code, said = answer(*against)
+        assert (code, said["error"]["code"]) == (2, "invalid_command"), said
 
 
 @pytest.mark.usefixtures("key")

@@ -53,6 +53,7 @@ def tamper(psql: psycopg.Connection[Any]) -> Tamper:
             psql.execute("ALTER TABLE events ENABLE TRIGGER check_appended")
             psql.execute("ALTER TABLE feed ENABLE TRIGGER check_stamped")
             psql.execute("ALTER TABLE feed ENABLE TRIGGER check_known")
+            psql.execute("ALTER TABLE checkpoints ENABLE TRIGGER check_sealed")
 
     return change
 

@@ -383,12 +383,13 @@ def holding(funded: Ledger) -> Ledger:
 
 def test_checksum_of_a_leg_is_one_in_python_in_sql_and_by_hand(holding: Ledger, psql: Psql) -> None:
     """SHA-256 over the fields of a hold's row, joined, its end in UTC or empty: whoever computes it."""
+    fields_of_legs = "account, direction, asset, amount, captured, released, expired"
+    ends = "to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
     rows = psql.execute(
-        "SELECT hold_id::text, account, direction, asset, amount, captured, released, expired,"
-        " coalesce(to_char(expires_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), ''),"
-        " expires_at, checksum FROM holds"
+        f"SELECT hold_id::text, {fields_of_legs}, coalesce({ends}, ''), expires_at, checksum FROM holds".encode()
     ).fetchall()
-    in_sql = psql.execute(f"SELECT {_CHECKSUM_OF_LEG} FROM holds AS x".encode()).fetchall()
+    legs = f"(SELECT hold_id, {fields_of_legs}, {ends} AS expires_at FROM holds) AS x"
+    in_sql = psql.execute(f"SELECT {_CHECKSUM_OF_LEG} FROM {legs}".encode()).fetchall()
 
     assert len(rows) == 12
     assert {row[-1] for row in rows} == {checksum for (checksum,) in in_sql}

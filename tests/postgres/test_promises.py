@@ -146,6 +146,7 @@ def test_guards_stand_always(psql: Psql) -> None:
     expected = [(table, "append_only", b"A") for table in APPEND_ONLY]
     expected += [("events", "check_appended", b"O"), ("feed", "check_stamped", b"O"), ("feed", "check_known", b"O")]
     expected += [("feed_clock", name, b"A") for name in ("check_clock", "not_removed")]
+    expected += [("leases", "check_until", b"A"), ("checkpoints", "check_sealed", b"O")]
     expected += [("outbox", name, b"O") for name in ("check_changed", "check_removed", "not_truncated")]
     expected += [("subject_keys", name, b"A") for name in ("check_destroyed", "not_removed")]
     expected += [("subject_keys", "check_made", b"O")]

@@ -137,6 +137,19 @@ def header(assignment: str) -> Change:
     return change
 
 
+def announcement(assignment: str) -> Change:
+    """Change what a transaction announces so that it says no place: it is named itself."""
+    plain = header(assignment)
+
+    def change(scene: Scene) -> list[Place]:
+        (transaction_id,) = scene.psql.execute(
+            "SELECT transaction_id::text FROM feed WHERE position = %s", (plain(scene)[0].position,)
+        ).fetchone() or ("",)
+        return [Place(transaction_id, 0, 0)]
+
+    return change
+
+
 def fed(statement: str) -> Change:
     """Change a row of the feed."""
 
@@ -315,8 +328,8 @@ def tile(statement: str) -> Change:
     def change(scene: Scene) -> list[Place]:
         number, offset = scene.random.randrange(2), scene.random.randrange(256)
         scene.run(statement.format(byte=32 * offset), number)
-        gone = statement.startswith("DELETE")
-        return [Place(f"tile/0/00{number}", 0, 0 if gone else 256 * number + offset + 1)]
+        whole = "{byte}" not in statement
+        return [Place(f"tile/0/00{number}", 0, 0 if whole else 256 * number + offset + 1)]
 
     return change
 
@@ -404,6 +417,64 @@ def projected(statement: str) -> Change:
     return change
 
 
+def freed(table: str, change: Change) -> Change:
+    """Before the change nothing holds the rows of a table to anything: no key, no check, no NOT NULL."""
+
+    def free(scene: Scene) -> list[Place]:
+        named = (table,)
+        for (name,) in scene.psql.execute(
+            "SELECT conname FROM pg_constraint WHERE conrelid = %s::regclass AND contype IN ('c', 'p', 'u')", named
+        ).fetchall():
+            scene.psql.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}".encode())
+        for (name,) in scene.psql.execute(
+            "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND attnotnull", named
+        ).fetchall():
+            scene.psql.execute(f'ALTER TABLE {table} ALTER "{name}" DROP NOT NULL'.encode())
+        return change(scene)
+
+    return free
+
+
+def doubled(table: str, key: str, assignment: str) -> Change:
+    """A row is there twice, by way of a table that inherits; the second one is changed, or it is not."""
+
+    def change(scene: Scene) -> list[Place]:
+        rows = scene.psql.execute(f"SELECT {key}::text FROM {table} ORDER BY 1".encode()).fetchall()
+        (chosen,) = scene.random.choice(rows)
+        scene.psql.execute(f"CREATE TABLE second () INHERITS ({table})".encode())
+        scene.run(f"INSERT INTO second SELECT * FROM ONLY {table} WHERE {key}::text = %s", chosen)
+        scene.run(f"UPDATE second SET {assignment}")
+        return [Place("is there 2 times", 0, 0)]
+
+    return change
+
+
+def anywhere(statement: str, told: str) -> Change:
+    """Change what belongs to no one event; what is found says so."""
+
+    def change(scene: Scene) -> list[Place]:
+        scene.run(statement)
+        return [Place(told, 0, 0)]
+
+    return change
+
+
+def last_known(moment: str) -> Change:
+    """The last position is known at another time."""
+
+    def change(scene: Scene) -> list[Place]:
+        scene.run(f"UPDATE feed SET known_at = {moment} WHERE position = %s", scene.size)
+        return [Place("", 0, scene.size)]
+
+    return change
+
+
+def key_dropped(scene: Scene) -> list[Place]:
+    """Transactions have no key any more, and an amount is another."""
+    scene.psql.execute("ALTER TABLE transactions DROP CONSTRAINT transactions_pkey")
+    return column("amount = amount + 1")(scene)
+
+
 def guard_dropped(scene: Scene) -> list[Place]:
     """Not only switched off for a moment: there is no guard any more."""
     scene.psql.execute("DROP TRIGGER append_only ON events")
@@ -471,13 +542,74 @@ KINDS: dict[str, Change] = {
     "account's limit": projected("UPDATE accounts SET min_balance = 5 WHERE account = %s"),
 }
 
+# What no column of ours can hold, and what a column that says something always does not say.
+KINDS |= {
+    "payload of half a character": column("""payload = '{"entry":"\\ud800"}'"""),
+    "payload nested": column("payload = (repeat('[', 2000) || repeat(']', 2000))::json"),
+    "key of transactions dropped": key_dropped,
+    **{
+        f"{name} of an event NULL": freed("events", column(f"{name} = NULL"))
+        for name in ("transaction_id", "type", "payload", "schema", "recorded_at", "prev_hash", "event_hash")
+    },
+    **{
+        f"{name} of a transaction NULL": freed("transactions", header(f"{name} = NULL"))
+        for name in ("kind", "scope", "request", "entry_count", "recorded_at", "header_hash")
+    },
+    **{
+        f"announced as {array}": freed("transactions", announcement(f"announced = {array}"))
+        for array in (
+            "NULL",
+            *("'{}'", "'{NULL}'", "ARRAY[announced]"),
+            """('[0:1]={"' || announced[1] || '","' || announced[2] || '"}')::text[]""",
+        )
+    },
+    **{
+        f"{name} of a position NULL": freed("feed", fed(f"UPDATE feed SET {name} = NULL WHERE position = %s"))
+        for name in ("position", "transaction_id", "event_hash", "known_at")
+    },
+    "last position known never": last_known("'infinity'"),
+    "last position known in another era": last_known("'20000-01-01'"),
+    "last position known tomorrow": last_known("known_at + interval '1 day'"),
+    "position far away": freed("feed", fed("UPDATE feed SET position = 9223372036854775807 WHERE position >= %s")),
+    "clock of the feed ahead": anywhere("UPDATE feed_clock SET known_until = '2100-01-01'", "2100"),
+    "clock of the feed endless": anywhere("UPDATE feed_clock SET known_until = 'infinity'", "infinity"),
+    "period of no end": anywhere("UPDATE periods SET closed_until = 'infinity'", "closed_until"),
+    "period of another era": anywhere("UPDATE periods SET closed_until = '0044-03-15 BC'", "closed_until"),
+    "balance of nobody": freed("balances", projected("UPDATE balances SET stream = NULL WHERE stream = %s")),
+    "account of nobody": freed("accounts", projected("UPDATE accounts SET account = NULL WHERE account = %s")),
+    "tile of a byte too many": freed(
+        "tree_tiles", tile("UPDATE tree_tiles SET hashes = hashes || '\\x00' WHERE level = 0 AND number = %s")
+    ),
+    "checkpoint beyond the feed": anywhere(
+        "INSERT INTO checkpoints SELECT 100000, root, note, sealed_at FROM checkpoints LIMIT 1", "100000 events"
+    ),
+    "checkpoint without a size": freed(
+        "checkpoints", anywhere("UPDATE checkpoints SET size = NULL", "checkpoint of None events")
+    ),
+    **{
+        f"checkpoint's {assignment}": freed(
+            "checkpoints", checkpoint(f"UPDATE checkpoints SET {assignment} WHERE size = %s")
+        )
+        for assignment in (
+            *("root = NULL", "note = NULL", "sealed_at = NULL"),
+            *("sealed_at = 'infinity'", "sealed_at = '20000-01-01'", "sealed_at = '0044-03-15 BC'"),
+        )
+    },
+    "balance doubled": doubled("balances", "stream", "posted_debits = posted_debits + 777"),
+    "balance doubled as it is": doubled("balances", "stream", "version = version"),
+    "account doubled": doubled("accounts", "account", "min_balance = -5"),
+    "identity doubled": doubled("identity", "singleton", "ledger_id = gen_random_uuid()"),
+    "period doubled": doubled("periods", "singleton", "closed_until = NULL"),
+    "clock doubled": doubled("feed_clock", "singleton", "known_until = 'epoch'"),
+    "checkpoint doubled": doubled("checkpoints", "size", "size = size"),
+    "tile doubled": doubled("tree_tiles", "number", "hashes = hashes"),
+}
+
 UNSEEN_WITHIN: Final = {
-    "transaction deleted, all hashes made anew",
     "positions swapped",
     "tile changed",
     "tile deleted",
-    "root of a checkpoint",
-    "note of a checkpoint",
+    "tile of a byte too many",
     "checkpoint replaced",
     "amount, all hashes made anew",
     "actor, all hashes made anew",
@@ -545,7 +677,7 @@ def tampered(ledger_server: URL, original: Original) -> Iterator[Callable[[Chang
             ledger = Ledger.connect(url, pool_size=2)
             made.append((name, ledger))
             with psycopg.connect(url, autocommit=True, options="-c search_path=ledger") as psql:
-                for table in APPEND_ONLY:
+                for table in (*APPEND_ONLY, "feed_clock"):
                     psql.execute(f"ALTER TABLE {table} DISABLE TRIGGER ALL".encode())
                 for constraint in ("feed_pkey", "feed_event"):
                     psql.execute(f"ALTER TABLE feed DROP CONSTRAINT {constraint}".encode())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from datetime import timedelta
+from hashlib import sha256
 from typing import Any
 
 import psycopg
 import pytest
 
 from ledger import Capture, Done, Finding, Hold, Ledger, OpenAccount, Transfer, UnknownAccount
+from ledger.audit.checkpoint import SigningKey
 from ledger.core.chain import leaf_hash
 from ledger.core.codec import event_record
 from ledger.core.commands import build
@@ -483,3 +486,90 @@ def test_state_does_not_follow_itself(funded: Ledger, tamper: Tamper) -> None:
     _forge(funded, tamper, "alice", again, "account_state_changed", FROZEN)
     finding = funded.verify().findings[0]
     assert (finding.version, finding.problem) == (again, "the account was frozen, and that allows no unfreeze")
+
+
+def test_payload_of_half_a_character_is_a_finding(funded: Ledger, tamper: Tamper) -> None:
+    """JSON can say what is no text: an account that is opened with it is found, and the others are checked."""
+    tamper(
+        """UPDATE events SET payload = replace(payload::text, '{}', '{"a":"\\ud800"}')::json"""
+        " WHERE stream = 'alice' AND version = 1",
+        "UPDATE events SET amount = 1 WHERE stream = 'bob' AND version = 2",
+    )
+    found = {(finding.stream, finding.version) for finding in funded.verify().findings if finding.kind == "log"}
+    assert found == {("alice", 1), ("bob", 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("hold", "nobody"), ("hold", "\\ud800"), ("expires_at", "soon"), ("expires_at", "2026-01-01")]
+)
+def test_hold_that_says_what_it_cannot(funded: Ledger, psql: Psql, tamper: Tamper, name: str, said: str) -> None:
+    """What a payload says of a hold may be no id and no time: the event is found, and the other holds are compared."""
+    until = funded.history("bob")[-1].recorded_at + timedelta(days=1)
+    holds = [
+        funded.hold("1 USD", debit="alice", credit="bob", expires_at=until, idempotency_key=key) for key in ("a", "b")
+    ]
+    (version, _) = (funded.balance("alice").version, funded.capture(str(holds[0].transaction_id)))
+    place = f"stream = 'alice' AND version = {version - 1 if name == 'expires_at' else version + 1}"
+    tamper(
+        f'UPDATE events SET payload = regexp_replace(payload::text, \'"{name}":"[^"]*"\','
+        f' \'"{name}":"{said.replace(chr(92), chr(92) * 2)}"\')::json WHERE {place}'
+    )
+    psql.execute("UPDATE holds SET amount = amount + 1 WHERE hold_id = %s", (str(holds[1].transaction_id),))
+    found = {(finding.stream, finding.version) for finding in funded.verify().findings}
+    assert ("alice", version - 1 if name == "expires_at" else version + 1) in found
+    assert any(str(holds[1].transaction_id) in finding.problem for finding in funded.verify().findings)
+
+
+@pytest.mark.parametrize("expires_at", ["'infinity'", "expires_at - interval '4051 years'", "NULL"])
+def test_hold_that_expires_at_another_time(funded: Ledger, psql: Psql, expires_at: str) -> None:
+    """Also where that is never, or long before our era."""
+    until = funded.history("bob")[-1].recorded_at + timedelta(days=1)
+    hold = funded.hold("1 USD", debit="alice", credit="bob", expires_at=until)
+    assert funded.verify().ok
+    psql.execute(f"UPDATE holds SET expires_at = {expires_at}".encode())
+    assert str(hold.transaction_id) in str(funded.verify("alice").findings)
+
+
+def test_doubled_rows_of_an_account(funded: Ledger, psql: Psql) -> None:
+    """A hold that is there twice, and so is alike: found with the account that is its own, and with no other."""
+    funded.hold("1 USD", debit="alice", credit="bob")
+    psql.execute("CREATE TABLE second () INHERITS (holds)")
+    psql.execute("INSERT INTO second SELECT * FROM ONLY holds WHERE account = 'alice'")
+    for report in (funded.verify(), funded.verify("alice"), funded.verify(jobs=2)):
+        assert [(finding.kind, finding.stream, finding.column) for finding in report.findings] == [
+            ("doubled", "alice", "holds")
+        ]
+    assert funded.verify("world").ok
+
+
+KEPT_BESIDE = (
+    "(SELECT indexrelid FROM pg_index WHERE indrelid ="
+    " (SELECT reltoastrelid FROM pg_class WHERE oid = '{table}'::regclass))"
+)
+
+
+def test_damaged_page_is_a_finding(funded: Ledger, psql: Psql) -> None:
+    """What the server itself cannot read is found, by `verify` and against a checkpoint; the rest is checked."""
+    key = SigningKey.generate("example.org/ledger")
+    # It does not compress, and so is kept beside its row, in pages of its own.
+    text = "".join(sha256(str(number).encode()).hexdigest() for number in range(60))
+    funded.transfer("1 USD", debit="world", credit="alice", metadata={"text": text[:2_000], "more": text[2_000:3_800]})
+    funded.stamp()
+    sealed = funded.seal(key)
+    assert sealed is not None
+    # The index of those pages is another table's, in which nothing is.
+    psql.execute("SET allow_system_table_mods = on")
+    psql.execute(
+        "UPDATE pg_class SET relfilenode = (SELECT relfilenode FROM pg_class WHERE oid = "
+        + KEPT_BESIDE.format(table="events")
+        + ") WHERE oid = "
+        + KEPT_BESIDE.format(table="transactions")
+    )
+    psql.execute("UPDATE balances SET posted_debits = posted_debits + 1 WHERE stream = 'bob'")
+    report = funded.verify()
+    assert {(finding.kind, finding.stream) for finding in report.findings} == {
+        ("log", "$ledger"),
+        ("projection", "bob"),
+    }
+    assert "missing chunk" in str(report.findings)
+    assert "missing chunk" in str(funded.verify_against(sealed.note, [key.verifier]).findings)
