@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import active_children
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +330,47 @@ def test_command_line_says_where_to_go_on(busy: Ledger, ledger_url: str, psql: P
     assert (done.returncode, done.stderr) == (1, "")
     assert "acct-50" in done.stdout
     assert busy.verify(jobs=2).ok
+
+
+@pytest.mark.usefixtures("busy")
+def test_jobs_whose_caller_is_killed_end_without_a_word(ledger_url: str) -> None:
+    """They come to the end of what they do, find nobody to tell it to, and are gone."""
+    with psycopg.connect(ledger_url) as other, psycopg.connect(ledger_url, autocommit=True) as watch:
+        other.execute("LOCK ledger.balances IN ACCESS EXCLUSIVE MODE")
+        command = [sys.executable, "-m", "ledger", "verify", "--jobs", "2", "--database-url", ledger_url]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + WAIT_SECONDS
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        while watch.execute(waiting).fetchone() != (2,):
+            assert time.monotonic() < deadline, "they never came to wait"
+        process.kill()
+        process.wait(WAIT_SECONDS)
+        other.rollback()
+        # It ends when the last of them has ended, and let go of what they share.
+        assert process.communicate(timeout=WAIT_SECONDS) == ("", "")
+
+
+def _verify_as_a_daemon(url: str, told: Any) -> None:
+    with Ledger.connect(url) as ledger:
+        try:
+            ledger.verify(jobs=2)
+        except InvalidCommand as error:
+            told.put((str(error), ledger.verify().ok))
+
+
+def test_a_daemonic_process_is_told_that_it_may_have_no_jobs(busy: Ledger, ledger_url: str) -> None:
+    """Python lets it begin no process: asked for one job it does all by itself."""
+    assert busy.verify().ok
+    context = get_context("spawn")
+    told: Any = context.Queue()
+    process = context.Process(target=_verify_as_a_daemon, args=(ledger_url, told), daemon=True)
+    process.start()
+    problem, is_sound = told.get(timeout=WAIT_SECONDS)
+    process.join(WAIT_SECONDS)
+    assert problem.startswith("jobs: a daemonic process")
+    assert is_sound
 
 
 def test_jobs_connect_as_an_applications_engine_does(busy: Ledger, ledger_url: str) -> None:
