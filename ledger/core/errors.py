@@ -42,7 +42,7 @@ The message of an error is its docstring, filled with its fields.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
 from typing import ClassVar
 
@@ -87,8 +87,16 @@ class LedgerError(Exception):
 
     @property
     def fields(self) -> dict[str, object]:
-        """The facts behind the error, by name; what a program should read instead of the text."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """
+        The facts behind the error, by name; what a program should read instead of the text.
+
+        One that need not be given, and was not, is not there.
+        """
+        return {
+            field.name: fact
+            for field in fields(self)
+            if (fact := getattr(self, field.name)) is not None or field.default is MISSING
+        }
 
     def __str__(self) -> str:
         facts = {name: ", ".join(fact) if isinstance(fact, list) else fact for name, fact in self.fields.items()}
@@ -96,7 +104,7 @@ class LedgerError(Exception):
 
     def __reduce__(self) -> tuple[Callable[..., LedgerError], tuple[object, ...]]:
         # Exceptions travel between processes; the default would lose fields given by name.
-        return type(self), tuple(self.fields.values())
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(eq=False)

@@ -67,7 +67,7 @@ def test_type_of_a_problem_says_what_it_means(http: Http) -> None:
     told = http(Scope.READ).get("/v1/balance", params={"account": "nobody"})
     found = http().get(told.json()["type"])
 
-    assert (told.status_code, told.json()["fields"]) == (404, {"account": "nobody", "known_as_of": None})
+    assert (told.status_code, told.json()["fields"]) == (404, {"account": "nobody"})
     assert found.json() == {
         "code": "unknown_account",
         "status": 404,

@@ -21,6 +21,7 @@ from ledger.core.book import Balance
 from ledger.core.canonical import utc_text
 from ledger.core.errors import InvalidCommand, TooManyRequests
 from ledger.core.events import Recorded
+from ledger.core.fields import INTEGER_MAX
 from ledger.core.money import Money
 from ledger.service.bounds import Closing
 from ledger.service.pages.charts import Chart, balance_chart
@@ -115,7 +116,7 @@ class AccountPages:
     def _account(self, name: str, before: str | None) -> Account:
         line = self._ledger.account(name)
         series = self._ledger.series(name)
-        page = self._ledger.history(name, before_version=before or 2**62, limit=ENTRIES)
+        page = self._ledger.history(name, before_version=before or INTEGER_MAX, limit=ENTRIES)
         return Account(
             line,
             balance_chart(series.terms, series.points) if series.points else None,
