@@ -3,14 +3,17 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from sqlalchemy import make_url
 
+from benchmarks.command import main
 from benchmarks.noise import Noise
 from benchmarks.report import results
 from benchmarks.rounds import Benchmark, Measured, Ratio, Run
@@ -31,6 +34,14 @@ EXPECTED: dict[str, tuple[int, list[float], set[str]]] = {
     "service": (4, [1.0, 2.0], {"requests", "ratios"}),
 }
 """How many figures, which targets, which pictures."""
+
+
+@pytest.fixture
+def terminable() -> Iterator[None]:
+    """How this process ends is as before, afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def run(name: str, rate: float, number: int = 1) -> Run:
@@ -148,17 +159,18 @@ def test_bench_works_in_databases_of_its_own(tmp_path: Path, ledger_url: str) ->
         (["calls", "--database-url", "postgresql://nobody@127.0.0.1:1/x"], "Cannot reach PostgreSQL"),
     ],
 )
-def test_what_there_is_not_is_refused(arguments: list[str], problem: str) -> None:
+@pytest.mark.usefixtures("terminable")
+def test_what_there_is_not_is_refused(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A benchmark, a combination or a server that does not exist is refused, before anything is measured."""
-    command = [sys.executable, "-m", "benchmarks", *arguments]
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert told.err.startswith(f"ledger: {problem}")
 
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    answered = subprocess.run([*command, "--json"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-
-    assert (told.returncode, told.stdout) == (answered.returncode, answered.stderr) == (2, "")
-    assert told.stderr.startswith(f"ledger: {problem}")
-    assert "Traceback" not in told.stderr
-    assert json.loads(answered.stdout)["error"]["message"].startswith(problem)
+    assert main([*arguments, "--json"]) == 2
+    answered = capsys.readouterr()
+    assert answered.err == ""
+    assert json.loads(answered.out)["error"]["message"].startswith(problem)
 
 
 def test_results_that_cannot_be_kept_are_not_measured(tmp_path: Path, ledger_url: str) -> None:
