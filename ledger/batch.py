@@ -214,6 +214,10 @@ class Batch:
         sweep.backdated = self.backdated
         return prepare(expiries_of(holds), "", ledger_id, sweep)
 
+    def expiry(self, holds: Sequence[str], ledger_id: str, draw: Draw) -> Batch:
+        """A batch that does nothing but expire these holds, and waits for locks as long as this one does."""
+        return prepare(expiries_of(holds), "", ledger_id, Batch(self.machines, draw, lock_seconds=self.lock_seconds))
+
     def expire_first(self, holds: Sequence[str]) -> None:
         """Put the expiry of these holds in front."""
         commands, ids, scopes = self.commands, self.ids, self.scopes

@@ -29,6 +29,8 @@ from functools import partial
 from itertools import chain, count
 from typing import Final, Self, TypeAlias
 
+from psycopg.errors import LockNotAvailable
+
 from ledger.batch import Batch, Done, Outcome
 from ledger.core.commands import BATCH_MAX, Command
 from ledger.core.errors import (
@@ -73,7 +75,15 @@ class _Asked:
     arrived: float
     deadline_seconds: float = math.inf
     transaction_id: str | None = None
+    is_begun: bool = False
     answer: Future[Done] = field(default_factory=Future)
+
+    def begin(self) -> bool:
+        """Whether it is to be answered from here on, once; who waits for one that was cancelled hears of that."""
+        if self.is_begun:
+            return False
+        self.is_begun = True
+        return self.answer.set_running_or_notify_cancel()
 
     @property
     def deadline(self) -> float:
@@ -186,7 +196,8 @@ class _Queue:
     def __init__(self, max_batch: int, max_wait: float, max_queue: int) -> None:
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        # A batcher that was forgotten may be collected, and closed, while one of its own threads is within the lock.
+        self._lock = threading.RLock()
         self._work = threading.Condition(self._lock)
         self._room = threading.Condition(self._lock)
         self._due = threading.Condition(self._lock)
@@ -223,9 +234,9 @@ class _Queue:
                 self._await_room(asked)
             if self._is_closed:
                 raise BatcherClosed("it is closed")
-            self._waiting.append(asked)
             if asked.deadline_seconds != math.inf:
                 self._watch(asked)
+            self._waiting.append(asked)
             if len(self._waiting) == 1 or self._pause() is None:
                 # In between, nobody has anything to do but to wait for the last one.
                 self._work.notify()
@@ -279,7 +290,7 @@ class _Queue:
     def _await_room(self, asked: _Asked) -> None:
         now = time.monotonic()
         # Who is late or took it back waits for nothing.
-        self._waiting = deque(one for one in self._waiting if one.deadline > now and not one.answer.cancelled())
+        self._waiting = deque(one for one in self._waiting if not _is_dropped(one, now))
         left = None if asked.deadline_seconds == math.inf else asked.deadline - now
         if not self._room.wait_for(lambda: self._is_closed or len(self._waiting) < self._max_queue, left):
             raise DeadlineExceeded("for room in the queue", asked.deadline_seconds)
@@ -302,12 +313,10 @@ class _Queue:
         before, now = len(self._waiting), time.monotonic()
         while self._waiting and len(batch) < self._max_batch and len(behind) < _LOOK_AHEAD * self._max_batch:
             asked = self._waiting.popleft()
-            if asked.deadline <= now:
-                # The clock tells it, which may be busy telling others.
+            if _is_dropped(asked, now):
                 continue
             if self._busy.isdisjoint(asked.touches) and closed.isdisjoint(asked.touches):
-                # Cancelled, it is nobody's any more.
-                if asked.answer.set_running_or_notify_cancel():
+                if asked.begin():
                     batch.append(asked)
             else:
                 closed |= asked.touches
@@ -322,10 +331,10 @@ class _Queue:
             # Most of them were answered long before.
             self._deadlines = [entry for entry in self._deadlines if not entry[-1].answer.done()]
             heapq.heapify(self._deadlines)
-        heapq.heappush(self._deadlines, (asked.deadline, next(self._numbers), asked))
         if not self._has_clock:
-            self._has_clock = True
             self.begin(self._tell_late, "ledger-deadlines")
+            self._has_clock = True
+        heapq.heappush(self._deadlines, (asked.deadline, next(self._numbers), asked))
         self._due.notify()
 
     def _tell_late(self) -> None:
@@ -336,9 +345,7 @@ class _Queue:
                 now = time.monotonic()
                 while self._deadlines and self._deadlines[0][0] <= now:
                     _, _, asked = heapq.heappop(self._deadlines)
-                    # Whose turn has come is running, or has its answer.
-                    is_answered = asked.answer.running() or asked.answer.done()
-                    if not is_answered and asked.answer.set_running_or_notify_cancel():
+                    if asked.begin():
                         late.append(asked)
                 if not late:
                     if self._is_closed and not self._waiting:
@@ -346,6 +353,14 @@ class _Queue:
                     self._due.wait(self._deadlines[0][0] - now if self._deadlines else None)
             for asked in late:
                 _tell(asked, _too_late(asked))
+
+
+def _is_dropped(asked: _Asked, now: float) -> bool:
+    """Whether nobody carries it out any more: it was cancelled, or is late, which the clock tells."""
+    if asked.answer.cancelled():
+        asked.begin()
+        return True
+    return asked.deadline <= now
 
 
 def check_deadline(seconds: object) -> None:
@@ -398,7 +413,7 @@ def _carried_out(writer: Writer, part: _Part, begun: float) -> tuple[list[_Answe
         failed = _Part(asked, prepared is not None and prepared.in_doubt, part.lock_seconds)
         smaller = [] if prepared is None else _halves(failed, error, time.monotonic() - begun)
         if not smaller:
-            answers += [(one, _own(error)) for one in asked]
+            answers += [(one, _own(_unknown(error) if failed.in_doubt else error)) for one in asked]
         return answers, smaller
     return answers, []
 
@@ -413,7 +428,7 @@ def _halves(failed: _Part, error: Exception, seconds: float) -> list[_Part]:
     if _is_of_the_server(error):
         return []
     groups, lock_seconds = [[asked] for asked in failed.asked], failed.lock_seconds
-    if isinstance(error, ConcurrencyError):
+    if isinstance(error.__cause__, LockNotAvailable):
         groups = _connected(failed.asked)
         # Of so many groups there are less than twice as many parts.
         lock_seconds = lock_seconds or seconds / (2 * len(groups))
@@ -454,6 +469,18 @@ def _tell(asked: _Asked, answer: Outcome | BaseException) -> None:
 
 def _too_late(asked: _Asked) -> DeadlineExceeded:
     return DeadlineExceeded("for its turn", asked.deadline_seconds)
+
+
+def _unknown(error: Exception) -> Exception:
+    """What is said of a part that may have been done before, where that could not be looked up."""
+    if isinstance(error, ConnectionLost) or not isinstance(error, ConcurrencyError | DatabaseUnavailable):
+        return error
+    lost = ConnectionLost(
+        f"The connection to PostgreSQL was lost, and what had become of the change could not be looked up ({error})",
+        "Send it again with the same idempotency key: it happens once.",
+    )
+    lost.__cause__ = error
+    return lost
 
 
 def _own(error: Exception) -> Exception:

@@ -31,7 +31,6 @@ from ledger.batch import (
     Overtaken,
     Spread,
     Work,
-    expiries_of,
     id_of,
     load,
     prepare,
@@ -206,15 +205,16 @@ class Writer:
             except ConnectionLost as error:
                 self.counters.connection_lost()
                 lost, batch.in_doubt = error, True
-            except DatabaseUnavailable:
-                if lost is None:
-                    raise
+            except (ConcurrencyError, DatabaseUnavailable) as error:
+                # What holds a lock for so long may be what became of the attempt before.
+                if lost is None or isinstance(error, ConcurrencyError):
+                    raise lost or error from error.__cause__
             except Due as due:
                 if batch.dry_run:
                     batch.expire_first(due.holds)
                 else:
                     # For good, whatever becomes of the commands: one that is refused must not bring them back.
-                    self.handle(expiries_of(due.holds))
+                    self.carry_out(batch.expiry(due.holds, self._ledger_id(), Draw(self._stripes)))
                 locked, problem = True, _STILL_DUE
             except _OutOfStep:
                 locked, problem, waits = True, _LOST, False

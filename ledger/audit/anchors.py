@@ -234,10 +234,12 @@ def timestamp_request(note: bytes) -> bytes:
     Whose signature it is is not asked.
 
     Raises:
-        ProofFailed: It is no signed checkpoint.
-        InvalidCommand: The extra `proof` is not installed.
+        InvalidCommand: It is no signed checkpoint, or the extra `proof` is not installed.
     """
-    Checkpoint.parse(Note.parse(note).text)
+    try:
+        Checkpoint.parse(Note.parse(note).text)
+    except ProofFailed as error:
+        raise InvalidCommand("checkpoint", str(error)) from None
     rfc3161 = _rfc3161()
     builder = rfc3161.TimestampRequestBuilder().data(note).hash_algorithm(rfc3161.HashAlgorithm.SHA256)
     return bytes(builder.nonce(nonce=True).cert_request(cert_request=True).build().as_bytes())

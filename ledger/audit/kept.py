@@ -12,6 +12,7 @@ from typing import Final
 
 from ledger.audit.checkpoint import Checkpoint, Note
 from ledger.audit.report import Report
+from ledger.audit.stamped import SKEW
 from ledger.core.errors import CorruptLog, ProofFailed
 from ledger.core.events import LEDGER_STREAM
 from ledger.storage import tree
@@ -39,8 +40,8 @@ WHERE true {{of_keys}} GROUP BY k.stream, k.key HAVING count(*) > 1
     for table, columns in _KEYS.items()
 )
 
-_CLOCK: Final = """
-SELECT c.known_until::text, (c.known_until <= clock_timestamp()) IS TRUE FROM {schema}.feed_clock AS c
+_CLOCK: Final = f"""
+SELECT c.known_until::text, (c.known_until <= clock_timestamp() + {SKEW}) IS TRUE FROM {{schema}}.feed_clock AS c
 """
 
 _CHECKPOINTS: Final = f"""

@@ -27,12 +27,16 @@ WHERE (g.position IS DISTINCT FROM g.before::numeric + 1 OR g.known_at < g.known
 ORDER BY g.position
 """
 
+SKEW: Final = "interval '1 hour'"
+"""A server's clock may have been ahead, and set right; or that of another server, before a failover."""
+
 # What clocks that were ahead have recorded is known as late, and what is stamped after it a microsecond later.
-_AHEAD: Final = """
-CASE WHEN f.known_at <= (SELECT clock_timestamp()) THEN false
+_AHEAD: Final = f"""
+CASE WHEN f.known_at <= (SELECT clock_timestamp() + {SKEW}) THEN false
      ELSE (f.known_at = e.recorded_at AND isfinite(f.known_at)
            OR f.known_at - interval '1 microsecond' <= (
-               SELECT b.known_at FROM {schema}.feed AS b WHERE b.position < f.position ORDER BY b.position DESC LIMIT 1
+               SELECT b.known_at FROM {{schema}}.feed AS b WHERE b.position < f.position
+               ORDER BY b.position DESC LIMIT 1
            )) IS NOT TRUE END
 """
 

@@ -139,10 +139,13 @@ class Outcome:
     """Debits less credits over all accounts, by asset."""
 
     closed_until: datetime | None = None
+    unread: bool = False
+    """There is something that the server could not read: what is not known of the whole says nothing."""
 
     def take(self, other: Outcome) -> None:
         """Let what another step found follow."""
         self.report.take(other.report)
+        self.unread |= other.unread
         self.known |= other.known
         self.closed_until = self.closed_until or other.closed_until
         for asset, net in other.totals.items():
@@ -217,8 +220,10 @@ def perform(step: Step, scope: Scope, tell: Tell) -> Outcome:
         _perform(step, scope, outcome, tell)
     except UNREADABLE as error:
         scope.connection.undo("ROLLBACK TO SAVEPOINT step")
-        problem = f"what the server cannot read was not checked, nor what follows it: {error.diag.message_primary}"
+        said = error.diag.message_primary
+        problem = f"what the server cannot read was not checked, nor what is near it or follows: {said}"
         outcome.report.add("log", LEDGER_STREAM, 0, step.name, problem)
+        outcome.unread = True
     scope.connection.query("RELEASE SAVEPOINT step")
     if scope.whole:
         outcome.known.clear()
@@ -274,7 +279,7 @@ def verify(
             with closing(performed(connection, ledger_id, accounts, todo, jobs, stand)) as outcomes:
                 for step, outcome in zip(todo, outcomes, strict=True):
                     whole.take(outcome)
-                    if step.name == "holds" and not (accounts or after):
+                    if step.name == "holds" and not (accounts or after or whole.unread):
                         _verify_sums(connection, whole)
         except KeyboardInterrupt:
             raise Interrupted(stand.last, stand.found) from None
@@ -284,7 +289,7 @@ def verify(
             for finding in stand.found:
                 error.add_note(f"Found by then: {finding}")
             raise
-    if unknown := set(map(account_of, accounts)) - whole.known:
+    if not whole.unread and (unknown := set(map(account_of, accounts)) - whole.known):
         raise UnknownAccount(min(unknown))
     return whole.report
 
@@ -350,8 +355,8 @@ class Stand:
 
     def tell(self, number: int, stream: str, found: Report) -> None:
         """Note that a step has come so far."""
-        self._last[number] = stream
         self._found[number].take(found)
+        self._last[number] = stream
         if self._progress is not None:
             self._progress(sum(report.checked["events"] for report in self._found.values()))
 
@@ -365,19 +370,24 @@ class Stand:
 def _verify_streams(scope: Scope, part: Part, outcome: Outcome, tell: Tell) -> None:
     book = Book(scope.ledger_id)
     page, found = _Page(), outcome.report
-    with scope.texts(_EVENTS, part.condition("e.stream"), part.parameters()) as rows:
-        for name, events in groupby(rows, key=itemgetter(0)):
-            # The streams of an account stand together, and are on one page.
-            if len(page.streams) >= _PAGE_STREAMS and account_of(str(name)) != page.streams[-1].account:
-                page.finish(scope.connection, found, tell)
-                page = _Page()
-            stream = _verify_stream(str(name), events, book, page.report)
-            book.streams.pop(stream.stream)
-            book.holds.clear()
-            page.streams.append(stream)
-            if stream.account in scope.accounts:
-                outcome.known.add(stream.account)
-            _add_to_trial_balance(outcome.totals, stream)
+    try:
+        with scope.texts(_EVENTS, part.condition("e.stream"), part.parameters()) as rows:
+            for name, events in groupby(rows, key=itemgetter(0)):
+                # The streams of an account stand together, and are on one page.
+                if len(page.streams) >= _PAGE_STREAMS and account_of(str(name)) != page.streams[-1].account:
+                    page.finish(scope.connection, found, tell)
+                    page = _Page()
+                stream = _verify_stream(str(name), events, book, page.report)
+                book.streams.pop(stream.stream)
+                book.holds.clear()
+                page.streams.append(stream)
+                if stream.account in scope.accounts:
+                    outcome.known.add(stream.account)
+                _add_to_trial_balance(outcome.totals, stream)
+    except UNREADABLE:
+        # Nothing can be asked any more, and so no projections are compared with these; what was found in them stays.
+        found.take(page.report)
+        raise
     page.finish(scope.connection, found, tell)
     found.checked["assets"] = len(book.assets) if scope.whole else 0
     outcome.closed_until = book.closed_until

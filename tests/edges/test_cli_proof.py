@@ -167,7 +167,7 @@ def test_a_checkpoint_is_timestamped(run: Run, key: SigningKey, tmp_path: Path) 
     (tmp_path / "empty").touch()
     for wrong in ("empty", "sealer.key", "roots.pem"):
         code, said = run("anchor", "request", wrong, "--out", "wrong.tsq")
-        assert (code, said["error"]["code"]) == (1, "proof_failed")
+        assert (code, said["error"]["code"]) == (2, "invalid_command")
     assert not (tmp_path / "wrong.tsq").exists()
 
 

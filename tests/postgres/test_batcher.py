@@ -10,16 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, Final
 
 import psycopg
 import pytest
 from invariants import assert_sound
-from proxy import Fault, FaultyProxy, Point
+from proxy import Fault, FaultyProxy, Point, Session
 from sqlalchemy import make_url
 
 from ledger import (
@@ -419,6 +419,66 @@ def test_taken_back(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]
     with pytest.raises(CancelledError):
         second.result(0)
     assert bank.balance("account-2").version == 1
+
+
+def test_taken_back_and_late(bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any]) -> None:
+    """Whoever waits for futures hears of one that was cancelled, also if its deadline passed before its turn came."""
+    with bank.batcher(lanes=1) as batcher:
+        with locked(psql, "account-0"):
+            first = batcher.submit(transfer("account-0", "account-1"))
+            await_waiting(ledger_url)
+            second = batcher.submit(transfer("account-0", "account-2"), deadline_seconds=0.05)
+            assert second.cancel()
+            third = batcher.submit(transfer("account-0", "account-3"), deadline_seconds=0.05)
+            # Its deadline is the later one.
+            assert isinstance(third.exception(SECONDS), DeadlineExceeded)
+        assert wait([first, second, third], SECONDS).not_done == set()
+    assert bank.balance("account-0").version == 2
+
+
+def failures_of(ledger: Ledger, commands: Sequence[Transfer], *, shared: bool) -> list[BaseException | None]:
+    """What becomes of commands that are carried out together."""
+    if shared:
+        with ledger.batcher(lanes=1, max_batch=len(commands), max_wait=3_600) as batcher:
+            return [future.exception(SECONDS) for future in [*map(batcher.submit, commands)]]
+    try:
+        ledger.handle(commands)
+    except (ConcurrencyError, ConnectionLost) as error:
+        return [error]
+    return [None]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_cannot_be_looked_up_is_not_said_to_have_failed(
+    bank: Ledger, ledger_url: str, psql: psycopg.Connection[Any], shared: bool
+) -> None:
+    """The answer to a commit is lost, and then somebody else holds the account: it may have taken place, and has."""
+
+    def take_and_cut(session: Session) -> None:
+        psql.execute("BEGIN")
+        # Before the commit it is not to be had.
+        with suppress(psycopg.errors.LockNotAvailable):
+            psql.execute("SELECT FROM ledger.balances WHERE stream = 'account-0' FOR UPDATE NOWAIT")
+        session.cut()
+
+    unknown = 0
+    with FaultyProxy(make_url(ledger_url)) as proxy, impatient(proxy.url) as ledger:
+        for flight in range(1, 10):
+            before = bank.balance("account-0").version
+            assert ledger.balance("account-0").version == before  # It has a connection.
+            proxy.arm(Fault(Point.UNACKNOWLEDGED, flight, take_and_cut))
+            failures = failures_of(ledger, [transfer("account-0", name) for name in NAMES[1:3]], shared=shared)
+            struck = proxy.disarm()
+            if not struck:
+                break
+            psql.execute("ROLLBACK")
+            happened = bank.balance("account-0").version - before
+            assert happened in {0, 2}
+            assert not happened or not any(isinstance(failure, ConcurrencyError) for failure in failures)
+            unknown += happened == 2 and all(isinstance(failure, ConnectionLost) for failure in failures)
+    assert not struck
+    assert unknown == 1
+    assert_sound(bank, ledger_url)
 
 
 def test_closed_under_load(bank: Ledger, ledger_url: str) -> None:

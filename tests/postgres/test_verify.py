@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from ledger import Capture, Done, Finding, Hold, Ledger, OpenAccount, Transfer, UnknownAccount
+from ledger.audit import verify as verification
 from ledger.audit.checkpoint import SigningKey
 from ledger.core.chain import leaf_hash
 from ledger.core.codec import event_record
@@ -573,3 +574,37 @@ def test_damaged_page_is_a_finding(funded: Ledger, psql: Psql) -> None:
     }
     assert "missing chunk" in str(report.findings)
     assert "missing chunk" in str(funded.verify_against(sealed.note, [key.verifier]).findings)
+
+
+def test_damaged_event_hides_nothing(
+    funded: Ledger, psql: Psql, tamper: Tamper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found before it stays, its account is not taken for none, and nothing is made of sums cut short."""
+    monkeypatch.setattr(verification, "_FETCH_ROWS", 1)
+    text = "".join(sha256(str(number).encode()).hexdigest() for number in range(60))
+    funded.open_account(
+        "zed", asset="USD", type="liability", metadata={"text": text[:2_000], "more": text[2_000:3_800]}
+    )
+    tamper("UPDATE events SET prev_hash = sha256('') WHERE stream = 'bob' AND version = 2")
+    psql.execute("SET allow_system_table_mods = on")
+    psql.execute(
+        "UPDATE pg_class SET relfilenode = (SELECT relfilenode FROM pg_class WHERE oid = "
+        + KEPT_BESIDE.format(table="transactions")
+        + ") WHERE oid = "
+        + KEPT_BESIDE.format(table="events")
+    )
+    whole, one = funded.verify(), funded.verify("zed")
+    assert {(finding.kind, finding.stream) for finding in whole.findings} == {("log", "$ledger"), ("log", "bob")}
+    assert {(finding.kind, finding.stream) for finding in one.findings} == {("log", "$ledger")}
+    assert all("missing chunk" in str(report.findings) for report in (whole, one))
+
+
+def test_clock_that_was_ahead_and_set_right_is_no_finding(funded: Ledger, psql: Psql) -> None:
+    """As a server leaves it, and what is stamped after it; by a day it was somebody."""
+    psql.execute("ALTER TABLE feed_clock DISABLE TRIGGER check_clock")
+    psql.execute("UPDATE feed_clock SET known_until = now() + interval '20 minutes'")
+    funded.transfer("1 USD", debit="world", credit="alice")
+    funded.stamp()
+    assert funded.verify().findings == []
+    psql.execute("UPDATE feed_clock SET known_until = now() + interval '1 day'")
+    assert [finding.column for finding in funded.verify().findings] == ["known_until"]
