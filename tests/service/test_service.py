@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from io import BytesIO
@@ -342,11 +343,11 @@ def test_bulk_is_answered_while_it_is_sent(http: Http) -> None:
             seen += answer.recv(65_536)
 
 
-def _raw(client: httpx.Client, path: str, parts: Iterator[bytes]) -> socket.socket:
+@contextmanager
+def _raw(client: httpx.Client, path: str, parts: Iterator[bytes]) -> Iterator[socket.socket]:
     """A request that is sent in chunks by a thread, and its connection to read from: httpx would read too late."""
     host, port = client.base_url.host, client.base_url.port
     assert port is not None
-    connection = socket.create_connection((host, port), WAIT_SECONDS)
     head = f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: {client.headers['authorization']}\r\n"
     head += "Idempotency-Key: k\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -356,8 +357,12 @@ def _raw(client: httpx.Client, path: str, parts: Iterator[bytes]) -> socket.sock
             connection.sendall(b"%x\r\n%s\r\n" % (len(part), part))
         connection.sendall(b"0\r\n\r\n")
 
-    threading.Thread(target=send, daemon=True).start()
-    return connection
+    with socket.create_connection((host, port), WAIT_SECONDS) as connection:
+        sender = threading.Thread(target=send, daemon=True)
+        sender.start()
+        yield connection
+        # It may be answered before all of it was sent.
+        sender.join(WAIT_SECONDS)
 
 
 # Bounds
