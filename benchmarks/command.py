@@ -79,7 +79,7 @@ def _measured(asked: argparse.Namespace) -> dict[str, Any]:
     for option in ("rounds", "seconds", "messages", "events"):
         if (given := getattr(asked, option)) is not None and not given > 0:
             raise InvalidCommand(f"--{option}", f"{given} is not above 0")
-    folder = asked.output or Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"  # noqa: TID251
+    folder = asked.output or Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"  # noqa: TID251  (a folder name)
     console = Console(stderr=asked.as_json)
     effort = Effort(
         rounds=asked.rounds or (1 if asked.quick else 5),

@@ -139,7 +139,7 @@ def _verify(url: str, jobs: int) -> float:
 
 def _verify_hashes(url: str, jobs: int) -> float:
     """The steps of a verification that look at hashes: of every event, with its numbers, and of every transaction."""
-    with Ledger.connect(url) as ledger, ledger._database.connection() as connection:  # noqa: SLF001
+    with Ledger.connect(url) as ledger, ledger._database.connection() as connection:  # noqa: SLF001  (a step of its own)
         ledger_id = str(ledger.ledger_id)
         start = time.perf_counter()
         with connection.transaction(read_only=True, unbounded=True):

@@ -104,7 +104,7 @@ def conditions(url: URL) -> dict[str, Any]:
     """What the figures depend on."""
     with psycopg.connect(text(url)) as connection:
         settings = {
-            name: str(connection.execute(f"SHOW {name}".encode()).fetchone()[0])  # type: ignore[index]
+            name: str(connection.execute(f"SHOW {name}".encode()).fetchone()[0])  # type: ignore[index]  # SHOW has a row
             for name in _SETTINGS
         }
     return {

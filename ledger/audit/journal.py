@@ -133,7 +133,7 @@ TEXTS: Final = ("scope", "idempotency_key", "reference", "actor", "correlation_i
 def _transaction_id(event: Recorded, said: object, name: str) -> str:
     """The id of a transaction, as a field of what was recorded says it; nothing else gets into other people's files."""
     try:
-        return str(UUID(said[name]))  # type: ignore[index]
+        return str(UUID(said[name]))  # type: ignore[index]  # whatever it is, it is caught
     except (TypeError, KeyError, ValueError, AttributeError):
         problem = f"{name} is not the id of a transaction"
         raise CorruptLog(event.stream, event.version, problem) from None

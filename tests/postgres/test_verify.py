@@ -549,6 +549,17 @@ KEPT_BESIDE = (
 )
 
 
+def damage(psql: Psql, table: str, by: str) -> None:
+    """Let the index of what is kept beside a table be another's, in which nothing is."""
+    psql.execute("SET allow_system_table_mods = on")
+    psql.execute(
+        "UPDATE pg_class SET relfilenode = (SELECT relfilenode FROM pg_class WHERE oid = "
+        + KEPT_BESIDE.format(table=by)
+        + ") WHERE oid = "
+        + KEPT_BESIDE.format(table=table)
+    )
+
+
 def test_damaged_page_is_a_finding(funded: Ledger, psql: Psql) -> None:
     """What the server itself cannot read is found, by `verify` and against a checkpoint; the rest is checked."""
     key = SigningKey.generate("example.org/ledger")
@@ -558,14 +569,7 @@ def test_damaged_page_is_a_finding(funded: Ledger, psql: Psql) -> None:
     funded.stamp()
     sealed = funded.seal(key)
     assert sealed is not None
-    # The index of those pages is another table's, in which nothing is.
-    psql.execute("SET allow_system_table_mods = on")
-    psql.execute(
-        "UPDATE pg_class SET relfilenode = (SELECT relfilenode FROM pg_class WHERE oid = "
-        + KEPT_BESIDE.format(table="events")
-        + ") WHERE oid = "
-        + KEPT_BESIDE.format(table="transactions")
-    )
+    damage(psql, "transactions", by="events")
     psql.execute("UPDATE balances SET posted_debits = posted_debits + 1 WHERE stream = 'bob'")
     report = funded.verify()
     assert {(finding.kind, finding.stream) for finding in report.findings} == {
@@ -586,13 +590,7 @@ def test_damaged_event_hides_nothing(
         "zed", asset="USD", type="liability", metadata={"text": text[:2_000], "more": text[2_000:3_800]}
     )
     tamper("UPDATE events SET prev_hash = sha256('') WHERE stream = 'bob' AND version = 2")
-    psql.execute("SET allow_system_table_mods = on")
-    psql.execute(
-        "UPDATE pg_class SET relfilenode = (SELECT relfilenode FROM pg_class WHERE oid = "
-        + KEPT_BESIDE.format(table="transactions")
-        + ") WHERE oid = "
-        + KEPT_BESIDE.format(table="events")
-    )
+    damage(psql, "events", by="transactions")
     whole, one = funded.verify(), funded.verify("zed")
     assert {(finding.kind, finding.stream) for finding in whole.findings} == {("log", "$ledger"), ("log", "bob")}
     assert {(finding.kind, finding.stream) for finding in one.findings} == {("log", "$ledger")}
